@@ -1,0 +1,6 @@
+"""Shared fixtures: tests/ on the path for the oracles, tiny networks and data."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
