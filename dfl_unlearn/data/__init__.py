@@ -1,0 +1,1 @@
+"""What each peer holds: data sets, partitions, the flat store, forget requests."""

@@ -1,0 +1,173 @@
+"""Data sets as tensors; those here need no file and no download."""
+
+from dataclasses import dataclass
+from hashlib import sha256
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dfl_unlearn import _validate
+from dfl_unlearn.data.batch import TensorBatch
+from dfl_unlearn.registry import Registry
+from dfl_unlearn.rng import RngTree
+
+_TEST_SHARE = 0.2
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Dataset:
+    """A data set with its rows for training and its rows for tests.
+
+    Attributes:
+        train: Rows that peers share out.
+        test: Rows that no peer trains on.
+        num_classes: Number of classes; 0 means regression.
+        name: Registered name, or one of your own.
+        source: Where it comes from, in a sentence.
+        sha256: Of both parts' inputs and labels.
+    """
+
+    train: TensorBatch
+    test: TensorBatch
+    num_classes: int
+    name: str
+    source: str
+    sha256: str = ""
+
+    def __post_init__(self) -> None:
+        """Check the types and fill the hash."""
+        _validate.of_type(TensorBatch, train=self.train, test=self.test)
+        _validate.integer(num_classes=self.num_classes, at_least=0)
+        _validate.of_type(str, name=self.name, source=self.source, sha256=self.sha256)
+        if not self.sha256:
+            object.__setattr__(self, "sha256", _digest(self.train, self.test))
+
+
+datasets: Registry[Dataset] = Registry(
+    "datasets", packages=("dfl_unlearn.data.sources", "dfl_unlearn.data.vision")
+)
+
+
+@datasets.register("digits")
+def digits() -> Dataset:
+    """Handwritten digits, 1,797 images of 8 x 8 pixels, embedded in scikit-learn.
+
+    Pixels 0..16 are divided by 16, exactly in float32. A fifth of each class, always
+    the same rows, is the test set.
+
+    Returns:
+        1,438 rows to train on, 359 to test; inputs ``(R, 64)`` in [0, 1], 10 classes.
+    """
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    test = _held_out(raw.target, "digits")
+    inputs = (raw.data / 16).astype(np.float32)
+    return Dataset(
+        train=_rows(inputs, raw.target, ~test),
+        test=_rows(inputs, raw.target, test),
+        num_classes=10,
+        name="digits",
+        source="scikit-learn: test part of Optical Recognition of Handwritten Digits "
+        "(E. Alpaydin and C. Kaynak, 1998, UCI)",
+    )
+
+
+@datasets.register("breast-cancer")
+def breast_cancer() -> Dataset:
+    """Breast cancer diagnosis, 569 records of 30 features, embedded in scikit-learn.
+
+    Each feature is standardized with mean and standard deviation of the training
+    rows. A fifth of each class, always the same rows, is the test set.
+
+    Returns:
+        456 rows to train on, 113 to test; inputs ``(R, 30)``, 2 classes.
+    """
+    from sklearn.datasets import load_breast_cancer
+
+    raw = load_breast_cancer()
+    test = _held_out(raw.target, "breast-cancer")
+    mean, std = raw.data[~test].mean(axis=0), raw.data[~test].std(axis=0)
+    inputs = ((raw.data - mean) / std).astype(np.float32)
+    return Dataset(
+        train=_rows(inputs, raw.target, ~test),
+        test=_rows(inputs, raw.target, test),
+        num_classes=2,
+        name="breast-cancer",
+        source="scikit-learn: Breast Cancer Wisconsin (Diagnostic) (W. Wolberg, "
+        "O. Mangasarian, N. Street and W. Street, 1993, UCI)",
+    )
+
+
+@datasets.register("gaussian-classes")
+def gaussian_classes(
+    *,
+    classes: int = 3,
+    dim: int = 10,
+    per_class: int = 200,
+    spread: float = 0.5,
+    seed: int = 0,
+) -> Dataset:
+    """Synthetic classes: normal clouds around random points of the unit sphere.
+
+    Args:
+        classes: Number of classes, >= 2.
+        dim: Number of features, >= 1.
+        per_class: Training rows per class; a quarter as many, at least one, to test.
+        spread: Standard deviation of a cloud in each feature, >= 0.
+        seed: Of centres and clouds.
+
+    Returns:
+        ``classes * per_class`` rows to train on; inputs ``(R, dim)`` float32.
+    """
+    _validate.integer(classes=classes, at_least=2)
+    _validate.integer(dim=dim, per_class=per_class, at_least=1)
+    _validate.number(spread=spread, at_least=0)
+    _validate.integer(seed=seed, at_least=0)
+    rng = RngTree(seed).child("gaussian-classes").numpy("data-split")
+    centres = rng.standard_normal((classes, dim))
+    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+    sizes = per_class, max(1, per_class // 4)
+    parts = []
+    for size in sizes:
+        labels = np.tile(np.arange(classes), size)
+        noise = rng.standard_normal((len(labels), dim))
+        inputs = (centres[labels] + spread * noise).astype(np.float32)
+        parts.append(_rows(inputs, labels, np.ones(len(labels), dtype=np.bool_)))
+    return Dataset(
+        train=parts[0],
+        test=parts[1],
+        num_classes=classes,
+        name="gaussian-classes",
+        source=f"drawn here: {classes} classes in {dim} dimensions, spread "
+        f"{spread:g}, seed {seed}",
+    )
+
+
+def _held_out(labels: NDArray[np.integer], name: str) -> NDArray[np.bool_]:
+    """Return which rows are for tests: a fifth of each class, fixed for ever."""
+    rng = RngTree(name).numpy("data-split")
+    test = np.zeros(len(labels), dtype=np.bool_)
+    for label in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        test[rows[: round(_TEST_SHARE * len(rows))]] = True
+    return test
+
+
+def _rows(
+    inputs: NDArray[np.float32], labels: NDArray[np.integer], keep: NDArray[np.bool_]
+) -> TensorBatch:
+    return TensorBatch(
+        torch.from_numpy(inputs[keep]),
+        torch.from_numpy(labels[keep].astype(np.int64)),
+    )
+
+
+def _digest(*parts: TensorBatch) -> str:
+    digest = sha256()
+    for part in parts:
+        for tensor in (part.inputs, part.labels):
+            digest.update(f"|{tensor.dtype}{tuple(tensor.shape)}|".encode())
+            digest.update(np.ascontiguousarray(tensor.numpy()).data)
+    return digest.hexdigest()

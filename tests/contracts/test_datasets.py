@@ -1,0 +1,60 @@
+"""What every registered data set promises."""
+
+import pytest
+import torch
+
+from dfl_unlearn.data.peers import PeerData
+from dfl_unlearn.data.sources import Dataset, datasets
+from dfl_unlearn.errors import MissingDataError
+
+
+def entries():
+    return [
+        pytest.param(name, marks=pytest.mark.data if name == "mnist" else ())
+        for name in datasets.names()
+    ]
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    """Data sets that were built already, by name."""
+    return {}
+
+
+def build(name, loaded) -> Dataset:
+    if name not in loaded:
+        try:
+            loaded[name] = datasets.build(name)
+        except MissingDataError as error:
+            pytest.skip(str(error))
+    return loaded[name]
+
+
+@pytest.mark.parametrize("name", entries())
+def test_parts_fit_together_and_are_documented(name, loaded):
+    data = build(name, loaded)
+    assert isinstance(data, Dataset)
+    assert data.name == name
+    assert data.source
+    assert len(data.sha256) == 64
+    assert len(data.train) > len(data.test) > 0
+    assert data.train.inputs.shape[1:] == data.test.inputs.shape[1:]
+    assert datasets.help(name).endswith(".")
+    for part in (data.train, data.test):
+        assert part.inputs.dtype in (torch.uint8, torch.float32)
+        if data.num_classes:
+            assert part.labels.dtype == torch.int64
+            present = torch.unique(part.labels)
+            assert torch.equal(present, torch.arange(data.num_classes))
+        else:
+            assert part.is_regression
+
+
+@pytest.mark.parametrize("name", entries())
+def test_peers_share_it_out_without_loss(name, loaded):
+    data = build(name, loaded)
+    peers = PeerData.load(data, 5, "dirichlet" if data.num_classes else "iid")
+    assert peers.n == 5
+    assert sorted(peers.origin) == list(range(len(data.train)))
+    assert peers.num_classes == data.num_classes
+    assert peers.name == name
