@@ -1,0 +1,199 @@
+"""What ledger entries add up to, per owner and observer: pure functions.
+
+Each distinct release an observer has seen counts once, however often and through
+whomever it came.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from dfl_unlearn._stats import round_up
+from dfl_unlearn.accounting.entries import LedgerEntry, Observer, colluding, members
+from dfl_unlearn.accounting.gaussian import compose_gaussians, gaussian_epsilon
+from dfl_unlearn.accounting.rdp import RdpCurve
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerRow:
+    """One account, for printing.
+
+    Attributes:
+        owner: Whose data.
+        observer: Who sees; a colluding set stands for its members together.
+        releases: Distinct releases seen.
+        epsilon: Total at ``delta``.
+        delta: The budget's.
+        remaining: Epsilon left, or None without a cap.
+        status: Certificate status of the last release seen, or "".
+    """
+
+    owner: str
+    observer: Observer
+    releases: int
+    epsilon: float
+    delta: float
+    remaining: float | None
+    status: str
+
+
+def seen_by(entries: Sequence[LedgerEntry], observer: Observer) -> list[LedgerEntry]:
+    """Return the entries that count for an observer, each release once.
+
+    Args:
+        entries: One owner's.
+        observer: A peer, a colluding set, or ``"public"``.
+
+    Returns:
+        In the order of the ledger, without those whose noise was never drawn.
+    """
+    releases: dict[str, LedgerEntry] = {}
+    for entry in entries:
+        if entry.noise_drawn and entry.seen_by(observer):
+            releases.setdefault(entry.release_id, entry)
+    return list(releases.values())
+
+
+def views(
+    entries: Sequence[LedgerEntry], observers: Iterable[Observer]
+) -> dict[Observer, tuple[LedgerEntry, ...]]:
+    """Return what each of many observers has seen.
+
+    Args:
+        entries: One owner's.
+        observers: Any of them.
+
+    Returns:
+        Per observer the entries of ``seen_by``; observers that saw the same share one
+        tuple, so a broadcast to a thousand peers is added up once.
+    """
+    audiences = {entry.observers: entry for entry in entries}.values()
+    shared: dict[tuple[bool, ...], tuple[LedgerEntry, ...]] = {}
+    seen = {}
+    for one in observers:
+        key = tuple(entry.seen_by(one) for entry in audiences)
+        if key not in shared:
+            shared[key] = tuple(seen_by(entries, one))
+        seen[one] = shared[key]
+    return seen
+
+
+def total_mu(seen: Sequence[LedgerEntry]) -> float:
+    """Return the one Gaussian, as shift over noise, that equals all releases."""
+    return compose_gaussians(entry.mechanism.mu for entry in seen)
+
+
+def total_curve(seen: Sequence[LedgerEntry]) -> RdpCurve:
+    """Return the Rényi curve of all releases together."""
+    if not seen:
+        return RdpCurve.zero()
+    total = seen[0].curve
+    for entry in seen[1:]:
+        total = replace(total + entry.curve, description="")
+    return replace(total, description=f"{len(seen)} releases")
+
+
+def total_epsilon(seen: Sequence[LedgerEntry], delta: float) -> float:
+    """Return epsilon of all releases together: exact or Rényi, the smaller one."""
+    exact = gaussian_epsilon(total_mu(seen), delta)
+    return min(exact, total_curve(seen).to_epsilon(delta).epsilon)
+
+
+def together(entries: Sequence[LedgerEntry]) -> Observer | None:
+    """Return all peers that any entry names as one observer; None if it names none."""
+    audiences = {entry.observers for entry in entries}
+    peers = {peer for some in audiences for one in some for peer in members(one)}
+    return colluding(peers) if peers else None
+
+
+def account_rows(
+    owner: str, entries: Sequence[LedgerEntry], *, cap: float | None, delta: float
+) -> tuple[LedgerRow, ...]:
+    """Return one owner's accounts.
+
+    Args:
+        owner: ``"peer:<i>"``.
+        entries: All of this owner's.
+        cap: Largest total epsilon, or None.
+        delta: Total delta.
+
+    Returns:
+        One row for each observer, then for all of them together where that is more
+        than any has alone, then for the public.
+    """
+    known = {one for some in {entry.observers for entry in entries} for one in some}
+    accounts = sorted(known - {"public"}, key=by_index)
+    seen = views(entries, (*accounts, "public"))
+    union = together(entries)
+    if union is not None and union not in seen:
+        all_seen = tuple(seen_by(entries, union))
+        if all(len(all_seen) > len(seen[one]) for one in accounts):
+            accounts.append(union)
+            seen[union] = all_seen
+    totals = {
+        key: total_epsilon(some, delta)
+        for key, some in {id(some): some for some in seen.values()}.items()
+    }
+    rows = []
+    for one in (*accounts, "public"):
+        epsilon = totals[id(seen[one])]
+        rows.append(
+            LedgerRow(
+                owner=owner,
+                observer=one,
+                releases=len(seen[one]),
+                epsilon=epsilon,
+                delta=delta,
+                remaining=None if cap is None else max(0.0, cap - epsilon),
+                status=seen[one][-1].status if seen[one] else "",
+            )
+        )
+    return tuple(rows)
+
+
+def format_rows(rows: Sequence[LedgerRow], delta: float) -> str:
+    """Return accounts as a text table; observers with equal ones share a line.
+
+    Args:
+        rows: As from ``account_rows``.
+        delta: Named in the heading.
+
+    Returns:
+        Lines without a newline at the end.
+    """
+    cells = [
+        ("owner", "observers", "releases", f"ε (δ={delta:g})", "budget left", "status")
+    ]
+    groups: dict[LedgerRow, list[str]] = {}
+    for row in rows:
+        groups.setdefault(replace(row, observer=""), []).append(row.observer)
+    for row, names in groups.items():
+        several = f"{names[0]} … {names[-1]} ({len(names)})"
+        cells.append(
+            (
+                row.owner,
+                names[0] if len(names) == 1 else several,
+                str(row.releases),
+                f"{round_up(row.epsilon, 4):g}",
+                "no cap"
+                if row.remaining is None
+                else f"{-round_up(-row.remaining, 4):g}",
+                row.status or "-",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) for cell, width in zip(line, widths, strict=True)
+        ).rstrip()
+        for line in cells
+    )
+
+
+def by_index(name: str) -> tuple[int, list[int]]:
+    """Return a sort key for observer and owner ids: size of the set, then indices."""
+    peers = sorted(members(name))
+    return len(peers), peers
+
+
+def _down(value: float) -> float:
+    return -round_up(-value, 4)

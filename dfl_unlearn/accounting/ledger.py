@@ -1,0 +1,598 @@
+"""One privacy account per owner and observer, written down before anything is released.
+
+An *owner* is the peer whose data are forgotten, an *observer* whoever sees releases: a
+peer, peers that put together what they saw, or the public. Fresh noise is a new
+release and a new charge; forwarding or averaging what was released is free. A charge
+that was written is never taken back by a crash: an entry that stayed ``reserved``
+counts as spent.
+"""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+from dfl_unlearn import _validate
+from dfl_unlearn._stats import round_up
+from dfl_unlearn.accounting.accounts import (
+    LedgerRow,
+    account_rows,
+    by_index,
+    format_rows,
+    seen_by,
+    together,
+    total_curve,
+    total_epsilon,
+    total_mu,
+    views,
+)
+from dfl_unlearn.accounting.budget import PrivacyBudget
+from dfl_unlearn.accounting.entries import (
+    START,
+    EntryState,
+    LedgerEntry,
+    Observer,
+    Scope,
+    check_owner,
+    colluding,
+    decode,
+    encode,
+    looks_complete,
+    members,
+)
+from dfl_unlearn.accounting.gaussian import gaussian_delta
+from dfl_unlearn.accounting.journal import Journal, read_journal
+from dfl_unlearn.accounting.mechanisms import GaussianMechanism
+from dfl_unlearn.accounting.rdp import RdpCurve, curve_of
+from dfl_unlearn.errors import (
+    AdjacencyMismatchError,
+    InvalidArgumentError,
+    LedgerCorruptError,
+    LedgerFormatError,
+    PrivacyBudgetExceededError,
+)
+
+__all__ = [
+    "LedgerEntry",
+    "LedgerRow",
+    "Observer",
+    "PrivacyBudget",
+    "PrivacyLedger",
+    "colluding",
+]
+
+_log = logging.getLogger(__name__)
+
+
+class PrivacyLedger:
+    """Accounts of what each observer could learn about each owner.
+
+    In memory, or bound to a file whose lines are durable before a charge returns. The
+    file is chained by hashes and only ever grows.
+
+    Attributes:
+        budget: What charges are checked against.
+
+    Example:
+        >>> ledger = PrivacyLedger(PrivacyBudget(epsilon_max=1.0))
+        >>> release = GaussianMechanism(noise_std=0.4, sensitivity=0.05)
+        >>> entry = ledger.charge("r7", "peer:2", ("peer:0", "peer:3"), release)
+        >>> round(ledger.epsilon("peer:2", "peer:0", 1e-5), 3)
+        0.434
+    """
+
+    def __init__(
+        self, budget: PrivacyBudget | None = None, path: Path | str | None = None
+    ) -> None:
+        """Open an empty ledger.
+
+        Args:
+            budget: None is no cap, at delta 1e-5.
+            path: A new file to bind it to, or None to keep it in memory.
+        """
+        self.budget = PrivacyBudget() if budget is None else budget
+        self._lines: list[bytes] = []
+        self._entries: list[LedgerEntry] = []
+        self._open: set[int] = set()  # places reserved here, not yet settled
+        self._of_owner: dict[str, list[int]] = {}
+        self._of_release: dict[str, list[int]] = {}
+        self._streams: dict[str, str] = {}  # noise stream -> release
+        self._journal = None if path is None else Journal.create(Path(path), b"")
+
+    @property
+    def path(self) -> Path | None:
+        """The file it is bound to, or None."""
+        return None if self._journal is None else self._journal.path
+
+    @property
+    def entries(self) -> tuple[LedgerEntry, ...]:
+        """All charges with their present state, oldest first."""
+        return tuple(self._entries)
+
+    @property
+    def head(self) -> tuple[int, str]:
+        """Number and SHA-256 of the last line; (-1, zeros) when empty."""
+        if not self._lines:
+            return -1, START
+        return len(self._lines) - 1, sha256(self._lines[-1]).hexdigest()
+
+    def charge(
+        self,
+        request_id: str,
+        owner: str,
+        observers: tuple[Observer, ...],
+        mechanism: GaussianMechanism,
+        *,
+        release_id: str | None = None,
+        group_size: int | None = None,
+        scope: Scope = "joint",
+        status: str = "",
+        assumptions: tuple[str, ...] = (),
+        round: int = 0,
+    ) -> LedgerEntry:
+        """Reserve one release for one owner; durable when this returns.
+
+        Args:
+            request_id: The forget request it serves.
+            owner: Whose forgetting is claimed, ``"peer:<i>"``.
+            observers: Who will receive or can derive it.
+            mechanism: The noise that is about to be drawn.
+            release_id: Names the released bytes; None for a new release. A known one
+                is charged only to observers that did not have it.
+            group_size: Forgotten records, or None if not disclosed.
+            scope: Under ``joint`` the budget also holds for all observers together.
+            status: Status of the certificate that goes with it.
+            assumptions: What the sensitivity rests on.
+            round: Training round.
+
+        Returns:
+            The entry; ``entry.draw`` is the last field of its noise key.
+        """
+        return self.charge_owners(
+            request_id,
+            (owner,),
+            observers,
+            mechanism,
+            release_id=release_id,
+            group_size=group_size,
+            scope=scope,
+            status=status,
+            assumptions=assumptions,
+            round=round,
+        )[0]
+
+    def charge_owners(
+        self,
+        request_id: str,
+        owners: tuple[str, ...],
+        observers: tuple[Observer, ...],
+        mechanism: GaussianMechanism,
+        *,
+        release_id: str | None = None,
+        group_size: int | None = None,
+        scope: Scope = "joint",
+        status: str = "",
+        assumptions: tuple[str, ...] = (),
+        round: int = 0,
+    ) -> tuple[LedgerEntry, ...]:
+        """Reserve one release that depends on several owners' data: all or nothing.
+
+        Args:
+            request_id: As in ``charge``.
+            owners: Whose forgetting is claimed; the first names the noise stream.
+            observers: As in ``charge``.
+            mechanism: As in ``charge``; the one noise they share.
+            release_id: As in ``charge``.
+            group_size: As in ``charge``.
+            scope: As in ``charge``.
+            status: As in ``charge``.
+            assumptions: As in ``charge``.
+            round: As in ``charge``.
+
+        Returns:
+            One entry per owner.
+
+        Raises:
+            PrivacyBudgetExceededError: If an account would pass its cap; nothing was
+                written then.
+            AdjacencyMismatchError: If an owner was charged under another relation.
+            InvalidArgumentError: If an id is malformed, or a known release is charged
+                with other noise.
+        """
+        if not owners or len(set(owners)) != len(owners):
+            raise InvalidArgumentError(
+                "owners: must be at least one, each named once, "
+                f"got {_validate.show(owners)}"
+            )
+        check_owner(owner=owners[0])
+        curve = curve_of(mechanism)
+        old = self._releases(release_id)
+        noise_owner = old[0].noise_owner if old else owners[0]
+        draw = old[0].draw if old else self._draws(noise_owner, request_id, round)
+        entries: list[LedgerEntry] = []
+        new: list[LedgerEntry] = []
+        for owner in owners:
+            had = [e for e in old if e.owner == owner and e.noise_drawn]
+            served = {one for entry in had for one in entry.observers}
+            fresh = tuple(one for one in observers if one not in served)
+            if had and not fresh:
+                if had[0].mechanism != mechanism:
+                    raise InvalidArgumentError(_other_noise(had[0], mechanism))
+                entries.append(had[0])
+                continue
+            entry = LedgerEntry(
+                seq=len(self._lines) + len(new),
+                round=round,
+                request_id=request_id,
+                release_id=release_id or f"{request_id}/{noise_owner}/{round}/{draw}",
+                owner=owner,
+                observers=fresh,
+                scope=scope,
+                mechanism=mechanism,
+                curve=curve,
+                noise_owner=noise_owner,
+                draw=draw,
+                group_size=group_size,
+                status=status,
+                assumptions=tuple(assumptions),
+            )
+            self._check_admissible(entry)
+            self._check_budget(entry)
+            entries.append(entry)
+            new.append(entry)
+        self._write(new)
+        for entry in new:
+            self._open.add(len(self._entries))
+            self._admit(entry)
+        return tuple(entries)
+
+    def commit(self, request_id: str) -> tuple[LedgerEntry, ...]:
+        """Note that the last message of a request left.
+
+        Settles the reservations that this object made for the request; those of an
+        attempt that crashed before it was loaded stay reserved.
+
+        Args:
+            request_id: The forget request.
+
+        Returns:
+            The entries in their new state.
+        """
+        return self._settle(request_id, "committed", noise_drawn=True, note="")
+
+    def abort(
+        self, request_id: str, *, noise_drawn: bool = True, note: str = ""
+    ) -> tuple[LedgerEntry, ...]:
+        """Note that provably nothing of a request left the peer.
+
+        Args:
+            request_id: The forget request.
+            noise_drawn: Only if False is the charge not counted any more.
+            note: Why.
+
+        Returns:
+            The entries in their new state.
+        """
+        return self._settle(request_id, "aborted", noise_drawn=noise_drawn, note=note)
+
+    def spent(self, owner: str, observer: Observer) -> RdpCurve:
+        """Return the Rényi curve of everything an observer has seen of an owner.
+
+        Args:
+            owner: ``"peer:<i>"``.
+            observer: A peer, a colluding set (the union of what its members saw, each
+                release once), or ``"public"``.
+
+        Returns:
+            The sum over the distinct releases.
+        """
+        return total_curve(self._seen(owner, observer))
+
+    def epsilon(self, owner: str, observer: Observer, delta: float) -> float:
+        """Return the total epsilon of an account, rounded up.
+
+        Gaussian releases compose exactly; the Rényi bound holds too, and the smaller
+        of both is returned.
+
+        Args:
+            owner: ``"peer:<i>"``.
+            observer: As in ``spent``.
+            delta: Total delta, in [0, 1).
+
+        Returns:
+            Epsilon, at least 0.
+        """
+        return total_epsilon(self._seen(owner, observer), delta)
+
+    def remaining(self, owner: str, observer: Observer) -> float | None:
+        """Return what is left of the epsilon budget, None without a cap.
+
+        Args:
+            owner: ``"peer:<i>"``.
+            observer: As in ``spent``.
+
+        Returns:
+            The cap minus the total at the budget's delta, at least 0.
+        """
+        cap = self.budget.cap(owner)
+        if cap is None:
+            return None
+        return max(0.0, cap - self.epsilon(owner, observer, self.budget.delta_max))
+
+    def table(self) -> tuple[LedgerRow, ...]:
+        """Return every account: per owner each observer, all together, the public.
+
+        Returns:
+            Rows by owner and observer; observers together only where they have more
+            than each alone.
+        """
+        return tuple(
+            row
+            for owner in sorted(self._of_owner, key=by_index)
+            for row in account_rows(
+                owner,
+                self._owned(owner),
+                cap=self.budget.cap(owner),
+                delta=self.budget.delta_max,
+            )
+        )
+
+    def __str__(self) -> str:
+        """Return the table as text; observers with equal accounts share a line."""
+        return format_rows(self.table(), self.budget.delta_max)
+
+    def fork(self, path: Path | str | None = None) -> "PrivacyLedger":
+        """Return an independent copy; neither sees later charges of the other.
+
+        Args:
+            path: A new file for the copy, which then starts with the chain so far.
+
+        Returns:
+            The copy, in memory unless bound to ``path``.
+        """
+        copy = PrivacyLedger(self.budget)
+        copy._lines = list(self._lines)
+        for entry in self._entries:
+            copy._admit(entry)
+        if path is not None:
+            copy._journal = Journal.create(Path(path), self._text())
+        return copy
+
+    def save(self, path: Path | str) -> None:
+        """Write the chain to a new file; this ledger stays bound to where it was.
+
+        Args:
+            path: Must not exist yet.
+        """
+        Journal.create(Path(path), self._text())
+
+    @classmethod
+    def load(
+        cls, path: Path | str, budget: PrivacyBudget | None = None
+    ) -> "PrivacyLedger":
+        """Read and check a ledger file, and continue it.
+
+        A last line that was cut short is left out and removed by the next charge: its
+        write never returned, so no noise was drawn for it.
+
+        Args:
+            path: Written by a bound ledger, ``fork`` or ``save``.
+            budget: As in the constructor; the file does not hold it.
+
+        Returns:
+            The ledger, bound to the file.
+
+        Raises:
+            LedgerCorruptError: If a line was changed, removed from the middle or
+                moved; names the line.
+            LedgerFormatError: If an intact line is not of format 1.
+        """
+        path = Path(path)
+        content = read_journal(path)
+        *lines, tail = content.split(b"\n")
+        ledger = cls(budget)
+        ledger._replay(lines, path.name)
+        if looks_complete(tail):
+            raise LedgerCorruptError(
+                f"{path.name} line {len(lines) + 1}: must end after its checksum, got "
+                "more; the line was changed, restore the file from a copy"
+            )
+        if tail:
+            _log.warning(
+                "%s: the last line was cut short while it was written (%d bytes); it "
+                "is left out, nothing was released for it",
+                path.name,
+                len(tail),
+            )
+        size = len(content) - len(tail)
+        ledger._journal = Journal(path, size=size, torn=len(tail))
+        return ledger
+
+    def verify(self) -> tuple[int, str]:
+        """Check the whole chain again, and the file against memory if there is one.
+
+        Returns:
+            The head.
+
+        Raises:
+            LedgerCorruptError: If the file does not hold this ledger's lines.
+        """
+        again = PrivacyLedger(self.budget)
+        name = "ledger" if self.path is None else self.path.name
+        again._replay(self._lines, name)
+        if self.path is not None:
+            lines = read_journal(self.path).split(b"\n")
+            for at, line in enumerate(self._lines):
+                if lines[at : at + 1] != [line]:
+                    raise LedgerCorruptError(
+                        f"{name} line {at + 1}: must be the line that was written, got "
+                        "another; the file was changed, restore it from a copy"
+                    )
+        return again.head
+
+    def _owned(self, owner: str) -> list[LedgerEntry]:
+        return [self._entries[at] for at in self._of_owner.get(owner, ())]
+
+    def _releases(self, release_id: str | None) -> list[LedgerEntry]:
+        if release_id is None:
+            return []
+        return [self._entries[at] for at in self._of_release.get(release_id, ())]
+
+    def _seen(self, owner: str, observer: Observer) -> list[LedgerEntry]:
+        check_owner(owner=owner)
+        members(observer)
+        return seen_by(self._owned(owner), observer)
+
+    def _draws(self, noise_owner: str, request_id: str, round: int) -> int:
+        draw = 0
+        while f"unlearn-noise/{noise_owner}/{request_id}/{round}/{draw}" in (
+            self._streams
+        ):
+            draw += 1
+        return draw
+
+    def _admit(self, entry: LedgerEntry) -> None:
+        """Take an entry into memory."""
+        at = len(self._entries)
+        self._entries.append(entry)
+        self._of_owner.setdefault(entry.owner, []).append(at)
+        self._of_release.setdefault(entry.release_id, []).append(at)
+        self._streams[entry.stream] = entry.release_id
+
+    def _check_admissible(self, new: LedgerEntry) -> None:
+        """Check a new charge against the ones before it: streams, releases, relation.
+
+        Raises:
+            InvalidArgumentError: If a noise stream would serve two releases, or a
+                release have two streams or mechanisms.
+            AdjacencyMismatchError: If the owner was charged under another relation.
+        """
+        shared = self._streams.get(new.stream, new.release_id)
+        if shared != new.release_id:
+            raise InvalidArgumentError(
+                f"noise stream: must serve one release, got {new.stream} for "
+                f"{new.release_id} after {shared}; leave release_id out to draw fresh "
+                "noise"
+            )
+        for old in self._releases(new.release_id):
+            if old.stream != new.stream or (
+                old.mechanism.noise_std != new.mechanism.noise_std
+                or (old.owner == new.owner and old.mechanism != new.mechanism)
+            ):
+                raise InvalidArgumentError(_other_noise(old, new.mechanism))
+        first = next(iter(self._owned(new.owner)), new).mechanism.adjacency
+        if first != new.mechanism.adjacency:
+            raise AdjacencyMismatchError(
+                f"cannot charge {new.owner} a {new.mechanism.adjacency!r} release "
+                f"after a {first!r} one; derive both sensitivities for the same "
+                "relation first"
+            )
+
+    def _check_budget(self, new: LedgerEntry) -> None:
+        """Check that every account the new entry touches stays within its cap.
+
+        Raises:
+            PrivacyBudgetExceededError: If one would not.
+        """
+        cap, delta = self.budget.cap(new.owner), self.budget.delta_max
+        if cap is None:
+            return
+        after = [*self._owned(new.owner), new]
+        union = together(after) if new.scope == "joint" else None
+        accounts = (*new.observers, *([] if union is None else [union]))
+        checked = set()
+        for one, seen in views(after, accounts).items():
+            if id(seen) in checked:
+                continue
+            checked.add(id(seen))
+            # The cap itself is tested, not a rounded-up epsilon against it: a release
+            # calibrated to exactly the cap must fit.
+            if gaussian_delta(total_mu(seen), cap) <= delta:
+                continue
+            total = total_epsilon(seen, delta)
+            if total > cap:
+                spent = round_up(self.epsilon(new.owner, one, delta), 4)
+                raise PrivacyBudgetExceededError(
+                    f"request {new.request_id} needs ε={round_up(total, 4):g} in total "
+                    f"at δ={delta:g} for owner {new.owner} and observer {one[:80]}, "
+                    f"budget {cap:g} (spent {spent:g}). Nothing was sent; retrain "
+                    "instead, or start a run with a larger budget"
+                )
+
+    def _settle(
+        self, request_id: str, state: EntryState, *, noise_drawn: bool, note: str
+    ) -> tuple[LedgerEntry, ...]:
+        places = [
+            at
+            for at in sorted(self._open)
+            if self._entries[at].request_id == request_id
+        ]
+        if not places:
+            raise InvalidArgumentError(
+                "request_id: must have a reservation made by this ledger that is not "
+                f"settled yet, got {_validate.show(request_id)}"
+            )
+        settled = [
+            replace(self._entries[at], state=state, noise_drawn=noise_drawn, note=note)
+            for at in places
+        ]
+        self._write(settled)
+        for at, entry in zip(places, settled, strict=True):
+            self._entries[at] = entry
+        self._open.difference_update(places)
+        return tuple(settled)
+
+    def _write(self, entries: Iterable[LedgerEntry]) -> None:
+        seq, prev = self.head
+        lines = []
+        for entry in entries:
+            seq += 1
+            lines.append(encode(entry, seq, prev))
+            prev = sha256(lines[-1]).hexdigest()
+        if self._journal is not None and lines:
+            self._journal.append(b"".join(line + b"\n" for line in lines))
+        self._lines.extend(lines)
+
+    def _text(self) -> bytes:
+        return b"".join(line + b"\n" for line in self._lines)
+
+    def _replay(self, lines: list[bytes], name: str) -> None:
+        """Fill an empty ledger from lines.
+
+        Raises:
+            LedgerFormatError: If intact lines contradict each other.
+        """
+        places: dict[tuple[str, str, tuple[str, ...]], int] = {}
+        prev = START
+        for seq, line in enumerate(lines):
+            place = f"{name} line {seq + 1}"
+            entry = decode(line, seq, prev, place)
+            prev = sha256(line).hexdigest()
+            self._lines.append(line)
+            key = (entry.release_id, entry.owner, entry.observers)
+            if entry.state == "reserved":
+                try:
+                    self._check_admissible(entry)
+                except (InvalidArgumentError, AdjacencyMismatchError) as error:
+                    raise LedgerFormatError(f"{place}: {error}") from error
+                places[key] = len(self._entries)
+                self._admit(entry)
+                continue
+            at = places.pop(key, -1)
+            settled = replace(entry, seq=self._entries[at].seq) if at >= 0 else None
+            if settled is None or self._entries[at] != replace(
+                settled, state="reserved", noise_drawn=True, note=""
+            ):
+                raise LedgerFormatError(
+                    f"{place}: must settle an earlier reservation, got "
+                    f"{entry.state} of {entry.release_id} without one"
+                )
+            self._entries[at] = settled
+
+
+def _other_noise(old: LedgerEntry, mechanism: GaussianMechanism) -> str:
+    return (
+        f"mechanism: must be the one release {old.release_id} was charged with, "
+        f"{old.mechanism}, got {mechanism}; leave release_id out if the noise is fresh"
+    )

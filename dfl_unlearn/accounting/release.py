@@ -1,0 +1,183 @@
+"""Bound a value, write its release into the ledger, and only then add noise.
+
+Whoever bounds a value also says which sensitivity it has afterwards, and noise cannot
+be drawn here without a durable ledger entry.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dfl_unlearn import _validate
+from dfl_unlearn.accounting.entries import Observer, Scope
+from dfl_unlearn.accounting.ledger import PrivacyLedger
+from dfl_unlearn.accounting.mechanisms import GaussianMechanism, check_scale
+from dfl_unlearn.errors import InvalidTypeError, NumericalError
+from dfl_unlearn.rng import RngTree
+
+
+def clip_rows(values: Tensor, clip_norm: float) -> tuple[Tensor, float]:
+    """Shorten every row to an L2 norm of at most ``clip_norm``.
+
+    Args:
+        values: One contribution per row, floating point, shape ``(M, P)``.
+        clip_norm: Norm bound C, above 0.
+
+    Returns:
+        The rows, same shape and dtype, and the sensitivity of their *sum* when one row
+        is added or removed, C; exchanging one row moves the sum by up to 2 C, and a
+        mean over M rows by 1/M of it.
+
+    Raises:
+        NumericalError: If a row is not finite: it has no direction to keep.
+
+    Example:
+        >>> rows, sensitivity = clip_rows(torch.tensor([[3.0, 4.0], [0.3, 0.4]]), 1.0)
+        >>> sensitivity, bool((rows[1] == torch.tensor([0.3, 0.4])).all())
+        (1.0, True)
+    """
+    _validate.number(above=0, clip_norm=clip_norm)
+    _check_float(values=values)
+    norms = torch.linalg.vector_norm(values.double(), dim=-1, keepdim=True)
+    if not torch.isfinite(norms).all():
+        bad = int(torch.isfinite(norms).flatten().int().argmin())
+        raise NumericalError(
+            f"values: must be finite, got a row {bad} that is not; nothing was sent"
+        )
+    # Rounding to the dtype must not carry a shortened row over the bound again.
+    shrink = clip_norm * (1 - 2 * torch.finfo(values.dtype).eps) / norms
+    short = torch.where(norms > clip_norm, values.double() * shrink, values.double())
+    return short.to(values.dtype), float(clip_norm)
+
+
+def project_ball_(vector: Tensor, radius: float, centre: Tensor | None = None) -> float:
+    """Move a vector into a public ball, in place.
+
+    Args:
+        vector: Floating point, shape ``(P,)``; overwritten.
+        radius: Radius of the ball, above 0.
+        centre: Its public centre, shape ``(P,)``; None is the origin.
+
+    Returns:
+        The sensitivity it leaves: the largest distance between two vectors so treated,
+        twice the radius plus the rounding of the vector's dtype.
+
+    Raises:
+        NumericalError: If the vector or the centre is not finite.
+    """
+    _validate.number(above=0, radius=radius)
+    _check_float(vector=vector)
+    middle = torch.zeros_like(vector) if centre is None else centre.to(vector)
+    offset = vector.double() - middle.double()
+    distance = float(torch.linalg.vector_norm(offset))
+    reach = float(torch.linalg.vector_norm(middle.double())) + radius
+    check_scale(distance=distance, reach=reach)
+    if distance > radius:
+        vector.copy_(middle.double() + offset * (radius / distance))
+    return 2 * (radius + torch.finfo(vector.dtype).eps * reach)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussianRelease:
+    """Writes a release into the ledger, then adds its Gaussian noise.
+
+    The noise comes from the run's keyed generator: it can be drawn again by whoever
+    knows the seed, as a simulation needs and a deployment must not.
+
+    Attributes:
+        sensitivity: L2 sensitivity of the value between a world with the forgotten data
+            unlearned and one that never had them.
+        noise_std: Standard deviation of the noise, in the value's units.
+    """
+
+    sensitivity: float
+    noise_std: float
+
+    def __post_init__(self) -> None:
+        """Refuse what is not a finite, non-negative scale."""
+        check_scale(sensitivity=self.sensitivity, noise_std=self.noise_std)
+
+    def __call__(
+        self,
+        value: Tensor,
+        *,
+        ledger: PrivacyLedger,
+        request_id: str,
+        owner: str | tuple[str, ...],
+        observers: tuple[Observer, ...],
+        rng: RngTree,
+        group_size: int | None = None,
+        scope: Scope = "joint",
+        status: str = "",
+        assumptions: tuple[str, ...] = (),
+        round: int = 0,
+    ) -> Tensor:
+        """Return ``value`` plus fresh noise, shape, dtype and device unchanged.
+
+        Each call is a new release with noise of its own. The entries stay ``reserved``
+        until the caller says ``ledger.commit(request_id)`` after the last message.
+
+        Args:
+            value: What is released, floating point, any shape.
+            ledger: Charged, durably, before anything is drawn.
+            request_id: The forget request.
+            owner: Whose data it depends on, ``"peer:<i>"``; several owners get one
+                entry each and share one draw, named after the first.
+            observers: Who will receive it.
+            rng: The run's tree.
+            group_size: Forgotten records, or None if not disclosed.
+            scope: What the claim covers.
+            status: Status of the certificate that goes with it.
+            assumptions: What the sensitivity rests on.
+            round: Training round.
+
+        Returns:
+            The noised value; noise and sum are float64, then cast.
+
+        Raises:
+            NumericalError: If the value is not finite (nothing is charged then), or
+                the sum does not fit the value's dtype.
+        """
+        _check_float(value=value)
+        if not torch.isfinite(value).all():
+            raise NumericalError(
+                f"value: must be finite, got {int((~torch.isfinite(value)).sum())} "
+                f"entries that are not in the release for request {request_id}; "
+                "nothing was charged or sent"
+            )
+        entry = ledger.charge_owners(
+            request_id,
+            (owner,) if isinstance(owner, str) else owner,
+            observers,
+            GaussianMechanism(noise_std=self.noise_std, sensitivity=self.sensitivity),
+            group_size=group_size,
+            scope=scope,
+            status=status,
+            assumptions=assumptions,
+            round=round,
+        )[0]
+        noise = rng.normal(
+            tuple(value.shape),
+            "unlearn-noise",
+            who=entry.noise_owner,
+            request=request_id,
+            round=round,
+            draw=entry.draw,
+        )
+        noised = (value.double() + self.noise_std * noise.to(value.device)).to(value)
+        if not torch.isfinite(noised).all():
+            raise NumericalError(
+                f"value: must fit {value.dtype} with noise of std {self.noise_std:g}, "
+                "got infinity; nothing was sent, though it is charged"
+            )
+        return noised
+
+
+def _check_float(**named: Tensor) -> None:
+    for name, value in named.items():
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise InvalidTypeError(
+                f"{name}: must be a floating-point tensor, got {kind}; convert it first"
+            )

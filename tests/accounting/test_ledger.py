@@ -1,0 +1,641 @@
+import json
+import math
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from hashlib import sha256
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dfl_unlearn.accounting.gaussian import gaussian_noise_std
+from dfl_unlearn.accounting.ledger import PrivacyBudget, PrivacyLedger, colluding
+from dfl_unlearn.accounting.mechanisms import GaussianMechanism
+from dfl_unlearn.accounting.rdp import curve_of
+from dfl_unlearn.errors import (
+    AdjacencyMismatchError,
+    CorruptStateError,
+    InputFileError,
+    InvalidArgumentError,
+    InvalidPrivacyParameterError,
+    LedgerCorruptError,
+    LedgerFormatError,
+    PrivacyBudgetExceededError,
+    StoreWriteError,
+    UnsafeFormatError,
+)
+
+RELEASE = GaussianMechanism(noise_std=0.4, sensitivity=0.05)
+BOTH = ("peer:0", "peer:3")
+STORY = """
+charge r1 peer:2; commit r1; charge r1 peer:2; charge r2 peer:5; abort r2;
+charge r3 peer:2; charge r3 peer:2; commit r3; charge r4 peer:7
+"""
+
+
+def calibrated(epsilon, sensitivity=1.0):
+    std = gaussian_noise_std(epsilon, 1e-5, sensitivity)
+    return GaussianMechanism(noise_std=std, sensitivity=sensitivity)
+
+
+def play(ledger, story=STORY):
+    for words in map(str.split, story.replace("\n", " ").split(";")):
+        if words[0] == "charge":
+            ledger.charge(*words[1:], BOTH, RELEASE, round=4, assumptions=("L = 1",))
+        else:
+            getattr(ledger, words[0])(words[1])
+    return ledger
+
+
+# --- accounts ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("releases", "exact", "by_rdp"),
+    [
+        (1, 0.4344163801, 0.4775539008),
+        (3, 0.7912753789, 0.8657300315),
+        (5, 1.0470536091, 1.1431505950),
+    ],
+)
+def test_gaussian_accounts_report_the_exact_epsilon(releases, exact, by_rdp):
+    ledger = PrivacyLedger()
+    for _ in range(releases):
+        ledger.charge("r7", "peer:2", BOTH, RELEASE)
+    assert ledger.epsilon("peer:2", "peer:0", 1e-5) == pytest.approx(exact, abs=2e-10)
+    spent = ledger.spent("peer:2", "peer:0").to_epsilon(1e-5).epsilon
+    assert spent == pytest.approx(by_rdp, abs=2e-10)
+
+
+@pytest.mark.parametrize(
+    ("times", "exact", "by_rdp"),
+    [
+        (1, 1.0, 1.0925943253),
+        (2, 1.4651699604, 1.5959344621),
+        (3, 1.8349654335, 1.9951137490),
+        (4, 2.1546766577, 2.3400048591),
+    ],
+)
+def test_calibrated_requests_compose_to_the_oracles(times, exact, by_rdp):
+    ledger = PrivacyLedger()
+    for k in range(times):
+        ledger.charge(f"r{k}", "peer:2", BOTH, calibrated(1.0))
+    assert ledger.epsilon("peer:2", "peer:3", 1e-5) == pytest.approx(exact, abs=2e-10)
+    spent = ledger.spent("peer:2", "peer:3").to_epsilon(1e-5).epsilon
+    assert spent == pytest.approx(by_rdp, abs=2e-10)
+
+
+def test_two_different_claims_compose_to_the_oracle():
+    ledger = PrivacyLedger()
+    ledger.charge("a", "peer:2", BOTH, calibrated(1.0))
+    ledger.charge("b", "peer:2", BOTH, calibrated(0.5, sensitivity=0.1))
+    epsilon = ledger.epsilon("peer:2", "peer:0", 1e-5)
+    assert epsilon == pytest.approx(1.1460631918, abs=2e-10)
+
+
+def test_accounts_of_owners_and_observers_are_apart():
+    ledger = PrivacyLedger()
+    ledger.charge("r1", "peer:2", ("peer:0",), RELEASE)
+    ledger.charge("r1", "peer:2", ("peer:3",), RELEASE)
+    assert ledger.epsilon("peer:5", "peer:0", 1e-5) == 0
+    assert ledger.epsilon("peer:2", "public", 1e-5) == 0
+    one = ledger.epsilon("peer:2", "peer:0", 1e-5)
+    assert one == ledger.epsilon("peer:2", "peer:3", 1e-5)
+    assert ledger.epsilon("peer:2", "{peer:0,peer:3}", 1e-5) > one
+
+
+def test_colluding_observers_have_the_union_and_shared_noise_counts_once():
+    ledger = PrivacyLedger()
+    ledger.charge("r1", "peer:2", BOTH, RELEASE)
+    together = ledger.spent("peer:2", "{peer:0,peer:3}")
+    assert together == ledger.spent("peer:2", "peer:0") == curve_of(RELEASE)
+    ledger.charge("r2", "peer:2", ("{peer:0,peer:4}",), RELEASE)
+    assert ledger.spent("peer:2", "peer:0") == curve_of(RELEASE)
+    assert ledger.spent("peer:2", "{peer:0,peer:4}") == 2 * curve_of(RELEASE)
+    ledger.charge("r3", "peer:2", ("public",), RELEASE)
+    assert ledger.spent("peer:2", "peer:9") == curve_of(RELEASE)
+    assert ledger.spent("peer:2", "public") == curve_of(RELEASE)
+
+
+def test_the_same_release_is_charged_once_per_observer():
+    ledger = PrivacyLedger()
+    first = ledger.charge("r1", "peer:2", ("peer:0",), RELEASE, release_id="r1/model")
+    again = ledger.charge("r1", "peer:2", ("peer:0",), RELEASE, release_id="r1/model")
+    assert again == first
+    more = ledger.charge("r1", "peer:2", BOTH, RELEASE, release_id="r1/model")
+    assert more.observers == ("peer:3",)
+    assert more.stream == first.stream
+    assert len(ledger.entries) == 2
+    for observer in ("peer:0", "peer:3", "{peer:0,peer:3}"):
+        assert ledger.spent("peer:2", observer) == curve_of(RELEASE)
+
+
+def test_a_known_release_cannot_get_other_noise():
+    ledger = PrivacyLedger()
+    ledger.charge("r1", "peer:2", ("peer:0",), RELEASE, release_id="r1/model")
+    louder = GaussianMechanism(noise_std=0.5, sensitivity=0.05)
+    for observers in (("peer:0",), ("peer:3",)):
+        with pytest.raises(InvalidArgumentError, match=r"r1/model was charged.*0\.5"):
+            ledger.charge("r1", "peer:2", observers, louder, release_id="r1/model")
+    assert len(ledger.entries) == 1
+
+
+def test_several_owners_share_one_release_and_its_noise():
+    ledger = PrivacyLedger()
+    entries = ledger.charge_owners("r1", ("peer:2", "peer:5"), BOTH, RELEASE)
+    assert [entry.owner for entry in entries] == ["peer:2", "peer:5"]
+    assert {entry.stream for entry in entries} == {"unlearn-noise/peer:2/r1/0/0"}
+    assert ledger.spent("peer:5", "peer:0") == curve_of(RELEASE)
+    assert ledger.charge("r1", "peer:2", BOTH, RELEASE).draw == 1
+
+
+def test_a_shared_release_is_charged_to_all_owners_or_to_none():
+    ledger = PrivacyLedger(PrivacyBudget(per_owner={"peer:5": 0.1}))
+    with pytest.raises(PrivacyBudgetExceededError, match="owner peer:5"):
+        ledger.charge_owners("r1", ("peer:2", "peer:5"), BOTH, RELEASE)
+    assert ledger.entries == ()
+
+
+def test_fresh_releases_get_fresh_noise_streams():
+    ledger = PrivacyLedger()
+    draws = [ledger.charge("r1", "peer:2", BOTH, RELEASE).draw for _ in range(3)]
+    assert draws == [0, 1, 2]
+    assert ledger.charge("r1", "peer:2", BOTH, RELEASE, round=5).draw == 0
+    assert ledger.charge("r2", "peer:2", BOTH, RELEASE).draw == 0
+    streams = [entry.stream for entry in ledger.entries]
+    assert len(set(streams)) == len(streams) == 5
+
+
+def test_curves_of_different_relations_are_not_charged_to_one_owner():
+    ledger = PrivacyLedger()
+    ledger.charge("r1", "peer:2", BOTH, RELEASE)
+    other = GaussianMechanism(noise_std=1.0, sensitivity=0.1, adjacency="replace_one")
+    with pytest.raises(AdjacencyMismatchError, match="'replace_one' release after"):
+        ledger.charge("r2", "peer:2", BOTH, other)
+    assert len(ledger.entries) == 1
+
+
+def test_reserved_and_aborted_entries_stay_spent_unless_noise_never_existed():
+    ledger = PrivacyLedger()
+    ledger.charge("r1", "peer:2", BOTH, RELEASE)
+    ledger.charge("r2", "peer:2", BOTH, RELEASE)
+    (aborted,) = ledger.abort("r2", note="no neighbour was online")
+    assert aborted.state == "aborted"
+    assert ledger.spent("peer:2", "peer:0") == 2 * curve_of(RELEASE)
+    ledger.charge("r3", "peer:2", BOTH, RELEASE)
+    ledger.abort("r3", noise_drawn=False)
+    assert ledger.spent("peer:2", "peer:0") == 2 * curve_of(RELEASE)
+    assert ledger.charge("r3", "peer:2", BOTH, RELEASE).draw == 1
+    assert ledger.spent("peer:2", "peer:0") == 3 * curve_of(RELEASE)
+
+
+def test_a_release_whose_noise_never_existed_is_charged_when_it_is_made_after_all():
+    ledger = PrivacyLedger()
+    ledger.charge("r1", "peer:2", BOTH, RELEASE, release_id="r1/model")
+    ledger.abort("r1", noise_drawn=False)
+    ledger.charge("r1", "peer:2", BOTH, RELEASE, release_id="r1/model")
+    assert ledger.spent("peer:2", "peer:0") == curve_of(RELEASE)
+
+
+def test_only_open_reservations_can_be_settled():
+    ledger = PrivacyLedger()
+    ledger.charge("r1", "peer:2", BOTH, RELEASE)
+    (entry,) = ledger.commit("r1")
+    assert entry.state == "committed"
+    assert entry.seq == 0
+    for settle in (ledger.commit, ledger.abort):
+        with pytest.raises(InvalidArgumentError, match="got 'r1'"):
+            settle("r1")
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=30)
+def test_a_larger_set_of_observers_never_has_spent_less(seed):
+    rng = np.random.default_rng(seed)
+    ledger = PrivacyLedger()
+    for k in range(5):
+        seen = rng.choice(6, size=rng.integers(1, 4), replace=False)
+        shift = GaussianMechanism(noise_std=1.0, sensitivity=float(rng.random()))
+        names = tuple(f"peer:{i}" for i in seen)
+        ledger.charge(f"r{k}", "peer:9", names, shift)
+    peers = rng.permutation(6)
+    totals = [
+        ledger.epsilon("peer:9", colluding(int(i) for i in peers[: k + 1]), 1e-5)
+        for k in range(6)
+    ]
+    assert totals == sorted(totals)
+
+
+# --- budget --------------------------------------------------------------------------
+
+
+def test_a_release_calibrated_to_the_budget_fits_it():
+    rng = np.random.default_rng(1)
+    for _ in range(300):
+        epsilon = float(10 ** rng.uniform(-3, 1))
+        delta = float(10 ** rng.uniform(-10, -2))
+        shift = float(10 ** rng.uniform(-6, 3))
+        std = gaussian_noise_std(epsilon, delta, shift)
+        ledger = PrivacyLedger(PrivacyBudget(epsilon_max=epsilon, delta_max=delta))
+        release = GaussianMechanism(noise_std=std, sensitivity=shift)
+        ledger.charge("r1", "peer:2", BOTH, release)
+        with pytest.raises(PrivacyBudgetExceededError):
+            ledger.charge("r2", "peer:2", BOTH, release)
+
+
+def test_the_budget_refuses_before_anything_is_written(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    ledger = PrivacyLedger(PrivacyBudget(epsilon_max=1.0), path)
+    ledger.charge("r6", "peer:2", BOTH, calibrated(0.62))
+    before = path.read_bytes()
+    with pytest.raises(PrivacyBudgetExceededError) as caught:
+        ledger.charge("r7", "peer:2", ("peer:3",), calibrated(1.0))
+    assert "request r7 needs ε=1.21" in str(caught.value)
+    assert "at δ=1e-05" in str(caught.value)
+    assert "observer peer:3, budget 1 (spent 0.62). Nothing was sent" in str(
+        caught.value
+    )
+    assert path.read_bytes() == before
+    assert ledger.remaining("peer:2", "peer:3") == pytest.approx(0.38)
+    assert ledger.remaining("peer:2", "peer:1") == 1.0
+
+
+def test_under_joint_scope_all_observers_together_have_one_budget():
+    budget = PrivacyBudget(epsilon_max=1.0)
+    for scope, fits in (("release", True), ("joint", False)):
+        ledger = PrivacyLedger(budget)
+        ledger.charge("r1", "peer:2", ("peer:0",), calibrated(1.0), scope=scope)
+        if fits:
+            ledger.charge("r2", "peer:2", ("peer:3",), calibrated(1.0), scope=scope)
+        else:
+            with pytest.raises(PrivacyBudgetExceededError, match=r"\{peer:0,peer:3\}"):
+                ledger.charge("r2", "peer:2", ("peer:3",), calibrated(1.0), scope=scope)
+
+
+def test_an_owner_may_have_a_cap_of_its_own():
+    ledger = PrivacyLedger(PrivacyBudget(epsilon_max=1.0, per_owner={"peer:2": 0.5}))
+    with pytest.raises(PrivacyBudgetExceededError, match=r"budget 0\.5"):
+        ledger.charge("r1", "peer:2", BOTH, calibrated(1.0))
+    ledger.charge("r1", "peer:3", BOTH, calibrated(1.0))
+    assert PrivacyLedger().remaining("peer:2", "peer:0") is None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"epsilon_max": 0.0},
+        {"epsilon_max": math.nan},
+        {"delta_max": 0.0},
+        {"delta_max": 1.0},
+        {"per_owner": {"peer:1": -1.0}},
+        {"per_owner": {"client:1": 1.0}},
+    ],
+)
+def test_impossible_budgets_are_refused(fields):
+    expected = InvalidPrivacyParameterError
+    expected = InvalidArgumentError if "client:1" in str(fields) else expected
+    with pytest.raises(expected, match=next(iter(fields))):
+        PrivacyBudget(**fields)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"owner": "client:2"}, "owner: must be 'peer:<i>', got 'client:2'"),
+        ({"owner": "peer:02"}, "got 'peer:02'"),
+        ({"observers": ()}, "observers: must be at least one"),
+        ({"observers": ("peer:0", "peer:0")}, "each named once"),
+        ({"observers": ("{peer:3,peer:0}",)}, "ascending"),
+        ({"observers": ("{peer:3}",)}, "got '{peer:3}'"),
+        ({"observers": ("node:1",)}, "got 'node:1'"),
+        ({"request_id": "r 7"}, "request_id: must match"),
+        ({"request_id": "r7/../x"}, "request_id: must match"),
+        ({"release_id": "a b"}, "release_id: must match"),
+        ({"scope": "view"}, "scope: must be one of release, joint"),
+        ({"group_size": 0}, "group_size: must be an integer >= 1"),
+        ({"round": -1}, "round: must be an integer >= 0"),
+    ],
+)
+def test_malformed_charges_are_refused_before_anything_is_written(change, words):
+    ledger = PrivacyLedger()
+    given = {
+        "request_id": "r7",
+        "owner": "peer:2",
+        "observers": BOTH,
+        "mechanism": RELEASE,
+        **change,
+    }
+    with pytest.raises(InvalidArgumentError, match=words):
+        ledger.charge(**given)
+    assert ledger.entries == ()
+
+
+# --- table ---------------------------------------------------------------------------
+
+
+def test_the_table_shows_each_account_and_observers_together():
+    ledger = PrivacyLedger(PrivacyBudget(epsilon_max=1.0))
+    for _ in range(2):
+        ledger.charge(
+            "r1", "peer:2", ("peer:0",), RELEASE, scope="release", status="certified"
+        )
+    ledger.charge("r1", "peer:2", ("peer:3",), RELEASE, scope="release")
+    rows = {row.observer: row for row in ledger.table()}
+    assert list(rows) == ["peer:0", "peer:3", "{peer:0,peer:3}", "public"]
+    assert [row.releases for row in rows.values()] == [2, 1, 3, 0]
+    assert rows["peer:0"].status == "certified"
+    assert rows["{peer:0,peer:3}"].epsilon == pytest.approx(0.7912753789)
+    assert rows["{peer:0,peer:3}"].remaining == pytest.approx(0.2087246211)
+    assert rows["public"].epsilon == 0
+    text = str(ledger)
+    assert "0.7913" in text  # epsilon rounded up
+    assert "0.2087" in text  # what is left rounded down
+    assert "ε (δ=1e-05)" in text
+
+
+def test_the_table_joins_observers_with_equal_accounts_in_print():
+    ledger = PrivacyLedger()
+    peers = tuple(f"peer:{i}" for i in range(12))
+    ledger.charge("r1", "peer:2", peers, RELEASE)
+    assert len(ledger.table()) == 13
+    assert "peer:0 … peer:11 (12)" in str(ledger)
+    assert "no cap" in str(ledger)
+    assert len(str(ledger).splitlines()) == 3
+
+
+# --- file ----------------------------------------------------------------------------
+
+
+def test_a_file_gives_back_every_bit(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    ledger = play(PrivacyLedger(path=path))
+    ledger.charge("r9", "peer:2", ("public",), GaussianMechanism(
+        noise_std=0.0, sensitivity=0.1
+    ), group_size=3, scope="release", status="heuristic")  # fmt: skip
+    again = PrivacyLedger.load(path)
+    assert again.entries == ledger.entries
+    assert again.head == ledger.head == ledger.verify()
+    assert [e.curve for e in again.entries] == [e.curve for e in ledger.entries]
+    assert again.epsilon("peer:2", "public", 1e-5) == math.inf
+    assert '"inf"' in path.read_text()
+    again.charge("r10", "peer:2", BOTH, RELEASE)
+    assert PrivacyLedger.load(path).entries == again.entries
+
+
+def test_the_file_is_the_documented_format(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    ledger = PrivacyLedger(path=path)
+    ledger.charge("r7", "peer:2", BOTH, RELEASE, round=140, group_size=2)
+    ledger.commit("r7")
+    first, second = path.read_bytes().splitlines()
+    record = json.loads(first)
+    assert list(record)[:4] == ["v", "seq", "prev", "state"]
+    assert record["prev"] == "0" * 64
+    assert record["mechanism"] == {
+        "kind": "gaussian",
+        "noise_std": 0.4,
+        "sensitivity": 0.05,
+        "rate": 1.0,
+        "count": 1,
+    }
+    assert record["curve"]["orders"] == "default-1"
+    assert float.fromhex(record["curve"]["hex"][9]) == pytest.approx(2 / 128)
+    assert record["noise"]["stream"] == "unlearn-noise/peer:2/r7/140/0"
+    assert (record["group_size"], record["state"]) == (2, "reserved")
+    later = json.loads(second)
+    assert (later["seq"], later["state"]) == (1, "committed")
+    assert later["prev"] == sha256(first).hexdigest()
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+
+
+def test_any_flipped_byte_is_refused(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    play(PrivacyLedger(path=path))
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    flips = [(at, 1) for at in range(len(whole) - 3, len(whole))]
+    flips += [(i, 1) for i, byte in enumerate(whole) if byte == ord("\n")]
+    at = rng.integers(len(whole), size=1000)
+    flips += list(zip(at.tolist(), rng.integers(1, 256, 1000).tolist(), strict=True))
+    for place, mask in flips:
+        changed = bytearray(whole)
+        changed[place] ^= mask
+        path.write_bytes(changed)
+        with pytest.raises(CorruptStateError, match=r"ledger\.jsonl line \d+"):
+            PrivacyLedger.load(path)
+
+
+def test_a_broken_chain_names_its_line_and_both_hashes(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    play(PrivacyLedger(path=path))
+    lines = path.read_bytes().splitlines(keepends=True)
+    for broken, line in (
+        (lines[1:], 1),
+        (lines[:2] + lines[3:], 3),
+        (lines[:3] + lines[2:], 4),
+        ([lines[1], lines[0], *lines[2:]], 1),
+    ):
+        path.write_bytes(b"".join(broken))
+        with pytest.raises(
+            LedgerCorruptError,
+            match=rf"ledger\.jsonl line {line}: chain broken \(expected seq .* prev "
+            r"[0-9a-f]{8}…, found",
+        ):
+            PrivacyLedger.load(path)
+
+
+def test_a_torn_last_line_is_cut_reported_and_overwritten(tmp_path, caplog):
+    path = tmp_path / "ledger.jsonl"
+    ledger = play(PrivacyLedger(path=path))
+    whole = path.read_bytes()
+    last = whole.rindex(b"\n", 0, -1) + 1
+    for end in (last + 1, last + 200, len(whole) - 1):
+        path.write_bytes(whole[:end])
+        caplog.clear()
+        torn = PrivacyLedger.load(path)
+        assert "ledger.jsonl: the last line was cut short" in caplog.text
+        assert torn.entries == ledger.entries[:-1]
+        assert path.read_bytes() == whole[:end]  # reading changes nothing
+        torn.charge("r4", "peer:7", BOTH, RELEASE, round=4, assumptions=("L = 1",))
+        assert path.read_bytes() == whole
+
+
+def rewrite(line, change):
+    """Return a line with changed content and a matching checksum."""
+    record = json.loads(line)
+    record.pop("check")
+    change(record)
+    body = json.dumps(record, separators=(",", ":")).encode()
+    return body[:-1] + f',"check":"{sha256(body).hexdigest()}"}}'.encode() + b"\n"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda r: r.update(v=2), "v: must be 1, got 2"),
+        (lambda r: r.update(extra=1), "exactly as this program writes it"),
+        (lambda r: r.update(observers=["node:0"]), "got 'node:0'"),
+        (lambda r: r.pop("owner"), "owner"),
+        (lambda r: r["mechanism"].update(noise_std=math.nan), "finite, got NaN"),
+        (lambda r: r["mechanism"].update(noise_std=math.inf), "finite, got Infinity"),
+        (lambda r: r["mechanism"].update(noise_std=4.0), "curve: must be the mechan"),
+        (lambda r: r["mechanism"].update(kind="laplace"), "exactly as this program"),
+        (lambda r: r["noise"].update(stream="unlearn-noise/peer:2/r9/4/0"), "stream"),
+        (lambda r: r["noise"].update(mode="secure"), "exactly as this program"),
+        (lambda r: r.update(state="committed"), "without one"),
+        (lambda r: r.update(round=True), "round"),
+    ],
+)
+def test_intact_lines_of_another_format_are_refused(tmp_path, change, words):
+    path = tmp_path / "ledger.jsonl"
+    play(PrivacyLedger(path=path), "charge r1 peer:2")
+    path.write_bytes(rewrite(path.read_bytes(), change))
+    with pytest.raises(LedgerFormatError, match=words):
+        PrivacyLedger.load(path)
+
+
+def test_the_same_noise_stream_reserved_twice_is_refused(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    play(PrivacyLedger(path=path), "charge r1 peer:2")
+    line = path.read_bytes()
+
+    def another_release(record):
+        record.update(seq=1, prev=sha256(line[:-1]).hexdigest(), release="r1/other")
+
+    path.write_bytes(line + rewrite(line, another_release))
+    with pytest.raises(LedgerFormatError, match="line 2: noise stream: must serve one"):
+        PrivacyLedger.load(path)
+
+
+def test_a_crashed_attempt_stays_reserved_and_its_retry_gets_fresh_noise(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    PrivacyLedger(path=path).charge("r1", "peer:2", BOTH, RELEASE)
+    after = PrivacyLedger.load(path)
+    with pytest.raises(InvalidArgumentError, match="not settled"):
+        after.commit("r1")
+    assert after.charge("r1", "peer:2", BOTH, RELEASE).draw == 1
+    after.commit("r1")
+    states = [entry.state for entry in PrivacyLedger.load(path).entries]
+    assert states == ["reserved", "committed"]
+    assert after.spent("peer:2", "peer:0") == 2 * curve_of(RELEASE)
+
+
+def test_a_fork_is_independent_and_may_have_its_own_file(tmp_path):
+    ledger = play(PrivacyLedger(path=tmp_path / "ledger.jsonl"))
+    before = (tmp_path / "ledger.jsonl").read_bytes()
+    loose, bound = ledger.fork(), ledger.fork(tmp_path / "fork.jsonl")
+    assert loose.path is None
+    for fork in (loose, bound):
+        assert fork.head == ledger.head
+        fork.charge("r9", "peer:2", BOTH, RELEASE)
+        assert len(fork.entries) == len(ledger.entries) + 1
+    assert (tmp_path / "ledger.jsonl").read_bytes() == before
+    assert PrivacyLedger.load(tmp_path / "fork.jsonl").entries == bound.entries
+    ledger.save(tmp_path / "copy.jsonl")
+    assert (tmp_path / "copy.jsonl").read_bytes() == before
+
+
+def test_existing_files_links_and_missing_files_are_refused(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    ledger = play(PrivacyLedger(path=path))
+    with pytest.raises(InvalidArgumentError, match="must not exist yet"):
+        PrivacyLedger(path=path)
+    with pytest.raises(InvalidArgumentError, match="must not exist yet"):
+        ledger.save(path)
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(path)
+    with pytest.raises(UnsafeFormatError, match="symbolic link"):
+        PrivacyLedger.load(link)
+    with pytest.raises(InvalidArgumentError, match="must not exist yet"):
+        ledger.save(link)
+    with pytest.raises(InputFileError, match="No such file"):
+        PrivacyLedger.load(tmp_path / "none.jsonl")
+    with pytest.raises(StoreWriteError, match="nothing was released"):
+        PrivacyLedger(path=tmp_path / "none" / "ledger.jsonl")
+
+
+def test_a_second_writer_and_a_changed_file_are_noticed(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    first = play(PrivacyLedger(path=path))
+    second = PrivacyLedger.load(path)
+    second.charge("r9", "peer:2", BOTH, RELEASE)
+    with pytest.raises(LedgerCorruptError, match="another process wrote to it"):
+        first.charge("r9", "peer:2", BOTH, RELEASE)
+    assert first.entries == second.entries[:-1]
+    path.write_bytes(path.read_bytes().replace(b'"L = 1"', b'"L = 2"', 1))
+    with pytest.raises(LedgerCorruptError, match="line 1: must be the line that was"):
+        second.verify()
+
+
+def test_a_failed_write_leaves_neither_line_nor_entry(tmp_path, monkeypatch):
+    path = tmp_path / "ledger.jsonl"
+    ledger = play(PrivacyLedger(path=path))
+    before = path.read_bytes()
+    real = os.write
+
+    def full_disk(handle, content):
+        if len(content) > 100:
+            return real(handle, content[:100])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full_disk)
+    monkeypatch.setattr(
+        os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left"))
+    )
+    with pytest.raises(StoreWriteError, match="No space left"):
+        ledger.charge("r9", "peer:2", BOTH, RELEASE)
+    monkeypatch.undo()
+    assert path.read_bytes() == before
+    entry = ledger.charge("r9", "peer:2", BOTH, RELEASE)
+    assert entry.draw == 0
+    assert PrivacyLedger.load(path).entries == ledger.entries
+
+
+WRITER = """
+import os, sys
+from dfl_unlearn.accounting.ledger import PrivacyLedger
+from dfl_unlearn.accounting.mechanisms import GaussianMechanism
+ledger = PrivacyLedger.load(sys.argv[1])
+released = os.open(sys.argv[2], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+mechanism = GaussianMechanism(noise_std=0.4, sensitivity=0.05)
+os.write(1, b"ready")
+for k in range(100_000):
+    entry = ledger.charge("r1", "peer:2", ("peer:0",), mechanism, round=k)
+    os.write(released, f"{entry.stream}\\n".encode())
+    if k % 3 == 0:
+        ledger.commit("r1")
+"""
+
+
+def kill_while_writing(tmp_path, times):
+    path, released = tmp_path / "ledger.jsonl", tmp_path / "released"
+    released.touch()
+    PrivacyLedger(path=path)
+    rng = np.random.default_rng(7)
+    for _ in range(times):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", WRITER, path, released], stdout=subprocess.PIPE
+        )
+        with writer:
+            assert writer.stdout.read(5) == b"ready"
+            time.sleep(float(10 ** rng.uniform(-3, -0.5)))
+            writer.send_signal(signal.SIGKILL)
+        ledger = PrivacyLedger.load(path)
+        charged = {entry.stream for entry in ledger.entries}
+        assert set(released.read_text().splitlines()) <= charged
+        assert len(charged) == len(ledger.entries)
+    assert len(ledger.entries) > times
+
+
+def test_a_killed_process_never_leaves_an_uncharged_release(tmp_path):
+    kill_while_writing(tmp_path, times=3)
+
+
+@pytest.mark.slow
+def test_many_killed_processes_never_leave_an_uncharged_release(tmp_path):
+    kill_while_writing(tmp_path, times=15)
