@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from dfl_unlearn import _validate
 from dfl_unlearn.errors import InvalidArgumentError, UnsupportedModelError
 from dfl_unlearn.models.flat import FlatModel, KnownLoss
-from dfl_unlearn.models.pooling import MaxPool2x2
 from dfl_unlearn.registry import E, Registry
 
 
@@ -169,10 +168,10 @@ def small_cnn(
     module = nn.Sequential(
         _AsImage(image),
         nn.Conv2d(image[0], channels[0], 3, padding=1, bias=bias),
-        MaxPool2x2(),
+        nn.MaxPool2d(2),
         nn.ReLU(),
         nn.Conv2d(channels[0], channels[1], 3, padding=1, bias=bias),
-        MaxPool2x2(),
+        nn.MaxPool2d(2),
         nn.ReLU(),
         nn.Flatten(),
         nn.Linear(features, outputs, bias=bias),

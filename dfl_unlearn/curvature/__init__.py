@@ -1,0 +1,1 @@
+"""Second-order information as linear operators, and solvers over them."""

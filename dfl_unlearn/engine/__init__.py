@@ -1,0 +1,1 @@
+"""Training the network: configuration, state, kernels, trainers, backends."""

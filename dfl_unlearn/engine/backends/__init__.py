@@ -1,0 +1,1 @@
+"""Where the stacked state lives and who advances it."""

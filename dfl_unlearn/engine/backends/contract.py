@@ -1,0 +1,68 @@
+"""What a backend promises: it holds the stacked state and advances it round by round.
+
+Any backend runs the same block functions in the same blocks, so the results are the
+same bits.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfl_unlearn.data.peers import PeerData
+from dfl_unlearn.engine.config import SimulationConfig
+from dfl_unlearn.engine.state import PeerState
+from dfl_unlearn.models.flat import FlatModel
+from dfl_unlearn.record.training import TrainingRecord
+from dfl_unlearn.rng import RngTree
+from dfl_unlearn.topology.graph import TopologySchedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSetup:
+    """Everything a backend needs besides the state it starts from."""
+
+    schedule: TopologySchedule
+    data: PeerData
+    model: FlatModel
+    config: SimulationConfig
+    rng: RngTree
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundInfo:
+    """What one round tells its callers.
+
+    Attributes:
+        round: Rounds completed, this one included.
+        loss: Batch loss of every peer before its first step, shape ``(N,)``.
+        gradient_norms: Sum over the local steps of the norm of the data term's
+            gradient, shape ``(N,)``.
+        seconds: Elapsed time of the round.
+    """
+
+    round: int
+    loss: NDArray[np.float64]
+    gradient_norms: NDArray[np.float64]
+    seconds: float
+
+
+class Backend(Protocol):
+    """Holds the stacked state, whole or in row blocks, and advances it."""
+
+    def start(self, setup: EngineSetup, state: PeerState) -> None:
+        """Take over a state; it is not written to."""
+        ...
+
+    def advance(self, t: int) -> RoundInfo:
+        """Run round t (from 0) of the trainer at every peer; write the record."""
+        ...
+
+    def gather(self) -> PeerState:
+        """Return the whole state (N, P)."""
+        ...
+
+    def stop(self) -> TrainingRecord:
+        """Return what was recorded since ``start``."""
+        ...

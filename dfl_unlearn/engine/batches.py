@@ -1,0 +1,136 @@
+"""Which rows each peer takes in each local step, drawn by key.
+
+One key per (block, epoch) gives one uniform per stored row, in peer order; a peer's
+order in that epoch is the argsort of its own rows' uniforms, and steps consume it batch
+by batch. Forgotten rows keep their slot with weight 0. So another peer's forgetting,
+the number of workers or the order of completion never change a peer's batches.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfl_unlearn.engine.config import LocalSteps
+from dfl_unlearn.rng import RngTree
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's rows for k peers.
+
+    Attributes:
+        index: Row numbers in the store, shape ``(k, B)``; padded slots repeat a row.
+        weights: What each slot counts, shape ``(k, B)`` float64: one over the number
+            of counted slots, 0 for padded and forgotten ones.
+    """
+
+    index: NDArray[np.int64]
+    weights: NDArray[np.float64]
+
+
+class BatchPlan:
+    """Gives the batches of any peers at any of their steps.
+
+    Holds one order per peer, that of the epoch it is in; which epoch that is follows
+    from the step asked for, so a plan can start anywhere.
+    """
+
+    def __init__(
+        self,
+        *,
+        offsets: NDArray[np.int64],
+        keep: NDArray[np.bool_],
+        counted: NDArray[np.bool_],
+        local: LocalSteps,
+        rng: RngTree,
+        block_peers: int,
+    ) -> None:
+        """Prepare the plan of all peers.
+
+        Args:
+            offsets: Peer i owns the stored rows ``offsets[i] .. offsets[i+1]-1``;
+                shape ``(N+1,)``.
+            keep: Whether a row is retained, shape ``(R,)``.
+            counted: Whether a row counts in the divisor, shape ``(R,)``; differs from
+                ``keep`` under ``normalization="fixed"``.
+            local: Batch size and epochs.
+            rng: The run's draws.
+            block_peers: Peers per block; names the keys.
+        """
+        self._offsets = offsets
+        self._sizes = np.diff(offsets)
+        self._keep = keep
+        self._counted = counted
+        self._all_kept = bool(keep.all())
+        self._rng = rng
+        self._block_peers = block_peers
+        self._full = local.batch_size is None
+        self._batch_size = local.batch_size or 0
+        self._batches = local.batches(self._sizes)
+        self._order = np.arange(offsets[-1], dtype=np.int64)
+        self._epoch = np.full(len(self._sizes), -1, dtype=np.int64)
+
+    def batch(self, peers: NDArray[np.int64], steps: NDArray[np.int64]) -> Batch:
+        """Return one batch for each of the given peers.
+
+        Args:
+            peers: Peers of one block, shape ``(k,)``.
+            steps: Each peer's own step, counted over the whole run, shape ``(k,)``.
+
+        Returns:
+            The batch; B is the largest number of slots among these peers.
+        """
+        sizes = self._sizes[peers]
+        if self._full:
+            first, length = np.zeros_like(sizes), sizes
+        else:
+            epoch, position = np.divmod(steps, self._batches[peers])
+            stale = epoch != self._epoch[peers]
+            if stale.any():
+                self._shuffle(peers[stale], epoch[stale])
+            first = position * self._batch_size
+            length = np.minimum(sizes - first, self._batch_size)
+        slots = np.arange(length.max())
+        at = first[:, None] + slots
+        filled = slots < length[:, None]
+        start = self._offsets[peers][:, None]
+        index = self._order[start + np.minimum(at, (sizes - 1)[:, None])]
+        if self._all_kept:
+            return Batch(index, filled / length[:, None])
+        count = (filled & self._counted[index]).sum(axis=1, keepdims=True)
+        return Batch(index, (filled & self._keep[index]) / np.maximum(count, 1))
+
+    def _shuffle(self, peers: NDArray[np.int64], epochs: NDArray[np.int64]) -> None:
+        """Draw the orders that the given peers of one block enter now."""
+        block = int(peers[0]) // self._block_peers  # they share one
+        origin = self._offsets[block * self._block_peers]
+        for epoch in np.unique(epochs):
+            entering = np.sort(peers[epochs == epoch])
+            begin, end = self._offsets[entering[0]], self._offsets[entering[-1] + 1]
+            uniforms = self._rng.numpy(
+                "batch",
+                who=f"block:{block}",
+                round=int(epoch),
+                skip=int(begin - origin),
+            ).random(end - begin)
+            sizes = self._sizes[entering]
+            whole = int(sizes.sum()) == end - begin
+            if whole and (sizes == sizes[0]).all():
+                shape = (len(entering), int(sizes[0]))
+                inside = uniforms.reshape(shape).argsort(axis=1, kind="stable")
+                starts = self._offsets[entering][:, None]
+                self._order[begin:end] = (starts + inside).reshape(-1)
+            else:
+                rows = _ranges(self._offsets[entering], sizes)
+                owner = np.repeat(np.arange(len(entering)), sizes)
+                self._order[rows] = rows[np.lexsort((uniforms[rows - begin], owner))]
+            self._epoch[entering] = epoch
+
+
+def _ranges(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the concatenation of ``arange(start, start + length)``."""
+    ends = np.cumsum(lengths)
+    rows: NDArray[np.int64] = np.arange(ends[-1])
+    rows += np.repeat(starts - (ends - lengths), lengths)
+    return rows

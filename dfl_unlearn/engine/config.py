@@ -1,0 +1,207 @@
+"""What changes results, and apart from it what changes speed only."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dfl_unlearn import _validate
+from dfl_unlearn.accounting.ledger import PrivacyBudget
+from dfl_unlearn.errors import InvalidArgumentError
+from dfl_unlearn.record.plan import RecordPlan
+from dfl_unlearn.registry import Registry
+from dfl_unlearn.topology.graph import TopologySchedule
+
+Form = Literal["atc", "cta"]
+KernelName = Literal["auto", "stacked", "vmap", "loop"]
+
+
+@runtime_checkable
+class Trainer(Protocol):
+    """A gossip training iteration.
+
+    Attributes:
+        form: In which order a round mixes and trains; see ``DSgd``.
+    """
+
+    @property
+    def form(self) -> Form:
+        """``atc`` or ``cta``."""
+        ...
+
+
+trainers: Registry[Trainer] = Registry(
+    "trainers", packages=("dfl_unlearn.engine.trainers",)
+)
+
+
+def _default_trainer() -> Trainer:
+    return trainers.build("d-sgd")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalSteps:
+    """Gradient steps that every peer takes in one round.
+
+    Attributes:
+        epochs: Passes over the peer's own rows per round; None counts ``steps``.
+        steps: Gradient steps per round where ``epochs`` is None.
+        batch_size: Rows per step; None is the full batch.
+        learning_rate: Step size of the first round.
+        lr_schedule: ``constant``; ``cosine`` falls to almost 0 at the last round;
+            ``inverse_sqrt`` divides by sqrt(1 + round).
+        momentum: Heavy-ball momentum, in [0, 1).
+        weight_decay: Added times the parameters to each gradient; unlike the model's
+            ``l2`` it is not part of the objective.
+        clip_norm: Bound on the L2 norm of every sample's gradient (data term).
+    """
+
+    epochs: float | None = None
+    steps: int = 1
+    batch_size: int | None = 32
+    learning_rate: float = 0.1
+    lr_schedule: Literal["constant", "cosine", "inverse_sqrt"] = "constant"
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        if self.epochs is not None:
+            _validate.number(epochs=self.epochs, above=0, at_most=1e4)
+            if self.steps != 1:
+                raise InvalidArgumentError(
+                    f"steps: must stay at its default 1 when epochs is given, got "
+                    f"{self.steps}; drop one of the two"
+                )
+        _validate.integer(steps=self.steps, at_least=1, at_most=100_000)
+        if self.batch_size is not None:
+            _validate.integer(batch_size=self.batch_size, at_least=1)
+        _validate.number(learning_rate=self.learning_rate, above=0)
+        _validate.one_of(
+            ("constant", "cosine", "inverse_sqrt"), lr_schedule=self.lr_schedule
+        )
+        _validate.number(momentum=self.momentum, at_least=0, below=1)
+        _validate.number(weight_decay=self.weight_decay, at_least=0)
+        if self.clip_norm is not None:
+            _validate.number(clip_norm=self.clip_norm, above=0)
+
+    def rate(self, t: int, rounds: int) -> float:
+        """Return the step size of round t.
+
+        Args:
+            t: Round, counted from 0; rounds past the end keep the last one's rate.
+            rounds: Planned length of the run.
+
+        Returns:
+            The learning rate.
+        """
+        t = min(t, rounds - 1)
+        if self.lr_schedule == "cosine":
+            return self.learning_rate * 0.5 * (1 + math.cos(math.pi * t / rounds))
+        if self.lr_schedule == "inverse_sqrt":
+            return self.learning_rate / math.sqrt(1 + t)
+        return self.learning_rate
+
+    def batches(self, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the number of batches in one epoch of peers of the given sizes."""
+        if self.batch_size is None:
+            return np.ones_like(sizes)
+        return -(-sizes // self.batch_size)
+
+    def per_round(self, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return how many steps each peer takes in a round.
+
+        Args:
+            sizes: Stored rows per peer, shape ``(N,)``.
+
+        Returns:
+            At least 1 each, shape ``(N,)``; ``epochs`` times the batches of an epoch,
+            rounded to the nearest step.
+        """
+        if self.epochs is None:
+            return np.full_like(sizes, self.steps)
+        passes = np.rint(self.epochs * self.batches(sizes)).astype(np.int64)
+        steps: NDArray[np.int64] = np.maximum(passes, 1)
+        return steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulationConfig:
+    """Everything besides topology, data and model that changes a run's results.
+
+    Attributes:
+        rounds: Gossip rounds T.
+        seed: Seed of every draw of the run.
+        trainer: The training iteration, e.g. ``DSgd()``.
+        local: Local gradient steps of a round.
+        peer_weighting: ``uniform`` gives every peer's mean loss the same weight;
+            ``size`` weights it by the peer's number of rows, as if data were pooled.
+        schedule: Networks that change with the round; None is the topology itself.
+        record: What training writes down.
+        common_init: Whether all peers start from the same parameters.
+        dtype: Type of the training arithmetic.
+        block_peers: Peers per unit of work; part of the run's identity.
+        chunk_peers: Peers trained together in cache; ``auto`` is 16.
+        threads: Threads of the linear algebra; changes the last bits of results.
+        kernel: How local steps are batched over peers; ``auto`` chooses by the model's
+            structure, never by timing.
+        evaluate_every: Rounds between evaluations; 0 evaluates only at the end.
+        privacy_budget: Caps that the ledger enforces.
+    """
+
+    rounds: int = 100
+    seed: int = 0
+    trainer: Trainer = field(default_factory=_default_trainer)
+    local: LocalSteps = field(default_factory=LocalSteps)
+    peer_weighting: Literal["uniform", "size"] = "uniform"
+    schedule: TopologySchedule | None = None
+    record: RecordPlan = field(default_factory=RecordPlan)
+    common_init: bool = True
+    dtype: Literal["float32", "float64"] = "float32"
+    block_peers: int = 16
+    chunk_peers: int | Literal["auto"] = "auto"
+    threads: int = 1
+    kernel: KernelName = "auto"
+    evaluate_every: int = 10
+    privacy_budget: PrivacyBudget = field(default_factory=PrivacyBudget)
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        _validate.integer(rounds=self.rounds, at_least=1, at_most=10_000_000)
+        _validate.integer(seed=self.seed, at_least=0, at_most=2**63 - 1)
+        _validate.of_type(Trainer, why="e.g. DSgd(form='atc')", trainer=self.trainer)
+        _validate.of_type(LocalSteps, local=self.local)
+        _validate.one_of(("uniform", "size"), peer_weighting=self.peer_weighting)
+        _validate.of_type(RecordPlan, record=self.record)
+        _validate.of_type(bool, common_init=self.common_init)
+        _validate.one_of(("float32", "float64"), dtype=self.dtype)
+        _validate.integer(block_peers=self.block_peers, at_least=1)
+        if self.chunk_peers != "auto":
+            _validate.integer(chunk_peers=self.chunk_peers, at_least=1)
+        _validate.integer(threads=self.threads, at_least=1, at_most=1024)
+        _validate.one_of(("auto", "stacked", "vmap", "loop"), kernel=self.kernel)
+        _validate.integer(evaluate_every=self.evaluate_every, at_least=0)
+        _validate.of_type(PrivacyBudget, privacy_budget=self.privacy_budget)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The training type as torch knows it."""
+        return torch.float64 if self.dtype == "float64" else torch.float32
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutionConfig:
+    """What changes speed and display only, never results; not hashed.
+
+    Attributes:
+        progress: Whether to show a progress bar (on a terminal) or plain lines.
+        allow_large: Whether to start although the estimated memory is above 80 % of
+            what is available.
+    """
+
+    progress: bool = False
+    allow_large: bool = False

@@ -1,0 +1,1 @@
+"""Local steps of a chunk of peers, one module per kernel shape."""

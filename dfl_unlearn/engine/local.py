@@ -1,0 +1,185 @@
+"""Local work of one round: fixed blocks of peers, cut into chunks that fit a cache."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dfl_unlearn.data.peers import PeerData
+from dfl_unlearn.engine.batches import BatchPlan
+from dfl_unlearn.engine.config import SimulationConfig
+from dfl_unlearn.engine.kernels.autograd import AutogradKernel
+from dfl_unlearn.engine.kernels.contract import Kernel, StepRule
+from dfl_unlearn.engine.kernels.stacked import StackedKernel
+from dfl_unlearn.errors import UnsupportedModelError
+from dfl_unlearn.models.flat import FlatModel
+from dfl_unlearn.rng import RngTree
+
+_CHUNK_PEERS = 16  # measured: 8 to 16 peers are best for linear models and MLPs
+
+
+def peer_scale(data: PeerData, weighting: str) -> NDArray[np.float64]:
+    """Return the factor N p_i on each peer's objective, shape ``(N,)``.
+
+    Args:
+        data: What the peers hold; a peer whose rows are all forgotten gets 0: it
+            relays, and its share goes to the others.
+        weighting: ``uniform`` (p_i equal) or ``size`` (p_i proportional to rows).
+
+    Returns:
+        Factors with mean 1, float64.
+    """
+    active = (data.retained > 0).astype(np.float64)
+    rows = np.add.reduceat(data.counted, data.offsets[:-1], dtype=np.int64)
+    share = rows * active if weighting == "size" else active
+    scale: NDArray[np.float64] = share / share.sum() * data.n
+    return scale
+
+
+def resolve_kernel(model: FlatModel, name: str) -> str:
+    """Return which kernel runs a model: by its structure, never by timing.
+
+    Args:
+        model: The model.
+        name: ``auto`` or a kernel's name.
+
+    Returns:
+        ``stacked`` for linear models and multilayer perceptrons, else ``loop``, unless
+        another one is named.
+
+    Raises:
+        UnsupportedModelError: If ``stacked`` is asked of another structure.
+    """
+    if name == "auto":
+        return "stacked" if model.structure is not None else "loop"
+    if name == "stacked" and model.structure is None:
+        raise UnsupportedModelError(
+            "kernel: must be auto, vmap or loop for a model that is not a stack of "
+            "linear layers with ReLU between them, got 'stacked'; use auto"
+        )
+    return name
+
+
+class LocalWork:
+    """Takes the local steps of any chunk of peers in any round."""
+
+    def __init__(
+        self, data: PeerData, model: FlatModel, config: SimulationConfig, rng: RngTree
+    ) -> None:
+        """Prepare batches and kernel.
+
+        Args:
+            data: What each peer holds.
+            model: The model.
+            config: Local steps, weighting, blocks and kernel.
+            rng: The run's draws.
+        """
+        self.config = config
+        self.scale = peer_scale(data, config.peer_weighting)
+        self.steps = config.local.per_round(data.sizes)
+        self.kernel_name = resolve_kernel(model, config.kernel)
+        self.chunk_peers = (
+            _CHUNK_PEERS if config.chunk_peers == "auto" else config.chunk_peers
+        )
+        self._plan = BatchPlan(
+            offsets=data.offsets,
+            keep=data.keep,
+            counted=data.counted,
+            local=config.local,
+            rng=rng,
+            block_peers=config.block_peers,
+        )
+        rule = StepRule(
+            l2=model.l2,
+            weight_decay=config.local.weight_decay,
+            momentum=config.local.momentum,
+            clip_norm=config.local.clip_norm,
+        )
+        self._kernel = self._build_kernel(data, model, rule)
+
+    def _build_kernel(self, data: PeerData, model: FlatModel, rule: StepRule) -> Kernel:
+        inputs, labels = data.store.inputs, data.store.labels
+        dtype = self.config.torch_dtype
+        if self.kernel_name == "stacked":
+            assert model.structure is not None
+            return StackedKernel(
+                model.structure, rule, inputs=inputs, labels=labels, dtype=dtype
+            )
+        return AutogradKernel(
+            model,
+            rule,
+            inputs=inputs,
+            labels=labels,
+            dtype=dtype,
+            batched=self.kernel_name == "vmap",
+        )
+
+    def chunks(self) -> list[NDArray[np.int64]]:
+        """Return the peers of every chunk, blocks in order.
+
+        Inside a block, peers with more steps per round come first, so that the steps
+        that only some of them take run on a prefix.
+        """
+        chunks = []
+        for begin in range(0, len(self.steps), self.config.block_peers):
+            block = np.arange(
+                begin, min(begin + self.config.block_peers, len(self.steps))
+            )
+            block = block[np.argsort(-self.steps[block], kind="stable")]
+            chunks += [
+                block[i : i + self.chunk_peers]
+                for i in range(0, len(block), self.chunk_peers)
+            ]
+        return chunks
+
+    def round(
+        self,
+        t: int,
+        peers: NDArray[np.int64],
+        params: Tensor,
+        velocity: Tensor | None,
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Take one round's local steps of a chunk, in place.
+
+        Args:
+            t: Round, counted from 0.
+            peers: The chunk, steps per round descending, shape ``(k,)``.
+            params: Their rows, shape ``(k, P)``; written to.
+            velocity: Their momentum rows or None; written to.
+
+        Returns:
+            Loss of the first batch and sum over the steps of the data term's gradient
+            norms, shape ``(k,)`` each.
+        """
+        steps, scale = self.steps[peers], self.scale[peers]
+        rates = np.where(scale > 0, self.config.local.rate(t, self.config.rounds), 0.0)
+        first_loss = np.zeros(len(peers))
+        norms = np.zeros(len(peers))
+        for s in range(int(steps.max())):
+            k = int((steps > s).sum())
+            batch = self._plan.batch(peers[:k], t * steps[:k] + s)
+            loss, norm = self._kernel.step(
+                params[:k],
+                batch,
+                rates[:k],
+                scale[:k],
+                None if velocity is None else velocity[:k],
+            )
+            if s == 0:
+                first_loss[:] = loss
+            norms[:k] += norm
+        return first_loss, norms
+
+
+def contiguous(peers: NDArray[np.int64]) -> slice | None:
+    """Return the slice that a chunk is, or None where it is not one."""
+    first, count = int(peers[0]), len(peers)
+    if np.array_equal(peers, np.arange(first, first + count)):
+        return slice(first, first + count)
+    return None
+
+
+def rows_of(state: Tensor, peers: NDArray[np.int64]) -> Tensor:
+    """Return a chunk's rows: a view where they lie together, else a copy."""
+    whole = contiguous(peers)
+    return state[whole] if whole is not None else state[torch.from_numpy(peers)]

@@ -1,0 +1,143 @@
+"""A finished training run: everything a protocol may look at, in memory and on disk."""
+
+import hashlib
+import html
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfl_unlearn.accounting.ledger import PrivacyLedger
+from dfl_unlearn.data.peers import PeerData
+from dfl_unlearn.engine.config import SimulationConfig
+from dfl_unlearn.engine.state import PeerState
+from dfl_unlearn.engine.transport import Transport
+from dfl_unlearn.models.flat import FlatModel
+from dfl_unlearn.record.training import TrainingRecord
+from dfl_unlearn.rng import RngTree
+from dfl_unlearn.topology.graph import Topology
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """Figures taken while training, at the evaluated rounds only.
+
+    Attributes:
+        rounds: Rounds completed, shape ``(E,)``.
+        loss: Batch loss of every peer's last round, shape ``(E, N)``.
+        accuracy: Test accuracy (a fraction; for regression minus the mean squared
+            error) of every peer, shape ``(E, N)``.
+        consensus: Mean squared distance to the average, shape ``(E,)``.
+        seconds: Elapsed training time, shape ``(E,)``; not part of the digest.
+    """
+
+    rounds: NDArray[np.int64]
+    loss: NDArray[np.float64]
+    accuracy: NDArray[np.float64]
+    consensus: NDArray[np.float64]
+    seconds: NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedRun:
+    """A trained network.
+
+    Attributes:
+        topology: Who talks to whom.
+        data: What each peer holds.
+        model: The model, a function of one row of the state.
+        config: How it was trained.
+        state: Every peer's parameters.
+        record: What training wrote down, or None for states made elsewhere.
+        history: Figures over the rounds, or None.
+        ledger: Privacy spent so far.
+        rng: The run's draws.
+        digest: SHA-256 of what must be equal in a repeated run.
+        folder: Where it is stored, or None.
+        info: Kernel, threads, versions and seconds, for readers only.
+    """
+
+    topology: Topology
+    data: PeerData
+    model: FlatModel
+    config: SimulationConfig
+    state: PeerState
+    record: TrainingRecord | None
+    history: History | None
+    ledger: PrivacyLedger
+    rng: RngTree
+    digest: str
+    folder: Path | None = None
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    def replaced(self, **changes: Any) -> "TrainedRun":
+        """Return a copy with other fields.
+
+        A copy with another state no longer has the record, the history and the digest
+        of the training that made the old one.
+        """
+        if "state" in changes:
+            changes = {"record": None, "history": None, "folder": None, **changes}
+            changes.setdefault("digest", state_digest(changes["state"]))
+        return replace(self, **changes)
+
+    def transport(self) -> Transport:
+        """Return a transport over this network with an empty log."""
+        return Transport(self.topology)
+
+    @property
+    def requests(self) -> int:
+        """Number of forget requests that this state already carries."""
+        return int(self.info.get("requests", 0))
+
+    def save(self, path: str | Path) -> "TrainedRun":
+        """Write the run into a run folder; see ``engine.stored.save_run``."""
+        from dfl_unlearn.engine.stored import save_run
+
+        return save_run(self, path)
+
+    def _repr_html_(self) -> str:
+        """Return a short table for notebooks."""
+        accuracy = "-"
+        if self.history is not None and len(self.history.rounds):
+            accuracy = f"{self.history.accuracy[-1].mean():.4f}"
+        rows = {
+            "network": f"{self.topology.name}, {self.topology.n} peers",
+            "data": f"{self.data.name}, {int(self.data.retained.sum())} rows",
+            "rounds": self.state.round,
+            "mean test score": accuracy,
+            "digest": self.digest[:16],
+        }
+        cells = "".join(
+            f"<tr><th>{key}</th><td>{html.escape(str(value))}</td></tr>"
+            for key, value in rows.items()
+        )
+        return f"<table>{cells}</table>"
+
+
+def state_digest(state: PeerState) -> str:
+    """Return the SHA-256 of a state's parameters alone."""
+    raw = state.params.contiguous().numpy()
+    return hashlib.sha256(raw.astype(raw.dtype.newbyteorder("<")).tobytes()).hexdigest()
+
+
+def load_run(
+    path: str | Path, *, data: PeerData | None = None, model: FlatModel | None = None
+) -> TrainedRun:
+    """Read a finished run from its folder.
+
+    Args:
+        path: The run folder.
+        data: The peers' data where the run was made from arrays of your own, which
+            are never stored.
+        model: The model where it is not one of the zoo's.
+
+    Returns:
+        The run as it was saved, its ledger bound to the folder.
+    """
+    from dfl_unlearn.engine.stored import read_run
+
+    return read_run(path, data=data, model=model)

@@ -1,0 +1,379 @@
+"""The training loop, and carrying on from a state."""
+
+import hashlib
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+import dfl_unlearn
+from dfl_unlearn import _validate
+from dfl_unlearn.accounting.ledger import PrivacyLedger
+from dfl_unlearn.data.peers import PeerData
+from dfl_unlearn.engine.backends.contract import EngineSetup
+from dfl_unlearn.engine.backends.inline import Inline
+from dfl_unlearn.engine.callbacks import Callback, ProgressLog, notify
+from dfl_unlearn.engine.config import ExecutionConfig, SimulationConfig
+from dfl_unlearn.engine.run import History, TrainedRun
+from dfl_unlearn.engine.state import PeerState
+from dfl_unlearn.engine.threads import blas_report, limited_threads
+from dfl_unlearn.errors import InvalidArgumentError, ResourceError, TopologyError
+from dfl_unlearn.models.flat import FlatModel
+from dfl_unlearn.models.zoo import models
+from dfl_unlearn.record.plan import RecordPlan
+from dfl_unlearn.rng import RngTree, noise_self_check
+from dfl_unlearn.topology.files import load_topology
+from dfl_unlearn.topology.graph import Topology, TopologySchedule
+
+_SCORE_BYTES = 2**26  # logits held at once while scoring
+
+
+def simulate(
+    topology: Topology | str,
+    data: PeerData,
+    model: FlatModel | str,
+    config: SimulationConfig | None = None,
+    *,
+    execution: ExecutionConfig | None = None,
+    callbacks: Sequence[Callback] = (),
+    folder: str | Path | None = None,
+) -> TrainedRun:
+    """Train every peer of a network by gossip.
+
+    Args:
+        topology: The network, or a registered name, built with one peer per part of
+            ``data``.
+        data: What each peer holds.
+        model: The model, or a registered name, built for the data's shape.
+        config: Everything that changes results; default ``SimulationConfig()``.
+        execution: What changes speed and display only.
+        callbacks: Hooks after a round; see ``engine.callbacks``.
+        folder: An empty run folder to keep the run in, or None.
+
+    Returns:
+        The trained run. Equal arguments give equal bits.
+
+    Raises:
+        TopologyError: If the network and the data have different numbers of peers.
+        NumericalError: If training diverges; names peer and round.
+        ResourceError: If the run would not fit into memory.
+
+    Example:
+        >>> from dfl_unlearn import PeerData, SimulationConfig, simulate
+        >>> data = PeerData.load("gaussian-classes", peers=4, seed=0)
+        >>> run = simulate("ring", data, "logistic", SimulationConfig(rounds=5))
+        >>> tuple(run.state.params.shape)
+        (4, 99)
+    """
+    config = config if config is not None else SimulationConfig()
+    execution = execution if execution is not None else ExecutionConfig()
+    _validate.of_type(PeerData, why="e.g. PeerData.load('digits', peers=8)", data=data)
+    _validate.of_type(SimulationConfig, config=config)
+    if isinstance(topology, str):
+        topology = load_topology(topology, n=data.n)
+    _validate.of_type(
+        Topology, why="e.g. load_topology('ring', n=8)", topology=topology
+    )
+    if isinstance(model, str):
+        model = models.build(
+            model,
+            input_shape=tuple(data.store.inputs.shape[1:]),
+            num_classes=data.num_classes,
+        )
+    _validate.of_type(FlatModel, why="e.g. model='logistic'", model=model)
+    if topology.n != data.n:
+        raise TopologyError(
+            f"topology: must have one peer per part of the data, got {topology.n} "
+            f"peers and data for {data.n}; use load_topology(..., n={data.n})"
+        )
+    if config.schedule is not None and config.schedule.n != data.n:
+        raise InvalidArgumentError(
+            f"config.schedule: must have {data.n} peers, got {config.schedule.n}"
+        )
+    _check_memory(data, model, config, execution)
+    rng = RngTree(config.seed)
+    run = _train(
+        topology, data, model, config, execution, callbacks, rng, label="training"
+    )
+    if folder is not None:
+        run = run.save(folder)
+    notify(callbacks, "on_end", run)
+    return run
+
+
+def retrain(
+    run: TrainedRun,
+    data: PeerData,
+    *,
+    seed_offset: int = 0,
+    execution: ExecutionConfig | None = None,
+) -> TrainedRun:
+    """Train a run's network again on other data of the same peers.
+
+    Args:
+        run: Gives network, model, configuration and seeds.
+        data: What is kept; same stored rows, some of them dropped.
+        seed_offset: 0 repeats every draw (initial parameters, batch order).
+        execution: What changes speed and display only.
+
+    Returns:
+        The retrained run, without a folder.
+    """
+    config = replace(
+        run.config,
+        seed=run.config.seed + seed_offset,
+        record=RecordPlan(parts=frozenset()),
+    )
+    rng = run.rng if seed_offset == 0 else RngTree(config.seed)
+    return _train(
+        run.topology,
+        data,
+        run.model,
+        config,
+        execution if execution is not None else ExecutionConfig(),
+        (),
+        rng,
+        label="retraining",
+    )
+
+
+def continue_training(
+    run: TrainedRun, data: PeerData, state: PeerState, rounds: int
+) -> tuple[PeerState, int]:
+    """Run more rounds of the same training from a state.
+
+    The learning rate stays what it was in the last planned round.
+
+    Args:
+        run: Gives network, model and configuration.
+        data: What is kept.
+        state: Where to start; not written to.
+        rounds: How many rounds, >= 0.
+
+    Returns:
+        The new state and the number of per-sample gradients taken.
+    """
+    if rounds == 0:
+        return state, 0
+    config = replace(run.config, record=RecordPlan(parts=frozenset()))
+    backend = Inline()
+    with limited_threads(config.threads):
+        backend.start(
+            EngineSetup(
+                schedule=_schedule(run.topology, config),
+                data=data,
+                model=run.model,
+                config=config,
+                rng=run.rng,
+            ),
+            state,
+        )
+        for t in range(state.round, state.round + rounds):
+            backend.advance(t)
+        return backend.gather(), rounds * samples_per_round(data, config)
+
+
+def samples_per_round(data: PeerData, config: SimulationConfig) -> int:
+    """Return the per-sample gradients of one round, averaged over an epoch."""
+    steps = config.local.per_round(data.sizes)
+    per_step = data.sizes / config.local.batches(data.sizes)
+    active = data.retained > 0
+    return int(np.rint((steps * per_step * active).sum()))
+
+
+def _train(
+    topology: Topology,
+    data: PeerData,
+    model: FlatModel,
+    config: SimulationConfig,
+    execution: ExecutionConfig,
+    callbacks: Sequence[Callback],
+    rng: RngTree,
+    *,
+    label: str,
+) -> TrainedRun:
+    began = time.perf_counter()
+    initial = initial_state(model, data.n, config, rng)
+    backend = Inline()
+    progress = ProgressLog(config.rounds, label=label) if execution.progress else None
+    hooks = [*callbacks, *([progress] if progress else [])]
+    rows: list[tuple[int, NDArray[np.float64], NDArray[np.float64], float, float]] = []
+    try:
+        with limited_threads(config.threads):
+            backend.start(
+                EngineSetup(
+                    schedule=_schedule(topology, config),
+                    data=data,
+                    model=model,
+                    config=config,
+                    rng=rng,
+                ),
+                initial,
+            )
+            for t in range(config.rounds):
+                info = backend.advance(t)
+                if _evaluates(t + 1, config):
+                    state = backend.gather()
+                    rows.append(
+                        (
+                            t + 1,
+                            info.loss,
+                            test_scores(model, state.params, data),
+                            state.consensus_distance(),
+                            time.perf_counter() - began,
+                        )
+                    )
+                notify(hooks, "on_round", info)
+            state = backend.gather()
+            blas = blas_report()
+    finally:
+        if progress is not None:
+            progress.close()
+    history = History(
+        rounds=np.array([r[0] for r in rows], dtype=np.int64),
+        loss=np.array([r[1] for r in rows]),
+        accuracy=np.array([r[2] for r in rows]),
+        consensus=np.array([r[3] for r in rows]),
+        seconds=np.array([r[4] for r in rows]),
+    )
+    arithmetic = {
+        "kernel": backend.work.kernel_name,
+        "chunk_peers": backend.work.chunk_peers,
+        "block_peers": config.block_peers,
+        "threads": config.threads,
+        "blas": blas,
+        "device": "cpu",
+    }
+    seconds = time.perf_counter() - began
+    return TrainedRun(
+        topology=topology,
+        data=data,
+        model=model,
+        config=config,
+        state=state,
+        record=backend.stop(),
+        history=history,
+        ledger=PrivacyLedger(config.privacy_budget),
+        rng=rng,
+        digest=_digest(state.params, history, arithmetic),
+        info={
+            "arithmetic": arithmetic,
+            "versions": versions(),
+            "noise_self_check": list(noise_self_check()),
+            "seconds": seconds,
+            "sample_gradients": config.rounds * samples_per_round(data, config),
+        },
+    )
+
+
+def initial_state(
+    model: FlatModel, n: int, config: SimulationConfig, rng: RngTree
+) -> PeerState:
+    """Return the state before the first round.
+
+    Args:
+        model: Gives the initialization.
+        n: Number of peers.
+        config: ``common_init`` and dtype.
+        rng: The run's draws.
+
+    Returns:
+        The state; with a common start its rows share memory.
+    """
+    if config.common_init:
+        row = model.init(rng).to(config.torch_dtype)
+        return PeerState(params=row.expand(n, -1))
+    rows = [model.init(rng.child(f"peer:{i}")) for i in range(n)]
+    return PeerState(params=torch.stack(rows).to(config.torch_dtype))
+
+
+def test_scores(
+    model: FlatModel, params: Tensor, data: PeerData
+) -> NDArray[np.float64]:
+    """Return every peer's test accuracy, or minus its mean squared error.
+
+    Args:
+        model: The model; without classes it is a regression.
+        params: State, shape ``(N, P)``.
+        data: Holds the test set.
+
+    Returns:
+        One score per peer, shape ``(N,)``; NaN without a test set.
+    """
+    inputs, labels = data.test.inputs, data.test.labels
+    scores = np.full(len(params), np.nan)
+    if len(labels) == 0:
+        return scores
+    width = max(data.num_classes, 1) * params.element_size()
+    peers = max(1, _SCORE_BYTES // (len(labels) * width))
+    for begin in range(0, len(params), peers):
+        rows = slice(begin, begin + peers)
+        out = model.predict_all(params[rows], inputs)
+        if data.num_classes > 0:
+            right = out.argmax(dim=2) == labels
+            scores[rows] = right.double().mean(dim=1).numpy()
+        else:
+            scores[rows] = -(out.double() - labels).square().mean(dim=1).numpy()
+    return scores
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a repeated run needs to be equal."""
+    return {
+        "dfl_unlearn": dfl_unlearn.__version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+    }
+
+
+def _schedule(topology: Topology, config: SimulationConfig) -> TopologySchedule:
+    return topology if config.schedule is None else config.schedule
+
+
+def _evaluates(done: int, config: SimulationConfig) -> bool:
+    every = config.evaluate_every
+    return done == config.rounds or (every > 0 and done % every == 0)
+
+
+def _digest(params: Tensor, history: History, arithmetic: dict[str, Any]) -> str:
+    """Hash final parameters, metrics and the arithmetic's identity."""
+    digest = hashlib.sha256()
+    digest.update(
+        params.contiguous()
+        .numpy()
+        .astype("<f8" if params.dtype == torch.float64 else "<f4")
+        .tobytes()
+    )
+    for values in (history.rounds, history.loss, history.accuracy, history.consensus):
+        digest.update(" ".join(float(v).hex() for v in values.ravel()).encode())
+    digest.update(repr(sorted(arithmetic.items())).encode())
+    return digest.hexdigest()
+
+
+def _check_memory(
+    data: PeerData,
+    model: FlatModel,
+    config: SimulationConfig,
+    execution: ExecutionConfig,
+) -> None:
+    """Refuse a run that would take over 80 % of the available memory."""
+    import psutil
+
+    item = 8 if config.dtype == "float64" else 4
+    states = 3 + (config.local.momentum > 0) + 1
+    need = data.n * model.size * item * states
+    room = 0.8 * psutil.virtual_memory().available
+    if need > room and not execution.allow_large:
+        raise ResourceError(
+            f"{data.n} peers x {model.size} parameters need about {need / 1e9:.3g} GB "
+            f"({room / 0.8 / 1e9:.3g} GB available); use fewer peers, a smaller model "
+            "or allow_large"
+        )

@@ -1,0 +1,402 @@
+"""Finished runs on disk: written file by file, each whole or not at all.
+
+``manifest.json`` says how data and model are made again; both are checked by their
+fingerprints, so a changed file or generator is noticed before anything is computed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+from dfl_unlearn.accounting.ledger import PrivacyBudget, PrivacyLedger
+from dfl_unlearn.data.forget import ForgetRequest
+from dfl_unlearn.data.peers import PeerData
+from dfl_unlearn.engine.config import LocalSteps, SimulationConfig, trainers
+from dfl_unlearn.engine.run import History, TrainedRun
+from dfl_unlearn.engine.state import PeerState
+from dfl_unlearn.errors import (
+    InvalidArgumentError,
+    MissingInputError,
+    NoiseStreamChangedError,
+    StoreCorruptError,
+)
+from dfl_unlearn.models.flat import FlatModel
+from dfl_unlearn.models.zoo import models
+from dfl_unlearn.record.plan import RecordPlan
+from dfl_unlearn.record.training import Dynamics, TrainingRecord
+from dfl_unlearn.rng import RngTree, noise_self_check
+from dfl_unlearn.store.folder import RunFolder
+from dfl_unlearn.topology.graph import Topology
+
+FORMAT = 1
+FINAL = "state/final.safetensors"
+LEDGER = "ledger.jsonl"
+_ROUND = "record/round-{:06d}.safetensors"
+
+
+def save_run(run: TrainedRun, path: str | Path) -> TrainedRun:
+    """Write a run into a folder.
+
+    Args:
+        run: The run.
+        path: A run folder (``RunFolder.create``), or a place where none is yet.
+
+    Returns:
+        The run, bound to the folder and with a ledger that is durable there.
+
+    Raises:
+        InvalidArgumentError: If the folder holds a finished run already.
+    """
+    path = Path(path)
+    folder = (
+        RunFolder(path) if path.exists() else RunFolder.create(path.parent, path.name)
+    )
+    if folder.is_done:
+        raise InvalidArgumentError(
+            f"folder: must not hold a finished run, got {path}; choose another name"
+        )
+    with folder.locked():
+        folder.write_json("manifest.json", _manifest(run, folder.name))
+        _write_topology(folder, run.topology)
+        folder.write_tensors(FINAL, {"params": run.state.params, **run.state.slots})
+        if run.record is not None:
+            _write_record(folder, run.record)
+        if run.history is not None:
+            _write_history(folder, run.history)
+        ledger = run.ledger.fork(folder.path(LEDGER))
+        folder.finish(run.digest)
+    return replace(run, folder=folder.root, ledger=ledger)
+
+
+def read_run(
+    path: str | Path, *, data: PeerData | None = None, model: FlatModel | None = None
+) -> TrainedRun:
+    """Read a run; see ``engine.run.load_run``.
+
+    Args:
+        path: The run folder.
+        data: The peers' data, where they are not stored.
+        model: The model, where it is not one of the zoo's.
+
+    Returns:
+        The run.
+
+    Raises:
+        StoreCorruptError: If the folder is damaged or was never finished.
+        NoiseStreamChangedError: If keyed noise is not what it was.
+    """
+    folder = RunFolder(path)
+    if not folder.is_done:
+        raise StoreCorruptError(
+            f"{folder.root}: must hold a finished run, got no done.json; the run was "
+            "interrupted, make it again"
+        )
+    manifest = folder.read_json("manifest.json")
+    if manifest.get("format") != FORMAT:
+        raise StoreCorruptError(
+            f"{folder.root}/manifest.json: format must be {FORMAT}, got "
+            f"{manifest.get('format')}; read it with the version that wrote it"
+        )
+    if tuple(manifest["noise_self_check"]) != noise_self_check():
+        raise NoiseStreamChangedError(
+            f"{folder.root}/manifest.json: keyed noise must start "
+            f"{manifest['noise_self_check'][0]}, got {noise_self_check()[0]}; use the "
+            f"NumPy it was made with ({manifest['versions']['numpy']})"
+        )
+    if data is None:
+        data = _build_data(manifest)
+    if model is None:
+        model = _build_model(manifest)
+    for request in manifest["forgotten"]:
+        data = data.without(request_from(request))
+    if data.fingerprint() != manifest["data"]["fingerprint"]:
+        raise StoreCorruptError(
+            f"{folder.root}/manifest.json: data must have the fingerprint "
+            f"{manifest['data']['fingerprint'][:16]}..., got "
+            f"{data.fingerprint()[:16]}...; the data set's files or your arrays differ"
+        )
+    tensors = folder.read_tensors(FINAL)
+    params = tensors.pop("params")
+    if tuple(params.shape) != (data.n, model.size):
+        raise StoreCorruptError(
+            f"{folder.root}/{FINAL}: params must have shape {(data.n, model.size)}, "
+            f"got {tuple(params.shape)}; the file belongs to another run"
+        )
+    config = config_from(manifest["training"])
+    ledger_path = folder.path(LEDGER)
+    return TrainedRun(
+        topology=_read_topology(folder, manifest),
+        data=data,
+        model=model,
+        config=config,
+        state=PeerState(params=params, slots=tensors, round=manifest["round"]),
+        record=_read_record(folder, manifest["record"]),
+        history=_read_history(folder),
+        ledger=PrivacyLedger.load(ledger_path, budget=config.privacy_budget),
+        rng=RngTree(config.seed),
+        digest=folder.read_json("done.json")["digest"],
+        folder=folder.root,
+        info=manifest["info"],
+    )
+
+
+def config_to(config: SimulationConfig) -> dict[str, Any]:
+    """Return a configuration as JSON values; ``config_from`` reads it.
+
+    Args:
+        config: The configuration.
+
+    Returns:
+        Field name -> value; the trainer stands under ``use``.
+
+    Raises:
+        InvalidArgumentError: If it has a schedule, which cannot be written.
+    """
+    if config.schedule is not None:
+        raise InvalidArgumentError(
+            f"config.schedule: must be None to store a run, got "
+            f"{type(config.schedule).__name__}; give the network as topology"
+        )
+    values = {f.name: getattr(config, f.name) for f in fields(config)}
+    del values["schedule"]
+    return values | {
+        "trainer": {"use": trainers.name_of(config.trainer)} | _fields(config.trainer),
+        "local": _fields(config.local),
+        "record": _fields(config.record) | {"parts": sorted(config.record.parts)},
+        "privacy_budget": _fields(config.privacy_budget),
+    }
+
+
+def config_from(values: Mapping[str, Any]) -> SimulationConfig:
+    """Return the configuration that ``config_to`` wrote."""
+    trainer = dict(values["trainer"])
+    record = dict(values["record"])
+    return SimulationConfig(
+        **{
+            **values,
+            "trainer": trainers.build(trainer.pop("use"), **trainer),
+            "local": LocalSteps(**values["local"]),
+            "record": RecordPlan(**{**record, "parts": frozenset(record["parts"])}),
+            "privacy_budget": PrivacyBudget(**values["privacy_budget"]),
+        }
+    )
+
+
+def request_to(request: ForgetRequest) -> dict[str, Any]:
+    """Return a request as JSON values; ``request_from`` reads it."""
+    return _fields(request)
+
+
+def request_from(values: Mapping[str, Any]) -> ForgetRequest:
+    """Return the request that ``request_to`` wrote."""
+    items = tuple(tuple(rows) for rows in values["items"])
+    return ForgetRequest(**{**values, "items": items, "peers": tuple(values["peers"])})
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {f.name: getattr(value, f.name) for f in fields(value)}
+
+
+def _manifest(run: TrainedRun, name: str) -> dict[str, Any]:
+    from dfl_unlearn.engine.simulator import versions
+
+    return {
+        "format": FORMAT,
+        "run": name,
+        "round": run.state.round,
+        "training": config_to(run.config),
+        "data": {
+            "recipe": None if run.data.recipe is None else dict(run.data.recipe),
+            "fingerprint": run.data.fingerprint(),
+        },
+        "model": None if run.model.recipe is None else dict(run.model.recipe),
+        "topology": {
+            "name": run.topology.name,
+            "stochastic": run.topology.stochastic,
+            "directed": run.topology.directed,
+            "labels": list(run.topology.labels),
+            "fingerprint": run.topology.fingerprint(),
+        },
+        "record": None if run.record is None else _record_plan(run.record),
+        "forgotten": [],
+        "noise_self_check": list(noise_self_check()),
+        "versions": versions(),
+        "info": dict(run.info),
+    }
+
+
+def _build_data(manifest: Mapping[str, Any]) -> PeerData:
+    recipe = manifest["data"]["recipe"]
+    if recipe is None:
+        raise MissingInputError(
+            "data: must be given for this run, got none; it was made from arrays that "
+            "are not stored: load_run(path, data=PeerData.from_tensors(...))"
+        )
+    return PeerData.load(**recipe)
+
+
+def _build_model(manifest: Mapping[str, Any]) -> FlatModel:
+    recipe = manifest["model"]
+    if recipe is None:
+        raise MissingInputError(
+            "model: must be given for this run, got none; it is not one of the zoo's: "
+            "load_run(path, model=FlatModel.from_module(...))"
+        )
+    recipe = dict(recipe)
+    recipe["input_shape"] = tuple(recipe["input_shape"])
+    return models.build(recipe.pop("use"), **recipe)
+
+
+def _write_topology(folder: RunFolder, topology: Topology) -> None:
+    from dfl_unlearn.topology.files import save_graph
+
+    save_graph(topology, folder.path("topology.graphml"))
+    weights = topology.weights
+    folder.write_tensors(
+        "weights.safetensors",
+        {
+            "indptr": weights.indptr.astype(np.int64),
+            "indices": weights.indices.astype(np.int64),
+            "values": weights.data.astype(np.float64),
+        },
+    )
+
+
+def _read_topology(folder: RunFolder, manifest: Mapping[str, Any]) -> Topology:
+    """Build the network from its matrix, whose pattern is the graph."""
+    known = manifest["topology"]
+    parts = folder.read_tensors("weights.safetensors")
+    n = len(known["labels"])
+    weights = sp.csr_array(
+        (parts["values"].numpy(), parts["indices"].numpy(), parts["indptr"].numpy()),
+        shape=(n, n),
+    )
+    graph = nx.DiGraph() if known["directed"] else nx.Graph()
+    graph.add_nodes_from(range(n))
+    rows, columns = weights.nonzero()
+    graph.add_edges_from(
+        (int(j), int(i)) for i, j in zip(rows, columns, strict=True) if i != j
+    )
+    topology = Topology(
+        graph=graph,
+        weights=weights,
+        name=known["name"],
+        labels=tuple(known["labels"]),
+        stochastic=known["stochastic"],
+    )
+    if topology.fingerprint() != known["fingerprint"]:
+        raise StoreCorruptError(
+            f"{folder.root}/weights.safetensors: network must have the fingerprint "
+            f"{known['fingerprint'][:16]}..., got {topology.fingerprint()[:16]}...; "
+            "the file was changed"
+        )
+    return topology
+
+
+def _record_plan(record: TrainingRecord) -> dict[str, Any]:
+    dynamics = _fields(record.dynamics)
+    return {
+        "parts": sorted(record.plan.parts),
+        "every": record.plan.every,
+        "memory_budget": record.plan.memory_budget,
+        "checkpoints": sorted(record.checkpoints),
+        "common_initial": record.initial is not None and record.initial.stride(0) == 0,
+        "dynamics": {
+            **dynamics,
+            "local_steps": dynamics["local_steps"].tolist(),
+            "scale": dynamics["scale"].tolist(),
+            "smoothness": None
+            if record.dynamics.smoothness is None
+            else _fields(record.dynamics.smoothness),
+        },
+    }
+
+
+def _write_record(folder: RunFolder, record: TrainingRecord) -> None:
+    folder.write_json("record/plan.json", _record_plan(record))
+    arrays: dict[str, Any] = {"step_sizes": record.step_sizes}
+    if record.gradient_norms is not None:
+        arrays["gradient_norms"] = record.gradient_norms
+    folder.write_tensors("record/norms.safetensors", arrays)
+    if record.initial is not None:
+        common = record.initial.stride(0) == 0
+        rows = record.initial[:1] if common else record.initial
+        folder.write_tensors(_ROUND.format(0), {"params": rows.contiguous()})
+    for t, params in record.checkpoints.items():
+        folder.write_tensors(_ROUND.format(t), {"params": params})
+
+
+def _read_record(
+    folder: RunFolder, known: Mapping[str, Any] | None
+) -> TrainingRecord | None:
+    if known is None:
+        return None
+    from dfl_unlearn._assumption import Assumption
+
+    arrays = folder.read_tensors("record/norms.safetensors")
+    dynamics = dict(known["dynamics"])
+    smoothness = dynamics["smoothness"]
+    n = len(dynamics["scale"])
+    initial = None
+    if "initial_state" in known["parts"]:
+        initial = folder.read_tensors(_ROUND.format(0))["params"]
+        if known["common_initial"]:
+            initial = initial.expand(n, -1)
+    norms = arrays.get("gradient_norms")
+    return TrainingRecord(
+        plan=RecordPlan(
+            parts=frozenset(known["parts"]),
+            every=known["every"],
+            memory_budget=known["memory_budget"],
+        ),
+        dynamics=Dynamics(
+            **{
+                **dynamics,
+                "local_steps": np.array(dynamics["local_steps"]),
+                "scale": np.array(dynamics["scale"]),
+                "smoothness": None if smoothness is None else Assumption(**smoothness),
+            }
+        ),
+        step_sizes=arrays["step_sizes"].numpy(),
+        initial=initial,
+        checkpoints={
+            t: folder.read_tensors(_ROUND.format(t))["params"]
+            for t in known["checkpoints"]
+        },
+        gradient_norms=None if norms is None else norms.numpy(),
+    )
+
+
+def _write_history(folder: RunFolder, history: History) -> None:
+    for e, done in enumerate(history.rounds):
+        folder.append(
+            {
+                "type": "round",
+                "round": int(done),
+                "loss": history.loss[e].tolist(),
+                "accuracy": [
+                    None if np.isnan(a) else a for a in history.accuracy[e].tolist()
+                ],
+                "consensus": float(history.consensus[e]),
+                "seconds": float(history.seconds[e]),
+            }
+        )
+
+
+def _read_history(folder: RunFolder) -> History | None:
+    rows = [r for r in folder.records() if r["type"] == "round"]
+    if not rows:
+        return None
+    return History(
+        rounds=np.array([r["round"] for r in rows], dtype=np.int64),
+        loss=np.array([r["loss"] for r in rows], dtype=np.float64),
+        accuracy=np.array([r["accuracy"] for r in rows], dtype=np.float64),
+        consensus=np.array([r["consensus"] for r in rows], dtype=np.float64),
+        seconds=np.array([r["seconds"] for r in rows], dtype=np.float64),
+    )

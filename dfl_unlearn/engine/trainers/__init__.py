@@ -1,0 +1,1 @@
+"""Training iterations, one module each; the registry is in ``engine.config``."""

@@ -1,0 +1,263 @@
+"""Messages of protocols: edges checked, counted and logged per observer.
+
+A protocol reaches another peer only through a ``Transport``. Payloads are handed over
+as they are; what the log keeps is who sent how much to whom and in which step, so
+``MessageLog.view(observer)`` is what that peer saw after the request.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfl_unlearn import _validate
+from dfl_unlearn.errors import TopologyError
+from dfl_unlearn.topology.graph import Topology
+
+Dissemination = Literal["tree", "flood"]
+
+# request id, protocol, sequence, influence weight, noise std, cap, epsilon, delta,
+# checksum: what a message carries besides its vector (decentralized-certified 3.7)
+HEADER_BYTES = 96
+
+
+@dataclass(frozen=True, kw_only=True)
+class Message:
+    """One message between two neighbours.
+
+    Attributes:
+        step: Communication step after the request, from 0.
+        source: Sending peer.
+        target: Receiving peer.
+        kind: What it carries, e.g. ``"correction"``.
+        nbytes: Payload and header, in bytes.
+    """
+
+    step: int
+    source: int
+    target: int
+    kind: str
+    nbytes: int
+
+
+class MessageLog:
+    """All messages of one attempt, in order; grows by whole communication steps."""
+
+    def __init__(self) -> None:
+        """Start an empty log."""
+        self._steps: list[tuple[str, NDArray[np.int64], NDArray[np.int64], int]] = []
+
+    def append(
+        self,
+        kind: str,
+        sources: NDArray[np.int64],
+        targets: NDArray[np.int64],
+        nbytes: int,
+    ) -> None:
+        """Add one communication step: equal messages along the given edges.
+
+        Args:
+            kind: What the messages carry.
+            sources: Sending peers, shape ``(M,)``.
+            targets: Receiving peers, shape ``(M,)``.
+            nbytes: Size of each message in bytes.
+        """
+        self._steps.append((kind, sources, targets, nbytes))
+
+    def __len__(self) -> int:
+        """Number of messages."""
+        return sum(len(sources) for _, sources, _, _ in self._steps)
+
+    def __iter__(self) -> Iterator[Message]:
+        """Iterate over all messages in order."""
+        for step, (kind, sources, targets, nbytes) in enumerate(self._steps):
+            for source, target in zip(sources, targets, strict=True):
+                yield Message(
+                    step=step,
+                    source=int(source),
+                    target=int(target),
+                    kind=kind,
+                    nbytes=nbytes,
+                )
+
+    @property
+    def steps(self) -> int:
+        """Number of communication steps."""
+        return len(self._steps)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all messages together."""
+        return sum(len(sources) * nbytes for _, sources, _, nbytes in self._steps)
+
+    def view(self, observer: int) -> list[Message]:
+        """Return the messages that a peer sent or received."""
+        return [m for m in self if observer in (m.source, m.target)]
+
+    def received(self, n: int) -> NDArray[np.int64]:
+        """Return how many messages each of ``n`` peers received, shape ``(n,)``."""
+        counts = np.zeros(n, dtype=np.int64)
+        for _, _, targets, _ in self._steps:
+            np.add.at(counts, targets, 1)
+        return counts
+
+    def max_edge_bytes(self) -> int:
+        """Return the most bytes that any directed edge carried."""
+        loads: dict[tuple[int, int], int] = {}
+        for _, sources, targets, nbytes in self._steps:
+            for edge in zip(sources.tolist(), targets.tolist(), strict=True):
+                loads[edge] = loads.get(edge, 0) + nbytes
+        return max(loads.values(), default=0)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one JSON-able row per communication step; see ``append_row``."""
+        return [
+            {
+                "step": step,
+                "kind": kind,
+                "nbytes": nbytes,
+                "sources": sources.tolist(),
+                "targets": targets.tolist(),
+            }
+            for step, (kind, sources, targets, nbytes) in enumerate(self._steps)
+        ]
+
+    def append_row(self, row: Mapping[str, Any]) -> None:
+        """Add a communication step that ``rows`` gave."""
+        sources = np.array(row["sources"], dtype=np.int64)
+        targets = np.array(row["targets"], dtype=np.int64)
+        self.append(row["kind"], sources, targets, row["nbytes"])
+
+
+class Transport:
+    """Carries a protocol's messages over the edges of a topology.
+
+    Attributes:
+        topology: The network.
+        log: Every message so far.
+    """
+
+    def __init__(self, topology: Topology) -> None:
+        """Open a transport with an empty log."""
+        self.topology = topology
+        self.log = MessageLog()
+        self._neighbours = [
+            sorted(topology.graph.neighbors(i)) for i in range(topology.n)
+        ]
+
+    def send(self, source: int, target: int, kind: str, payload_bytes: int) -> None:
+        """Carry one message to a neighbour.
+
+        Args:
+            source: Sending peer.
+            target: Receiving peer.
+            kind: What it carries.
+            payload_bytes: Size without the header.
+
+        Raises:
+            TopologyError: If the two are not neighbours.
+        """
+        if target not in self._neighbours[source]:
+            raise TopologyError(
+                f"send: {source} -> {target} must be an edge of the network, got none; "
+                "route the message over neighbours"
+            )
+        self.log.append(
+            kind, np.array([source]), np.array([target]), payload_bytes + HEADER_BYTES
+        )
+
+    def broadcast(
+        self, source: int, kind: str, payload_bytes: int, how: Dissemination
+    ) -> int:
+        """Carry the same message from one peer to all others.
+
+        Args:
+            source: Where it starts.
+            kind: What it carries.
+            payload_bytes: Size without the header.
+            how: ``tree`` sends along a breadth-first tree, N-1 messages; ``flood`` has
+                every peer forward its first copy to all neighbours but the sender,
+                2|E|-N+1 messages.
+
+        Returns:
+            Number of communication steps: the eccentricity of the source.
+        """
+        _validate.one_of(("tree", "flood"), how=how)
+        levels = self._levels(source)
+        for level, edges in enumerate(levels):
+            if how == "flood":
+                senders = {source} if level == 0 else {c for _, c in levels[level - 1]}
+                parent = {c: p for known in levels[:level] for p, c in known}
+                edges = [
+                    (i, j)
+                    for i in sorted(senders)
+                    for j in self._neighbours[i]
+                    if j != parent.get(i)
+                ]
+            self._step(kind, edges, payload_bytes)
+        if how == "flood":
+            # The last peers to be reached forward too; their copies are ignored.
+            parent = {c: p for known in levels for p, c in known}
+            last = {c for _, c in levels[-1]} if levels else set()
+            self._step(
+                kind,
+                [
+                    (i, j)
+                    for i in sorted(last)
+                    for j in self._neighbours[i]
+                    if j != parent[i]
+                ],
+                payload_bytes,
+            )
+        return len(levels)
+
+    def all_reduce(self, kind: str, payload_bytes: int, root: int = 0) -> None:
+        """Count a sum over all peers: up a breadth-first tree and down again.
+
+        The engine computes such sums fused, in peer order, in float64; this carries
+        the messages a network needs for it: 2(N-1), in 2 ecc(root) steps.
+
+        Args:
+            kind: What is summed.
+            payload_bytes: Size of one summand.
+            root: Peer at the root of the tree.
+        """
+        levels = self._levels(root)
+        for edges in reversed(levels):
+            self._step(kind, [(c, p) for p, c in edges], payload_bytes)
+        for edges in levels:
+            self._step(kind, edges, payload_bytes)
+
+    def exchange(self, kind: str, payload_bytes: int) -> None:
+        """Count one gossip round: every peer sends its row to all neighbours."""
+        self._step(
+            kind,
+            [(i, j) for i, near in enumerate(self._neighbours) for j in near],
+            payload_bytes,
+        )
+
+    def _step(
+        self, kind: str, edges: list[tuple[int, int]], payload_bytes: int
+    ) -> None:
+        if edges:
+            ends = np.array(edges, dtype=np.int64)
+            self.log.append(kind, ends[:, 0], ends[:, 1], payload_bytes + HEADER_BYTES)
+
+    def _levels(self, root: int) -> list[list[tuple[int, int]]]:
+        """Return the (parent, child) edges of the tree from ``root``, by depth."""
+        seen, levels = {root}, []
+        frontier = deque([root])
+        while frontier:
+            edges = []
+            for i in frontier:
+                for j in self._neighbours[i]:
+                    if j not in seen:
+                        seen.add(j)
+                        edges.append((i, j))
+            frontier = deque(child for _, child in edges)
+            if edges:
+                levels.append(edges)
+        return levels

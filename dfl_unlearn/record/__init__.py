@@ -1,0 +1,1 @@
+"""What training leaves behind: the notebook that protocols and plots read."""

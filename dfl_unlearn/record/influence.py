@@ -1,0 +1,255 @@
+r"""How far a peer's influence has travelled, from W and recorded scalars.
+
+Give peer u's data the weight :math:`\omega` and let :math:`S_i = \partial x_i /
+\partial \omega`. Two bounds on it need no gradients of others:
+
+* ``norm_bound`` propagates :math:`s_i \ge \|S_i\|` with the recorded norms of u's batch
+  gradients. For convex losses (decentralized-certified 2.2, [derived])
+
+  - cta: :math:`s^+ = (W + (c_i - W_{ii}) I) s + \eta \|g\| e_u`,
+    :math:`c_i = \max(W_{ii} - \eta\lambda, \eta\beta - W_{ii})`;
+  - atc: :math:`s^+ = W (c\, s + \eta \|g\| e_u)`,
+    :math:`c = \max(1 - \eta\lambda, \eta\beta - 1)`;
+
+  c is below 1 under the usual step conditions; above it the bound is valid but grows,
+  and is flagged ``vacuous``.
+* ``mixing_power`` looks at the network alone: :math:`\frac1T \sum_{k=1}^T (W^k)_{iu}`.
+
+Both are exactly 0 outside the light cone: where no message can have carried the data.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfl_unlearn import _validate
+from dfl_unlearn.errors import (
+    InvalidArgumentError,
+    MissingRecordError,
+    UnknownPeerError,
+    UnsupportedRequestError,
+)
+from dfl_unlearn.record.training import Dynamics, TrainingRecord
+from dfl_unlearn.topology.graph import Topology
+
+InfluenceMode = Literal["norm_bound", "mixing_power"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfluenceTrace:
+    """One peer's influence on every peer, round by round.
+
+    Attributes:
+        source: The peer whose data spread.
+        mode: ``norm_bound`` (in the parameters' units) or ``mixing_power`` (shares of
+            a walk; no training data needed).
+        rounds: Rounds completed, shape ``(T',)``.
+        norms: Influence on each peer, shape ``(T', N)``, float64, >= 0.
+        hops: Hop distance of each peer from the source, shape ``(N,)``.
+        vacuous: Whether a peer's bound is too loose to say anything, shape ``(N,)``.
+    """
+
+    source: int
+    mode: InfluenceMode
+    rounds: NDArray[np.int64]
+    norms: NDArray[np.float64]
+    hops: NDArray[np.int64]
+    vacuous: NDArray[np.bool_]
+
+    def shares(self) -> NDArray[np.float64]:
+        """Return each peer's share of the influence, shape ``(T', N)``.
+
+        Rows sum to 1, or are 0 where nothing has happened yet.
+        """
+        total = self.norms.sum(axis=1, keepdims=True)
+        shares: NDArray[np.float64] = np.zeros_like(self.norms)
+        np.divide(self.norms, total, out=shares, where=total > 0)
+        return shares
+
+    def by_hop(self) -> NDArray[np.float64]:
+        """Return the mean share at each hop distance, shape ``(T', diameter+1)``."""
+        shares = self.shares()
+        means: NDArray[np.float64] = np.stack(
+            [
+                shares[:, self.hops == h].mean(axis=1)
+                for h in range(int(self.hops.max()) + 1)
+            ],
+            axis=1,
+        )
+        return means
+
+    def front(self, x: float = 0.1) -> NDArray[np.float64]:
+        """Return the first round in which each peer's share reaches x/N.
+
+        Args:
+            x: Fraction of the uniform share, > 0.
+
+        Returns:
+            Rounds, shape ``(N,)``, float64; inf where it never does.
+        """
+        _validate.number(x=x, above=0)
+        reached = self.shares() >= x / self.norms.shape[1]
+        first = self.rounds[reached.argmax(axis=0)].astype(np.float64)
+        return np.where(reached.any(axis=0), first, np.inf)
+
+    def effective_spread(self) -> NDArray[np.float64]:
+        """Return exp(entropy of the shares), shape ``(T',)``, in [1, N].
+
+        It is the number of peers among which the influence is spread; 0 before any.
+        """
+        shares = self.shares()
+        logs = np.log(shares, out=np.zeros_like(shares), where=shares > 0)
+        spread = np.exp(-(shares * logs).sum(axis=1))
+        return np.where(shares.sum(axis=1) > 0, spread, 0.0)
+
+    def distance_to_uniform(self) -> NDArray[np.float64]:
+        """Return the total variation distance of the shares to 1/N, ``(T',)``."""
+        n = self.norms.shape[1]
+        distance: NDArray[np.float64] = 0.5 * np.abs(self.shares() - 1 / n).sum(axis=1)
+        return distance
+
+
+def influence_trace(
+    record: TrainingRecord,
+    topology: Topology,
+    source: int,
+    mode: InfluenceMode = "norm_bound",
+    *,
+    gradient_norms: NDArray[np.float64] | None = None,
+) -> InfluenceTrace:
+    """Return how a peer's influence spread over the rounds of a run.
+
+    Args:
+        record: What training left behind.
+        topology: The network.
+        source: The peer.
+        mode: ``norm_bound`` or ``mixing_power``.
+        gradient_norms: Norms of the forget set's part of the source's gradients, shape
+            ``(T,)``; None takes the whole peer's, as recorded.
+
+    Returns:
+        The trace of all rounds.
+
+    Raises:
+        UnknownPeerError: If ``source`` is not a peer.
+        MissingRecordError: If the record lacks gradient norms.
+        UnsupportedRequestError: If the training iteration has no such bound.
+    """
+    _validate.one_of(("norm_bound", "mixing_power"), mode=mode)
+    if not 0 <= source < topology.n:
+        raise UnknownPeerError(
+            f"source: must be a peer in 0..{topology.n - 1}, got {source}"
+        )
+    if mode == "mixing_power":
+        return mixing_power(topology, source, record.rounds)
+    if gradient_norms is None:
+        if record.gradient_norms is None:
+            raise MissingRecordError(
+                "record: must hold gradient_norms for mode='norm_bound', got none; "
+                "train with RecordPlan() or use mode='mixing_power'"
+            )
+        gradient_norms = record.gradient_norms[:, source]
+    dynamics = record.dynamics
+    _refuse_unbounded(dynamics)
+    if np.shape(gradient_norms) != (record.rounds,):
+        raise InvalidArgumentError(
+            f"gradient_norms: must have shape ({record.rounds},), got "
+            f"{np.shape(gradient_norms)}"
+        )
+    norms = np.zeros((record.rounds, topology.n))
+    s = np.zeros(topology.n)
+    grows = np.zeros(topology.n, dtype=bool)
+    own = topology.weights.diagonal()
+    assert dynamics.smoothness is not None
+    beta = float(dynamics.smoothness.value)
+    for t, (eta, g) in enumerate(zip(record.step_sizes, gradient_norms, strict=True)):
+        low, high = (eta * dynamics.scale * b for b in (dynamics.decay, beta))
+        kick = eta * g
+        if dynamics.form == "atc":
+            step = np.maximum(1 - low, high - 1)
+            factor = step**dynamics.local_steps
+            kick *= max(1.0, step[source]) ** (dynamics.local_steps[source] - 1)
+            local = factor * s
+            local[source] += kick
+            s = topology.weights @ local
+            grows |= factor > 1
+        elif (dynamics.local_steps == 1).all():
+            step = np.maximum(own - low, high - own)
+            s = topology.weights @ s + (step - own) * s
+            s[source] += kick
+            grows |= step > own
+        else:
+            # The local change is L(x) - x, and L has Lipschitz factor step**K.
+            step = np.maximum(1 - low, high - 1)
+            factor = np.maximum(step, 1.0) ** dynamics.local_steps
+            kick *= factor[source]
+            s = topology.weights @ s + (1 + factor) * s
+            s[source] += kick
+            grows |= True
+        norms[t] = s
+    return InfluenceTrace(
+        source=source,
+        mode="norm_bound",
+        rounds=np.arange(1, record.rounds + 1),
+        norms=norms,
+        hops=topology.hops(source),
+        vacuous=grows,
+    )
+
+
+def mixing_power(topology: Topology, source: int, rounds: int) -> InfluenceTrace:
+    """Return the structure-only influence of a peer: the mean of W's powers.
+
+    Args:
+        topology: The network.
+        source: The peer.
+        rounds: How many powers, T.
+
+    Returns:
+        A trace whose row t is ``(1/t) sum_{k=1..t} W^k e_source``.
+    """
+    norms = np.zeros((rounds, topology.n))
+    power = np.zeros(topology.n)
+    power[source] = 1.0
+    total = np.zeros(topology.n)
+    for t in range(rounds):
+        power = topology.weights @ power
+        total += power
+        norms[t] = total / (t + 1)
+    return InfluenceTrace(
+        source=source,
+        mode="mixing_power",
+        rounds=np.arange(1, rounds + 1),
+        norms=norms,
+        hops=topology.hops(source),
+        vacuous=np.zeros(topology.n, dtype=bool),
+    )
+
+
+def best_trace(
+    record: TrainingRecord, topology: Topology, source: int
+) -> InfluenceTrace:
+    """Return the norm bound where it says something, else the mixing power."""
+    try:
+        trace = influence_trace(record, topology, source, "norm_bound")
+    except (UnsupportedRequestError, MissingRecordError):
+        return mixing_power(topology, source, record.rounds)
+    if trace.vacuous.any():
+        return mixing_power(topology, source, record.rounds)
+    return trace
+
+
+def _refuse_unbounded(dynamics: Dynamics) -> None:
+    reasons: Mapping[str, bool] = {
+        "the loss is not convex with a known smoothness": not dynamics.convex
+        or dynamics.smoothness is None,
+        "momentum carries influence in its own state": dynamics.momentum > 0,
+    }
+    for reason, applies in reasons.items():
+        if applies:
+            raise UnsupportedRequestError(
+                f"mode: must be 'mixing_power' for this run, got 'norm_bound'; {reason}"
+            )

@@ -1,0 +1,74 @@
+"""The notebook of one training run: states, step sizes, gradient norms, dynamics."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dfl_unlearn._assumption import Assumption
+from dfl_unlearn.record.plan import RecordPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dynamics:
+    """What the influence recursions need to know of the training iteration.
+
+    Attributes:
+        form: ``atc`` (adapt, then combine) or ``cta`` (combine the old rows, then add
+            the local change).
+        local_steps: Gradient steps per round and peer, shape ``(N,)``.
+        scale: Factor on each peer's objective, shape ``(N,)``; 0 for a peer that only
+            relays.
+        decay: l2 plus weight decay: strong convexity that the iteration adds.
+        momentum: Momentum of the local steps; 0 for plain descent.
+        convex: Whether the data term is convex by the model's registered type.
+        smoothness: Bound on the largest eigenvalue of a batch Hessian, decay
+            included, or None where no bound is known.
+        clip_norm: Per-sample clipping norm, or None.
+    """
+
+    form: Literal["atc", "cta"]
+    local_steps: NDArray[np.int64]
+    scale: NDArray[np.float64]
+    decay: float
+    momentum: float
+    convex: bool
+    smoothness: Assumption | None
+    clip_norm: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRecord:
+    """What one training run left behind.
+
+    Attributes:
+        plan: What was to be kept.
+        dynamics: The training iteration.
+        step_sizes: Learning rate of each round, shape ``(T,)``, float64.
+        initial: State before round 1, shape ``(N, P)``, or None.
+        checkpoints: Round number -> state **after** that many rounds, ``(N, P)``.
+        gradient_norms: Per round and peer the sum over local steps of the norm of the
+            batch gradient's data term, shape ``(T, N)``, float64, or None.
+    """
+
+    plan: RecordPlan
+    dynamics: Dynamics
+    step_sizes: NDArray[np.float64]
+    initial: Tensor | None = None
+    checkpoints: Mapping[int, Tensor] = field(default_factory=dict)
+    gradient_norms: NDArray[np.float64] | None = None
+
+    @property
+    def rounds(self) -> int:
+        """Number of rounds T that the record covers."""
+        return len(self.step_sizes)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by checkpoints and norms."""
+        states = sum(c.numel() * c.element_size() for c in self.checkpoints.values())
+        norms = 0 if self.gradient_norms is None else self.gradient_norms.nbytes
+        return states + norms

@@ -1,0 +1,87 @@
+import networkx as nx
+import numpy as np
+import pytest
+from networks import path4
+
+from dfl_unlearn.engine.transport import HEADER_BYTES, Transport
+from dfl_unlearn.errors import TopologyError
+from dfl_unlearn.topology.graph import Topology
+
+GRAPHS = {
+    "path4": (nx.path_graph(4), 3),
+    "ring6": (nx.cycle_graph(6), 7),
+    "ring10": (nx.cycle_graph(10), 11),
+    "star5": (nx.star_graph(4), 4),
+    "K5": (nx.complete_graph(5), 16),
+    "Petersen": (nx.petersen_graph(), 21),
+    "torus": (
+        nx.convert_node_labels_to_integers(nx.grid_2d_graph(4, 4, periodic=True)),
+        49,
+    ),
+    "karate": (nx.karate_club_graph(), 123),
+}
+
+
+def topology_of(graph):
+    return Topology.from_graph(nx.Graph(graph.edges))
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("source", [0, 3])
+def test_a_flood_sends_two_messages_an_edge_less_a_tree(name, source):
+    graph, expected = GRAPHS[name]
+    transport = Transport(topology_of(graph))
+    steps = transport.broadcast(source, "model", 100, "flood")
+    assert len(transport.log) == expected
+    assert steps == nx.eccentricity(graph, source)
+    received = transport.log.received(len(graph))
+    assert (np.delete(received, source) >= 1).all()
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_tree_reaches_everyone_once(name):
+    graph, _ = GRAPHS[name]
+    transport = Transport(topology_of(graph))
+    transport.broadcast(0, "model", 100, "tree")
+    received = transport.log.received(len(graph))
+    assert received[0] == 0
+    assert (received[1:] == 1).all()
+    assert transport.log.nbytes == (len(graph) - 1) * (100 + HEADER_BYTES)
+
+
+def test_an_all_reduce_goes_up_and_down_the_tree():
+    transport = Transport(path4())
+    transport.all_reduce("gradient", 8, root=1)
+    assert len(transport.log) == 2 * 3
+    assert transport.log.steps == 2 * 2
+
+
+def test_every_message_runs_along_an_edge():
+    topology = topology_of(nx.petersen_graph())
+    transport = Transport(topology)
+    transport.all_reduce("gradient", 8)
+    transport.broadcast(3, "model", 8, "flood")
+    transport.exchange("recovery", 8)
+    edges = {tuple(sorted(e)) for e in topology.edges.tolist()}
+    assert {tuple(sorted((m.source, m.target))) for m in transport.log} == edges
+
+
+def test_a_message_to_a_stranger_is_refused():
+    with pytest.raises(TopologyError, match="0 -> 3 must be an edge"):
+        Transport(path4()).send(0, 3, "model", 8)
+
+
+def test_a_view_holds_what_a_peer_sent_or_received():
+    transport = Transport(path4())
+    transport.send(0, 1, "a", 1)
+    transport.send(2, 3, "b", 1)
+    assert [m.kind for m in transport.log.view(1)] == ["a"]
+    assert [m.kind for m in transport.log.view(2)] == ["b"]
+
+
+def test_one_gossip_round_uses_both_directions_of_every_edge():
+    transport = Transport(path4())
+    transport.exchange("recovery", 10)
+    transport.exchange("recovery", 10)
+    assert len(transport.log) == 2 * 2 * 3
+    assert transport.log.max_edge_bytes() == 2 * (10 + HEADER_BYTES)
