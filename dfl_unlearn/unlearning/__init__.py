@@ -1,0 +1,1 @@
+"""Forget requests carried out on the network."""

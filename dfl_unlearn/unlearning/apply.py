@@ -1,0 +1,162 @@
+"""Carries out forget requests: checks first, then runs a protocol, then measures."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from dfl_unlearn import _validate
+from dfl_unlearn.data.forget import ForgetRequest
+from dfl_unlearn.engine.run import TrainedRun
+from dfl_unlearn.engine.simulator import retrain
+from dfl_unlearn.engine.threads import limited_threads
+from dfl_unlearn.errors import (
+    InvalidForgetSetError,
+    MissingRecordError,
+    NumericalError,
+    UnsupportedRequestError,
+)
+from dfl_unlearn.unlearning.contracts import Outcome, UnlearningProtocol, protocols
+
+
+def unlearn(
+    run: TrainedRun,
+    request: ForgetRequest | Sequence[ForgetRequest],
+    protocol: UnlearningProtocol | str,
+    *,
+    reference: bool | TrainedRun = False,
+    folder: str | Path | None = None,
+) -> Outcome:
+    """Forget data in a trained network.
+
+    Nothing of ``run`` changes: the outcome has the new state and its own fork of the
+    ledger, so any number of protocols can be tried on one run.
+
+    Args:
+        run: The trained network.
+        request: What to forget; a list is carried out in order, each request on the
+            outcome of the one before.
+        protocol: A protocol or a registered name.
+        reference: True also retrains the network without the data (same seeds), the
+            yardstick of the evaluation; or that run, where it exists already.
+        folder: Keeps the outcome in this run folder, its ledger durable before
+            anything is released; None keeps all in memory.
+
+    Returns:
+        The outcome (of the last request).
+
+    Raises:
+        InvalidForgetSetError: If there is no request, or it does not fit the data.
+        UnsupportedRequestError: If the protocol does not serve this kind of request.
+        MissingRecordError: If training did not keep what the protocol needs.
+        NumericalError: If the new state is not finite.
+
+    Example:
+        >>> from dfl_unlearn import PeerData, SimulationConfig, simulate
+        >>> data = PeerData.load("gaussian-classes", peers=4, seed=0)
+        >>> run = simulate("ring", data, "logistic", SimulationConfig(rounds=50))
+        >>> request = ForgetRequest.samples(peer=1, fraction=0.2)
+        >>> unlearn(run, request, "newton-fisher").certificate.status
+        'certified'
+    """
+    _validate.of_type(TrainedRun, run=run)
+    if isinstance(protocol, str):
+        protocol = protocols.build(protocol)
+    requests = [request] if isinstance(request, ForgetRequest) else list(request)
+    if not requests:
+        raise InvalidForgetSetError(
+            "request: must name something to forget, got an empty list; nothing was "
+            "done"
+        )
+    for one in requests:
+        _validate.of_type(ForgetRequest, request=one)
+    if len(requests) > 1 and isinstance(reference, TrainedRun):
+        raise InvalidForgetSetError(
+            "reference: must be True or False for several requests, got a run; each "
+            "request has a reference of its own"
+        )
+    for number, one in enumerate(requests):
+        outcome = _one(run, one, protocol, reference, folder)
+        if number + 1 < len(requests):
+            run = outcome.as_run()
+    return outcome
+
+
+def _one(
+    run: TrainedRun,
+    request: ForgetRequest,
+    protocol: UnlearningProtocol,
+    reference: bool | TrainedRun,
+    folder: str | Path | None,
+) -> Outcome:
+    if not request.request_id:
+        request = replace(request, request_id=f"r{run.requests}")
+    request = request.resolve(run.data)
+    name = protocols.name_of(protocol)
+    _check(run, request, protocol, name)
+    store = None
+    if folder is not None:
+        from dfl_unlearn.unlearning.store import OutcomeFolder
+
+        store = OutcomeFolder.create(folder, request, name)
+    began = time.perf_counter()
+    attempt = run.replaced(ledger=run.ledger.fork(store.ledger_path if store else None))
+    try:
+        with limited_threads(run.config.threads):
+            outcome = protocol.unlearn(attempt, request, run.rng)
+    except BaseException:
+        if store is not None:
+            charges = len(attempt.ledger.entries) - len(run.ledger.entries)
+            store.discard_unless_charged(charges)
+        raise
+    seconds = time.perf_counter() - began
+    bad = ~outcome.state.params.isfinite().all(dim=1)
+    if bool(bad.any()):
+        raise NumericalError(
+            f"peer {int(bad.nonzero()[0])} became non-finite in {name}; nothing of the "
+            "run was changed; add damping or lower learning_rate"
+        )
+    log = outcome.messages
+    outcome = replace(
+        outcome,
+        run=run,
+        cost=replace(
+            outcome.cost,
+            messages=len(log),
+            payload_bytes=log.nbytes,
+            max_edge_bytes=log.max_edge_bytes(),
+            wall_seconds=seconds,
+        ),
+    )
+    if isinstance(reference, TrainedRun):
+        outcome = replace(outcome, reference=reference)
+    elif reference and outcome.reference is None:
+        retrained = retrain(run, run.data.without(request))
+        outcome = replace(outcome, reference=retrained)
+    if store is not None:
+        store.write(outcome)
+    return outcome
+
+
+def _check(
+    run: TrainedRun, request: ForgetRequest, protocol: UnlearningProtocol, name: str
+) -> None:
+    """Refuse what cannot work, before anything is computed."""
+    kinds = getattr(protocol, "kinds", None)
+    if kinds is not None and request.kind not in kinds:
+        raise UnsupportedRequestError(
+            f"request: {name} serves {', '.join(sorted(kinds))}, got kind "
+            f"{request.kind!r}; use retrain"
+        )
+    kept = run.record.plan.parts if run.record is not None else frozenset()
+    needs: frozenset[str] = getattr(protocol, "needs", frozenset())
+    missing = needs - kept
+    if missing:
+        raise MissingRecordError(
+            f"record: must hold {', '.join(sorted(missing))} for {name}, got "
+            f"{', '.join(sorted(kept)) or 'nothing'}; train with "
+            f"record=RecordPlan.for_protocols({type(protocol).__name__})"
+        )
+    check = getattr(protocol, "check", None)
+    if check is not None:
+        check(run, request)

@@ -1,0 +1,126 @@
+"""What a network protocol takes and gives, and the registry it joins."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfl_unlearn.accounting.certificate import Certificate
+from dfl_unlearn.accounting.ledger import PrivacyLedger
+from dfl_unlearn.data.forget import ForgetRequest
+from dfl_unlearn.engine.run import TrainedRun
+from dfl_unlearn.engine.state import PeerState
+from dfl_unlearn.engine.transport import MessageLog
+from dfl_unlearn.registry import Registry
+from dfl_unlearn.rng import RngTree
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What an attempt took; all entries are >= 0.
+
+    Attributes:
+        rounds: Gossip rounds of training.
+        messages: Messages over edges.
+        payload_bytes: Bytes of all messages, headers included.
+        max_edge_bytes: Most bytes over any directed edge.
+        sample_gradients: Per-sample gradients, preprocessing included.
+        hvps: Per-sample Hessian-vector products.
+        solver_iterations: Iterations of linear solvers.
+        wall_seconds: Elapsed time.
+        record_bytes: Bytes of the training record that was read.
+    """
+
+    rounds: int = 0
+    messages: int = 0
+    payload_bytes: int = 0
+    max_edge_bytes: int = 0
+    sample_gradients: int = 0
+    hvps: int = 0
+    solver_iterations: int = 0
+    wall_seconds: float = 0.0
+    record_bytes: int = 0
+
+    _PEAKS: ClassVar[frozenset[str]] = frozenset({"max_edge_bytes", "record_bytes"})
+
+    @property
+    def gradient_evaluations(self) -> int:
+        """Per-sample gradients, each Hessian-vector product counted as two."""
+        return self.sample_gradients + 2 * self.hvps
+
+    def __add__(self, other: "Cost") -> "Cost":
+        """Return both costs together: sums, and the larger of two peaks."""
+        values = {}
+        for f in fields(self):
+            a, b = getattr(self, f.name), getattr(other, f.name)
+            values[f.name] = max(a, b) if f.name in self._PEAKS else a + b
+        return Cost(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a protocol gives back; the run it started from stays as it was.
+
+    Attributes:
+        run: The run the protocol read.
+        request: The resolved request.
+        protocol: The protocol object, its fields being the hyper-parameters.
+        state: Every peer's new state.
+        certificate: The claim, or None where the protocol makes none.
+        cost: What it took.
+        ledger: A fork of the run's ledger with this attempt's entries.
+        messages: All messages after the request.
+        reference: The retrained run, when it was asked for.
+        trace: Name -> values per step, e.g. solver residuals.
+        info: For readers only; nothing computes from it.
+        notes: Sentences for the report.
+    """
+
+    run: TrainedRun
+    request: ForgetRequest
+    protocol: "UnlearningProtocol"
+    state: PeerState
+    certificate: Certificate | None
+    cost: Cost
+    ledger: PrivacyLedger
+    messages: MessageLog
+    reference: TrainedRun | None = None
+    trace: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    info: Mapping[str, float | str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def protocol_name(self) -> str:
+        """The registered name of the protocol."""
+        return protocols.name_of(self.protocol)
+
+    def as_run(self) -> TrainedRun:
+        """Return a run that goes on from the new state, without the forgotten data.
+
+        The training record stays behind, since it was made with that data.
+        """
+        return self.run.replaced(
+            data=self.run.data.without(self.request),
+            state=self.state,
+            ledger=self.ledger,
+        )
+
+
+class UnlearningProtocol(Protocol):
+    """Acts on the network: reads a run, returns every peer's new state.
+
+    A protocol may also have the class attributes ``needs`` (parts of the record),
+    ``kinds`` (requests it serves), ``claim`` (what its certificate can be at best) and
+    a method ``check(run, request)`` that raises before anything changes.
+    """
+
+    def unlearn(self, run: TrainedRun, request: ForgetRequest, rng: RngTree) -> Outcome:
+        """Carry out a resolved request."""
+        ...
+
+
+protocols: Registry[UnlearningProtocol] = Registry(
+    "protocols", packages=("dfl_unlearn.unlearning.protocols",)
+)

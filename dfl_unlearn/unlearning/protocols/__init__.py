@@ -1,0 +1,1 @@
+"""Network unlearning protocols, one module each; found by their registry."""

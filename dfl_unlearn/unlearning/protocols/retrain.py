@@ -1,0 +1,93 @@
+"""Retraining: the whole network again without the forget set; everybody's yardstick."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from dfl_unlearn import _validate
+from dfl_unlearn.accounting.certificate import Assumption, certify
+from dfl_unlearn.data.forget import ForgetRequest
+from dfl_unlearn.engine.run import TrainedRun
+from dfl_unlearn.engine.simulator import retrain, samples_per_round
+from dfl_unlearn.errors import InvalidHyperparameterError
+from dfl_unlearn.rng import RngTree
+from dfl_unlearn.unlearning.contracts import Cost, Outcome, protocols
+
+
+@protocols.register("retrain")
+@dataclass(frozen=True, kw_only=True)
+class Retrain:
+    """Train the network again without the forgotten data: exact, and dear.
+
+    Attributes:
+        coupled: Whether every draw (initial parameters, batch order) is repeated, so
+            that only the data differ.
+        seed_offset: Added to the run's seed where draws are not coupled, >= 1.
+    """
+
+    coupled: bool = True
+    seed_offset: int = 0
+
+    claim: ClassVar[Literal["exact"]] = "exact"
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        _validate.of_type(bool, coupled=self.coupled)
+        _validate.integer(
+            seed_offset=self.seed_offset,
+            at_least=0 if self.coupled else 1,
+            at_most=0 if self.coupled else None,
+            error=InvalidHyperparameterError,
+            why="0 with coupled=True, at least 1 with coupled=False",
+        )
+
+    def unlearn(self, run: TrainedRun, request: ForgetRequest, rng: RngTree) -> Outcome:
+        """Return the state of a network that never had the data."""
+        data = run.data.without(request)
+        retrained = retrain(run, data, seed_offset=self.seed_offset)
+        transport = run.transport()
+        payload = run.model.size * retrained.state.params.element_size()
+        for _ in range(run.config.rounds):
+            transport.exchange("training", payload)
+        certificate = certify(
+            method="retrain",
+            request_id=request.request_id,
+            group_size=None,
+            scope="joint",
+            epsilon=0.0,
+            delta=0.0,
+            sensitivity=0.0,
+            bound="none",
+            noise_std=0.0,
+            accountant="none",
+            assumptions=(
+                Assumption(
+                    name="training data",
+                    value="retained rows only",
+                    source="proven",
+                    note="started again from the initial parameters; the forgotten "
+                    "rows have weight 0 in every step",
+                ),
+            ),
+            observers=("public",),
+            exposure=(
+                f"messages of {run.state.round} training rounds, sent before the "
+                "request",
+            ),
+            adaptive=request.adaptive,
+            exact=True,
+        )
+        return Outcome(
+            run=run,
+            request=request,
+            protocol=self,
+            state=retrained.state,
+            certificate=certificate,
+            cost=Cost(
+                rounds=run.config.rounds,
+                sample_gradients=run.config.rounds
+                * samples_per_round(data, run.config),
+            ),
+            ledger=run.ledger,
+            messages=transport.log,
+            reference=retrained if self.coupled else None,
+        )

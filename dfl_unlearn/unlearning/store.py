@@ -1,0 +1,321 @@
+"""Outcomes in a run folder: kept as trials, read again, or made the run's own state."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dfl_unlearn.accounting.certificate import KEPT_STATE, Certificate
+from dfl_unlearn.accounting.ledger import PrivacyLedger
+from dfl_unlearn.data.forget import ForgetRequest
+from dfl_unlearn.engine.run import TrainedRun, state_digest
+from dfl_unlearn.engine.state import PeerState
+from dfl_unlearn.engine.stored import (
+    FINAL,
+    LEDGER,
+    read_run,
+    request_from,
+    request_to,
+)
+from dfl_unlearn.engine.transport import MessageLog
+from dfl_unlearn.errors import MissingInputError, RefusedError
+from dfl_unlearn.store.folder import RunFolder
+from dfl_unlearn.unlearning.contracts import Cost, Outcome, protocols
+
+
+@dataclass(frozen=True)
+class OutcomeFolder:
+    """Where one attempt is kept: ``outcomes/<request>.<protocol>`` of a run folder.
+
+    Attributes:
+        folder: The run folder.
+        rel: The attempt's place in it.
+    """
+
+    folder: RunFolder
+    rel: str
+
+    @classmethod
+    def create(
+        cls, folder: str | Path, request: ForgetRequest, protocol: str
+    ) -> "OutcomeFolder":
+        """Make a new place; earlier attempts are never overwritten.
+
+        Args:
+            folder: The run folder.
+            request: The resolved request.
+            protocol: Registered name.
+
+        Returns:
+            The place.
+        """
+        run_folder = RunFolder(folder)
+        rel = base = f"outcomes/{request.request_id}.{protocol}"
+        number = 1
+        while run_folder.path(rel).exists():
+            number += 1
+            rel = f"{base}-{number}"
+        run_folder.path(rel).mkdir(parents=True)
+        return cls(run_folder, rel)
+
+    @property
+    def ledger_path(self) -> Path:
+        """The attempt's ledger, durable before anything is released."""
+        return self.folder.path(f"{self.rel}/{LEDGER}")
+
+    def discard_unless_charged(self, charges: int) -> None:
+        """Remove the place of an attempt that was refused before any charge."""
+        if charges == 0:
+            shutil.rmtree(self.folder.path(self.rel))
+
+    def write(self, outcome: Outcome) -> None:
+        """Write an outcome, ``outcome.json`` last."""
+        at, folder = self.rel, self.folder
+        folder.write_json(f"{at}/request.json", request_to(outcome.request))
+        if outcome.certificate is not None:
+            folder.write_text(f"{at}/certificate.json", outcome.certificate.to_json())
+        folder.write_tensors(
+            f"{at}/state.safetensors",
+            {"params": outcome.state.params, **outcome.state.slots},
+        )
+        lines = [json.dumps(row, sort_keys=True) for row in outcome.messages.rows()]
+        folder.write_text(f"{at}/messages.jsonl", "".join(x + "\n" for x in lines))
+        if outcome.reference is not None:
+            _write_reference(folder, outcome.request, outcome.reference)
+        folder.write_json(
+            f"{at}/outcome.json",
+            {
+                "format": 1,
+                "protocol": {"use": outcome.protocol_name} | _fields(outcome.protocol),
+                "base": state_digest(outcome.run.state),
+                "round": outcome.state.round,
+                "cost": _fields(outcome.cost),
+                "trace": {k: v.tolist() for k, v in outcome.trace.items()},
+                "info": dict(outcome.info),
+                "notes": list(outcome.notes),
+            },
+        )
+
+
+def save_outcome(outcome: Outcome, folder: str | Path) -> Path:
+    """Keep an outcome that was made in memory; ``unlearn(folder=...)`` does it itself.
+
+    Args:
+        outcome: The outcome.
+        folder: The run folder.
+
+    Returns:
+        Where it lies.
+    """
+    place = OutcomeFolder.create(folder, outcome.request, outcome.protocol_name)
+    outcome.ledger.save(place.ledger_path)
+    place.write(outcome)
+    return place.folder.path(place.rel)
+
+
+def load_outcomes(run: TrainedRun) -> list[Outcome]:
+    """Read the attempts that were made on a run's present state.
+
+    Args:
+        run: A run that was loaded from its folder.
+
+    Returns:
+        The outcomes in order of their request and protocol; attempts on a state that a
+        committed request has replaced are left out.
+
+    Raises:
+        MissingInputError: If the run has no folder.
+    """
+    if run.folder is None:
+        raise MissingInputError(
+            "run: must come from a run folder, got one in memory; use load_run(path)"
+        )
+    folder = RunFolder(run.folder)
+    present = state_digest(run.state)
+    found = []
+    for place in sorted(folder.path("outcomes").glob("*/outcome.json")):
+        at = f"outcomes/{place.parent.name}"
+        known = folder.read_json(f"{at}/outcome.json")
+        if known["base"] == present:
+            found.append(_read(folder, at, known, run))
+    return found
+
+
+def commit_outcome(outcome: Outcome, *, keep_checkpoints: bool = False) -> TrainedRun:
+    """Make a stored attempt the run's own state, for good.
+
+    The record and the states of other attempts, which were made with the forgotten
+    data, are removed from the folder once the new state is durable there.
+
+    Args:
+        outcome: An attempt of a run that has a folder, kept there.
+        keep_checkpoints: Leave that state on disk; the certificate then says so and is
+            at most ``certified_conditional``.
+
+    Returns:
+        The run as it is now in its folder.
+
+    Raises:
+        MissingInputError: If the run has no folder.
+        RefusedError: If the run has changed since the attempt was made.
+    """
+    if outcome.run.folder is None:
+        raise MissingInputError(
+            "outcome: must be of a run with a folder, got one in memory; use "
+            "outcome.as_run() there"
+        )
+    folder = RunFolder(outcome.run.folder)
+    with folder.locked():
+        manifest = folder.read_json("manifest.json")
+        ledger = outcome.ledger
+        head = PrivacyLedger.load(folder.path(LEDGER)).entries
+        if ledger.entries[: len(head)] != head:
+            raise RefusedError(
+                f"{folder.root}: must not have changed since the attempt was made, got "
+                "another committed request; unlearn again on the present state"
+            )
+        data = outcome.run.data.without(outcome.request)
+        # The charge first: a crash from here on never refunds it.
+        folder.write_bytes(LEDGER, _ledger_bytes(outcome, folder), private=True)
+        folder.write_tensors(
+            FINAL, {"params": outcome.state.params, **outcome.state.slots}
+        )
+        manifest["forgotten"].append(request_to(outcome.request))
+        manifest["data"]["fingerprint"] = data.fingerprint()
+        manifest["round"] = outcome.state.round
+        manifest["info"]["requests"] = len(manifest["forgotten"])
+        kept = _pre_request_files(folder)
+        if not keep_checkpoints:
+            manifest["record"] = None
+        folder.write_json("manifest.json", manifest)
+        folder.write_json(
+            "done.json", {"digest": state_digest(outcome.state), "format": 1}
+        )
+        if keep_checkpoints:
+            _lower(folder, outcome, len(kept))
+        else:
+            for place in kept:
+                place.unlink()
+        folder.append(
+            {
+                "type": "event",
+                "round": outcome.state.round,
+                "what": "committed",
+                "detail": f"{outcome.request.request_id} by {outcome.protocol_name}",
+            }
+        )
+    return read_run(folder.root, data=outcome.run.data, model=outcome.run.model)
+
+
+def _ledger_bytes(outcome: Outcome, folder: RunFolder) -> bytes:
+    path = outcome.ledger.path
+    if path is None:
+        return folder.read_bytes(LEDGER)
+    return path.read_bytes()
+
+
+def _pre_request_files(folder: RunFolder) -> list[Path]:
+    """Return files that hold states made with data that is now forgotten."""
+    states = [
+        *folder.path("record").glob("*"),
+        *folder.path("influence").glob("*"),
+        *folder.path("outcomes").glob("*/state.safetensors"),
+    ]
+    return sorted(place for place in states if place.is_file())
+
+
+def _lower(folder: RunFolder, outcome: Outcome, files: int) -> None:
+    """Write down that pre-request state was kept."""
+    certificate = outcome.certificate
+    if certificate is None or certificate.status not in ("exact", "certified"):
+        return
+    lowered = replace(
+        certificate,
+        status="certified_conditional",
+        reasons=(KEPT_STATE,),
+        exposure=(*certificate.exposure, f"pre-request state kept: {files} files"),
+    )
+    for place in folder.path("outcomes").glob("*/certificate.json"):
+        at = f"outcomes/{place.parent.name}"
+        known = Certificate.from_json(folder.read_text(f"{at}/certificate.json"))
+        if known == certificate:
+            folder.write_text(f"{at}/certificate.json", lowered.to_json())
+
+
+def _read(
+    folder: RunFolder, at: str, known: Mapping[str, Any], run: TrainedRun
+) -> Outcome:
+    request = request_from(folder.read_json(f"{at}/request.json"))
+    protocol = dict(known["protocol"])
+    tensors = folder.read_tensors(f"{at}/state.safetensors")
+    certificate = None
+    if folder.path(f"{at}/certificate.json").is_file():
+        certificate = Certificate.from_json(folder.read_text(f"{at}/certificate.json"))
+    messages = MessageLog()
+    for line in folder.read_text(f"{at}/messages.jsonl").splitlines():
+        messages.append_row(json.loads(line))
+    return Outcome(
+        run=run,
+        request=request,
+        protocol=protocols.build(protocol.pop("use"), **protocol),
+        state=PeerState(
+            params=tensors.pop("params"), slots=tensors, round=known["round"]
+        ),
+        certificate=certificate,
+        cost=Cost(**known["cost"]),
+        ledger=PrivacyLedger.load(
+            folder.path(f"{at}/{LEDGER}"), budget=run.config.privacy_budget
+        ),
+        messages=messages,
+        reference=_read_reference(folder, request, run),
+        trace={k: np.array(v) for k, v in known["trace"].items()},
+        info=known["info"],
+        notes=tuple(known["notes"]),
+    )
+
+
+def _write_reference(
+    folder: RunFolder, request: ForgetRequest, reference: TrainedRun
+) -> None:
+    at = f"reference/{request.request_id}"
+    if folder.path(f"{at}/manifest.json").is_file():
+        known = folder.read_json(f"{at}/manifest.json")
+        if known["digest"] == reference.digest:
+            return
+    folder.write_tensors(f"{at}/state.safetensors", {"params": reference.state.params})
+    folder.write_json(
+        f"{at}/manifest.json",
+        {
+            "format": 1,
+            "digest": reference.digest,
+            "round": reference.state.round,
+            "info": dict(reference.info),
+        },
+    )
+
+
+def _read_reference(
+    folder: RunFolder, request: ForgetRequest, run: TrainedRun
+) -> TrainedRun | None:
+    at = f"reference/{request.request_id}"
+    if not folder.path(f"{at}/manifest.json").is_file():
+        return None
+    known = folder.read_json(f"{at}/manifest.json")
+    state = PeerState(
+        params=folder.read_tensors(f"{at}/state.safetensors")["params"],
+        round=known["round"],
+    )
+    return run.replaced(
+        data=run.data.without(request),
+        state=state,
+        digest=known["digest"],
+        info=known["info"],
+    )
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {f.name: getattr(value, f.name) for f in fields(value)}
