@@ -1,0 +1,1 @@
+"""Did it forget, at what price: metrics before, after and against retraining."""

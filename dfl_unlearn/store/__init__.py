@@ -1,0 +1,1 @@
+"""Run folders and tables: arrays, JSON and rows on disk, nothing above that."""
