@@ -1,0 +1,155 @@
+"""One look for all figures: colours that colour-blind readers tell apart, quiet axes.
+
+Categorical colours are Okabe and Ito's (2008, Color universal design); the scale of
+influence darkens steadily, so it also reads in grey.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from numpy.typing import NDArray
+
+from dfl_unlearn import _validate
+
+WIDTH = 7.6  # inches: 1140 pixels, the width of a page
+
+BLUE, ORANGE, GREEN, RED, SKY, PINK = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#D55E00",
+    "#56B4E9",
+    "#CC79A7",
+)
+INK, GREY, PALE = "#22272e", "#6b7280", "#e4e7ec"
+
+# Distinct in hue and in lightness, for curves next to each other.
+CURVES = (BLUE, ORANGE, GREEN, RED, PINK, SKY)
+
+INFLUENCE = LinearSegmentedColormap.from_list(
+    "influence", ["#fbf3df", "#fbd691", "#f4a259", "#d8594b", "#8f2d56", "#3a1742"]
+).with_extremes(bad="white", under="white")
+
+# How much a result claims; a heuristic one is grey and hatched, never like certified.
+STATUS: Mapping[str, Mapping[str, Any]] = {
+    "exact": {"facecolor": INK, "edgecolor": INK},
+    "certified": {"facecolor": BLUE, "edgecolor": BLUE},
+    "certified_conditional": {"facecolor": SKY, "edgecolor": BLUE},
+    "heuristic": {"facecolor": "#e5e7eb", "edgecolor": GREY, "hatch": "////"},
+    "no claim": {"facecolor": "white", "edgecolor": GREY},
+}
+
+# Any: matplotlib types the keys as one long literal.
+STYLE: Any = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 8,
+    "axes.labelsize": 9,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": "#9aa1ab",
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": False,
+    "grid.color": PALE,
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "text.color": INK,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "lines.linewidth": 1.8,
+    "lines.solid_capstyle": "round",
+    "hatch.linewidth": 0.7,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "svg.hashsalt": "dfl-unlearn",
+    "figure.constrained_layout.h_pad": 0.06,
+    "figure.constrained_layout.w_pad": 0.06,
+}
+
+
+def label(text: str, limit: int = 40) -> str:
+    """Return a user's text fit for a figure: plain letters, no formulas, not long."""
+    text = _validate.clean(text)
+    if len(text) > limit:
+        text = text[: limit - 1] + "…"
+    return text.replace("$", r"\$")
+
+
+def two_lines(name: str) -> str:
+    """Return an outcome's name with its settings, if any, on a second line."""
+    first, _, rest = name.partition(" ")
+    return label(first, 26) + (f"\n{label(rest, 26)}" if rest else "")
+
+
+def short(value: float) -> str:
+    """Return a count with three digits and k, M or G, e.g. ``"1.2 M"``."""
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def percent(fraction: float) -> str:
+    """Return a fraction as a percentage with as many digits as it needs."""
+    return f"{100 * fraction:.3g} %"
+
+
+def percent_axis(axes: Axes, which: str = "y") -> None:
+    """Show fractions on an axis as percentages."""
+    axis = axes.yaxis if which == "y" else axes.xaxis
+    axis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
+
+
+def log_axis(axes: Axes, which: str = "x", unit: Any = short) -> None:
+    """Make an axis logarithmic with readable numbers in place of powers."""
+    axis = axes.yaxis if which == "y" else axes.xaxis
+    (axes.set_yscale if which == "y" else axes.set_xscale)("log")
+    low, high = sorted(axis.get_view_interval())
+    few = np.log10(max(high, 1e-300) / max(low, 1e-300)) < 1.5
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: unit(value)))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def spread_out(
+    values: NDArray[np.float64], gap: float, low: float, high: float
+) -> NDArray[np.float64]:
+    """Move labels' positions apart so that none covers another.
+
+    Args:
+        values: Wanted positions, shape ``(K,)``.
+        gap: Smallest distance between two.
+        low: Lowest position.
+        high: Highest position.
+
+    Returns:
+        Positions in the same order, shape ``(K,)``.
+    """
+    order = np.argsort(values, kind="stable")
+    up = np.clip(values[order], low, high)
+    down = up.copy()
+    for k in range(1, len(up)):
+        up[k] = max(up[k], up[k - 1] + gap)
+        down[-k - 1] = min(down[-k - 1], down[-k] - gap)
+    # The mean of two sequences that keep the gap keeps it, and stays near the wish.
+    placed = (up + down) / 2
+    if len(placed):
+        placed -= max(placed[-1] - high, 0.0)
+        placed += max(low - placed[0], 0.0)
+    result = np.empty_like(placed)
+    result[order] = placed
+    return result

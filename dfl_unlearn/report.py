@@ -1,0 +1,546 @@
+"""One self-contained page about a run: no script, no request to anything outside.
+
+The order is that of contracts.md §15: result, question, certificate, influence,
+training, figures before and after, methods, limits, settings. Sections without content
+are left out. Every text passes through ``_html``, which escapes it.
+"""
+
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import dfl_unlearn
+from dfl_unlearn import _html as h
+from dfl_unlearn._html import Html
+from dfl_unlearn._stats import round_up
+from dfl_unlearn.accounting.certificate import (
+    CLAIMED,
+    NOT_COVERED,
+    Assumption,
+    Certificate,
+)
+from dfl_unlearn.engine.run import TrainedRun
+from dfl_unlearn.errors import MissingInputError
+from dfl_unlearn.plots import draw, plots, render
+from dfl_unlearn.results.view import ResultsView
+from dfl_unlearn.store.files import write_file, writing
+from dfl_unlearn.store.table import Summary
+from dfl_unlearn.unlearning.contracts import Outcome
+
+_DPI = 200
+_PIXELS_PER_INCH = 115  # a figure of full width then fills the page
+_COSTS = "cost-"  # in the table of protocols
+_CLAIMS = {
+    "exact": "exact",
+    "certified": "certified",
+    "certified_conditional": "certified, conditional",
+    "heuristic": "heuristic",
+    "pending": "pending",
+    "none": "no claim",
+}
+_MEANING = {
+    "exact": "The result is distributed exactly as if the data had never been there.",
+    "certified": "Every constant behind the claim is proven, enforced, or measured "
+    "against a public cap.",
+    "certified_conditional": "The claim holds if the assumptions marked below hold; "
+    "this program could not prove them.",
+    "heuristic": "This is not a guarantee: the numbers below are what would hold if "
+    "the stated reasons did not stand against it.",
+    "pending": "Some peers have not been corrected yet; nothing is claimed so far.",
+    "none": "This protocol makes no claim. What it achieves can only be measured.",
+}
+_SCOPES = {
+    "release": "an observer who sees one peer's final model",
+    "joint": "an observer who sees the final models of all peers together",
+}
+# Beside what every certificate says of itself.
+_LIMITS = (
+    *NOT_COVERED,
+    "verification by outsiders: models and logs alone cannot prove that unlearning was "
+    "executed; the certificate is about the algorithm as this program ran it",
+    "side channels: timing, traffic, and the fact that a request took place",
+    "membership scores are indicators, not proofs; they mean something only beside "
+    "the retrained network's",
+)
+
+
+def write_report(
+    source: Outcome | Sequence[Outcome] | TrainedRun | ResultsView, path: str | Path
+) -> Path:
+    """Write one HTML page with figures inside, whole or not at all.
+
+    Args:
+        source: An outcome, several outcomes of one run, a run alone, or a view.
+        path: The file, e.g. ``"report.html"``; its folder is made.
+
+    Returns:
+        The path.
+    """
+    path = Path(path)
+    page = report_page(ResultsView.of(source))
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, page.encode())
+    return path
+
+
+def report_page(view: ResultsView) -> str:
+    """Return the page as text.
+
+    Args:
+        view: What to report on.
+
+    Returns:
+        A whole HTML document.
+    """
+    template = files("dfl_unlearn").joinpath("_report_template.html").read_text("utf-8")
+    title = f"dfl_unlearn: {_run_name(view)}"
+    sections = (
+        _result(view),
+        _question(view),
+        _claims(view),
+        _influence(view),
+        _training(view),
+        _measured(view),
+        _methods(view),
+        _limits(view),
+        _settings(view),
+    )
+    return Template(template).substitute(
+        title=h.as_html(title), body="\n".join(sections)
+    )
+
+
+def _figure(view: ResultsView, name: str) -> Html:
+    """Return a registered plot as an embedded picture; nothing if it has no input."""
+    try:
+        figure = draw(name, view)
+    except MissingInputError:
+        return Html()
+    caption = " ".join((plots.get(name).__doc__ or name).split("Args:")[0].split())
+    data = base64.b64encode(render(figure, "png", _DPI)).decode()
+    picture = h.image(
+        f"data:image/png;base64,{data}",
+        alt=caption,
+        width=round(_PIXELS_PER_INCH * figure.get_size_inches()[0]),
+    )
+    return h.tag("figure", picture, h.tag("figcaption", caption))
+
+
+# --- sections, in the order of the page ----------------------------------------------
+
+
+def _result(view: ResultsView) -> Html:
+    if not view.outcomes:
+        lead = (
+            f"{view.topology.n} peers trained for {view.run.config.rounds} rounds; "
+            "nothing has been forgotten yet."
+        )
+        return h.join(h.tag("h1", _run_name(view)), h.tag("p", lead, class_="lead"))
+    outcome, label = view.outcomes[0], view.labels[0]
+    certificate = outcome.certificate
+    size = outcome.request.size(view.run.data)
+    claim = _status(certificate)
+    words = [
+        f"Forgetting {size:,} record{'' if size == 1 else 's'} of {_owners(outcome)} "
+        f"by {label} is "
+    ]
+    if certificate is None:
+        words = [words[0].removesuffix("is "), "comes without a claim"]
+    elif certificate.epsilon is not None and certificate.status != "exact":
+        words += [
+            f"{_CLAIMS[claim]} at ε = {certificate.epsilon:g}, "
+            f"δ = {certificate.delta:g} ({certificate.scope})"
+        ]
+    else:
+        words += [_CLAIMS[claim]]
+    words += [_accuracy_words(view)]
+    return h.join(
+        h.tag("h1", f"Forgetting {_owners(outcome)}'s data", _badge(claim)),
+        h.tag("p", "".join(words), class_="lead"),
+    )
+
+
+def _question(view: ResultsView) -> Html:
+    if not view.outcomes:
+        return Html()
+    parts = []
+    shown = set()
+    for outcome in view.outcomes:
+        request = outcome.request
+        if request.request_id in shown:
+            continue
+        shown.add(request.request_id)
+        size, held = request.size(view.run.data), view.run.data.retained
+        owned = int(held[list(request.peers)].sum())
+        facts: list[tuple[str, object]] = [
+            ("Request", request.request_id),
+            ("Forget", _what(outcome)),
+            (
+                "Records",
+                f"{size:,} of the {owned:,} held there ({100 * size / owned:.1f} %)",
+            ),
+            ("Requester", f"peer {request.requester} of {view.topology.n}"),
+            (
+                "Compared with",
+                "retraining on what is left, each peer's loss averaged over "
+                + (
+                    "its remaining records"
+                    if request.normalization == "local_mean"
+                    else "its original number of records"
+                ),
+            ),
+        ]
+        if request.adaptive:
+            facts.append(("Chosen", "after seeing released models"))
+        if request.reason:
+            facts.append(("Reason", request.reason))
+        parts.append(h.facts(facts))
+    names = ", ".join(view.labels)
+    return h.section("What was asked", *parts, h.tag("p", f"Carried out by: {names}."))
+
+
+def _claims(view: ResultsView) -> Html:
+    if not view.outcomes:
+        return Html()
+    blocks = [
+        _claim(label, outcome)
+        for label, outcome in zip(view.labels, view.outcomes, strict=True)
+    ]
+    return h.section("What is guaranteed", *blocks)
+
+
+def _influence(view: ResultsView) -> Html:
+    trace = view.influence()
+    spread = trace.effective_spread()[-1]
+    words = (
+        f"When training ended, the influence of peer {trace.source}'s data was spread "
+        f"over {spread:.1f} of {view.topology.n} peers; its distance to an even spread "
+        f"was {trace.distance_to_uniform()[-1]:.3g} (0 is even, 1 is one place). "
+    )
+    words += (
+        "Shares are norm bounds on the sensitivity of each model to that data."
+        if trace.mode == "norm_bound"
+        else "Shares follow the mixing matrix alone: for this training no bound on the "
+        "sensitivity itself is known."
+    )
+    return h.section(
+        "Where the influence went",
+        h.tag("p", words),
+        _figure(view, "topology"),
+        h.tag("h3", "Over hops and rounds"),
+        _figure(view, "influence-hops"),
+        _figure(view, "influence-heatmap"),
+        _figure(view, "influence-front"),
+    )
+
+
+def _training(view: ResultsView) -> Html:
+    pictures = [_figure(view, "accuracy"), _figure(view, "consensus")]
+    return h.section("Accuracy and consensus", *pictures) if any(pictures) else Html()
+
+
+def _measured(view: ResultsView) -> Html:
+    if not view.outcomes:
+        return Html()
+    head = ("metric", "on", "before", "after", "retrained", "worst peer", "spread", "")
+    tables = [
+        h.table(
+            f"{label}: mean over peers; spread is the standard deviation over peers",
+            head,
+            [
+                _summary_cells(line)
+                for line in table.summary()
+                if not line.metric.startswith(_COSTS)
+            ],
+            frozenset(range(2, 7)),
+        )
+        for label, table in zip(view.labels, view.tables, strict=True)
+    ]
+    return h.section("Before, after, retrained", *tables)
+
+
+def _methods(view: ResultsView) -> Html:
+    if not view.outcomes:
+        return Html()
+    rows = []
+    for label, outcome, table in zip(
+        view.labels, view.outcomes, view.tables, strict=True
+    ):
+        gap = "-"
+        for line in table.summary():
+            if line.metric in ("test-accuracy", "test-mse") and line.after is not None:
+                if line.reference is not None:
+                    gap = _difference(line.after - line.reference, line.unit)
+                break
+        cost = outcome.cost
+        rows.append(
+            (
+                label,
+                _badge(_status(outcome.certificate)),
+                gap,
+                f"{cost.gradient_evaluations:,}",
+                f"{cost.messages:,}",
+                f"{cost.payload_bytes:,}",
+                f"{cost.rounds:,}",
+                f"{cost.wall_seconds:.2f}",
+            )
+        )
+    head = (
+        "protocol",
+        "claim",
+        "test gap to retrained",
+        "gradient evaluations",
+        "messages",
+        "bytes sent",
+        "rounds",
+        "seconds",
+    )
+    return h.section(
+        "Protocols compared",
+        _figure(view, "methods"),
+        h.table("", head, rows, frozenset(range(2, 8))),
+    )
+
+
+def _limits(view: ResultsView) -> Html:
+    return (
+        h.section("What this does not prove", h.items(_LIMITS))
+        if view.outcomes
+        else (Html())
+    )
+
+
+def _settings(view: ResultsView) -> Html:
+    run = view.run
+    rows = [
+        (h.tag("code", key), h.tag("code", value)) for key, value in _flat(view.config)
+    ]
+    versions = run.info.get("versions", {"dfl_unlearn": dfl_unlearn.__version__})
+    facts = [
+        ("Run", _run_name(view)),
+        ("Digest", h.tag("code", run.digest, class_="hash")),
+        ("Versions", ", ".join(f"{k} {v}" for k, v in versions.items())),
+        *(
+            (key.replace("_", " ").capitalize(), value)
+            for key, value in run.info.get("arithmetic", {}).items()
+        ),
+    ]
+    return h.section(
+        "Settings",
+        h.facts(facts),
+        h.table("", ("setting", "value"), rows),
+        h.tag(
+            "footer",
+            f"Written by dfl_unlearn {dfl_unlearn.__version__}. Equal settings give "
+            "the same digest again.",
+        ),
+    )
+
+
+# --- pieces ------------------------------------------------------------------------
+
+
+def _claim(label: str, outcome: Outcome) -> Html:
+    """Return one protocol's certificate in words, with everything it rests on."""
+    certificate = outcome.certificate
+    status = _status(certificate)
+    parts: list[object] = [
+        h.tag("h3", label, _badge(status)),
+        h.tag("p", _MEANING[status]),
+    ]
+    if certificate is not None:
+        parts += _certificate(certificate)
+    accounts = outcome.ledger.table()
+    if accounts:
+        groups: dict[Any, list[str]] = {}
+        for row in accounts:
+            groups.setdefault(replace(row, observer=""), []).append(row.observer)
+        parts.append(
+            h.table(
+                "Ledger: what each observer can tell about each owner, in total",
+                ("owner", "observer", "releases", "ε", "δ", "ε left", "status"),
+                [
+                    (
+                        row.owner,
+                        _several(names),
+                        row.releases,
+                        f"{round_up(row.epsilon, 4):g}",
+                        f"{row.delta:g}",
+                        "no cap" if row.remaining is None else f"{row.remaining:.4g}",
+                        _CLAIMS.get(row.status, row.status or "-"),
+                    )
+                    for row, names in groups.items()
+                ],
+                frozenset({2, 3, 4, 5}),
+            )
+        )
+    if outcome.notes:
+        parts.append(h.items(outcome.notes))
+    return h.tag("div", *parts, class_=f"claim {status}")
+
+
+def _certificate(certificate: Certificate) -> list[object]:
+    facts: list[tuple[str, object]] = []
+    if certificate.scope in _SCOPES:
+        facts.append(("Against", f"{_SCOPES[certificate.scope]} ({certificate.scope})"))
+    if certificate.epsilon is not None and certificate.delta is not None:
+        facts.append(
+            ("Privacy", f"ε = {certificate.epsilon:g}, δ = {certificate.delta:g}")
+        )
+    elif certificate.nominal_epsilon is not None:
+        facts.append(
+            (
+                "Nominal only",
+                f"ε = {certificate.nominal_epsilon:g}, "
+                f"δ = {certificate.nominal_delta:g}; not a guarantee",
+            )
+        )
+    if certificate.noise_std:
+        kind = (
+            "a shift of at most"
+            if certificate.status in CLAIMED
+            else "a nominal shift of"
+        )
+        words = (
+            f"Gaussian, standard deviation {certificate.noise_std:.4g}, for {kind} "
+            f"{certificate.sensitivity:.4g}"
+        )
+        facts += [
+            ("Noise", f"{words} ({certificate.noise_mode})"),
+            ("Accountant", certificate.accountant.replace("_", " ")),
+        ]
+    if certificate.observers:
+        facts.append(("Released to", _several(certificate.observers)))
+    if certificate.pending_peers:
+        facts.append(("Not corrected", ", ".join(map(str, certificate.pending_peers))))
+    parts: list[object] = [h.facts(facts)] if facts else []
+    if certificate.reasons:
+        parts += [_heading("Why not higher"), h.items(certificate.reasons)]
+    if certificate.assumptions:
+        parts.append(
+            h.table(
+                "Assumptions and constants",
+                ("name", "value", "source", "state", "note"),
+                [_assumption(a) for a in certificate.assumptions],
+            )
+        )
+    if certificate.exposure:
+        parts += [_heading("What stays exposed"), h.items(certificate.exposure)]
+    if certificate.notes:
+        parts += [_heading("Notes"), h.items(certificate.notes)]
+    return parts
+
+
+def _heading(text: str) -> Html:
+    return h.tag("p", h.tag("strong", text))
+
+
+def _assumption(a: Assumption) -> tuple[object, ...]:
+    value = a.value if isinstance(a.value, str) else f"{a.value:.6g}"
+    return a.name, value, a.source, h.tag("span", a.state, class_=a.state), a.note
+
+
+def _summary_cells(line: Summary) -> tuple[object, ...]:
+    # An area under a curve is a fraction, but nobody reads it in percent.
+    unit = "" if line.metric.endswith("-auc") else line.unit
+    worst = _number(line.worst, unit)
+    if line.worst_peer is not None:
+        worst += f" (peer {line.worst_peer})"
+    said = "" if unit == "fraction" else unit
+    return (
+        line.metric,
+        line.set,
+        _number(line.before, unit),
+        _number(line.after, unit),
+        _number(line.reference, unit),
+        worst,
+        _number(line.spread, unit),
+        "; ".join(word for word in (said, line.note) if word),
+    )
+
+
+def _number(value: float | None, unit: str) -> str:
+    """Return a value as the page shows it: fractions in percent, counts in full."""
+    if value is None:
+        return "-"
+    if unit == "fraction":
+        return f"{100 * value:.2f} %"
+    if float(value).is_integer() and abs(value) < 1e15:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
+
+
+def _difference(value: float, unit: str) -> str:
+    if unit == "fraction":
+        return f"{100 * value:+.2f} points"
+    return f"{value:+.4g}"
+
+
+def _badge(status: str) -> Html:
+    return h.tag("span", _CLAIMS[status], class_=f"badge {status}")
+
+
+def _status(certificate: Certificate | None) -> str:
+    return "none" if certificate is None else certificate.status
+
+
+def _owners(outcome: Outcome) -> str:
+    peers = outcome.request.peers
+    if len(peers) == 1:
+        return f"peer {peers[0]}"
+    return f"{len(peers)} peers"
+
+
+def _what(outcome: Outcome) -> str:
+    request = outcome.request
+    if request.kind == "class":
+        return f"class {request.class_id} at {_owners(outcome)}"
+    return (
+        f"everything of {_owners(outcome)}"
+        if request.kind == "peer"
+        else (f"chosen records of {_owners(outcome)}")
+    )
+
+
+def _several(names: Sequence[str]) -> str:
+    if len(names) <= 3:
+        return ", ".join(names)
+    return f"{names[0]} … {names[-1]} ({len(names)})"
+
+
+def _accuracy_words(view: ResultsView) -> str:
+    """Return the end of the first sentence: the test score now and if retrained."""
+    for line in view.tables[0].summary():
+        if line.metric in ("test-accuracy", "test-mse") and line.after is not None:
+            what = "mean test accuracy" if line.unit == "fraction" else line.metric
+            text = f"; {what} is {_number(line.after, line.unit)}"
+            if line.before is not None:
+                text += f" (before: {_number(line.before, line.unit)}"
+                if line.reference is not None:
+                    text += f", retrained: {_number(line.reference, line.unit)}"
+                text += ")"
+            return text + "."
+    return "."
+
+
+def _run_name(view: ResultsView) -> str:
+    folder = view.run.folder
+    return folder.name if folder is not None else f"run {view.run.digest[:12]}"
+
+
+def _flat(settings: Mapping[str, Any], path: str = "") -> Iterable[tuple[str, str]]:
+    """Yield dotted keys and values of nested settings."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{path}{key}.")
+        elif isinstance(value, list):
+            yield f"{path}{key}", ", ".join(map(str, value))
+        elif isinstance(value, float):
+            yield f"{path}{key}", f"{value:g}"
+        else:
+            yield f"{path}{key}", str(value)

@@ -1,0 +1,1 @@
+"""Views over finished work, which plots and reports read."""

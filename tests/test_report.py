@@ -1,0 +1,159 @@
+import re
+from html.parser import HTMLParser
+
+import pytest
+from results.handmade import made_outcome, made_run, three_outcomes
+
+from dfl_unlearn.data.forget import ForgetRequest
+from dfl_unlearn.errors import InvalidArgumentError, StoreWriteError
+from dfl_unlearn.report import report_page, write_report
+from dfl_unlearn.results.view import ResultsView
+
+VOID = {"meta", "img", "br"}
+
+
+class Page(HTMLParser):
+    """Checks that elements nest, and keeps headings, pictures and addresses."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.headings, self.pictures, self.addresses = [], [], [], []
+        self.tags, self.words = set(), []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        given = dict(attrs)
+        self.addresses += [given[k] for k in ("src", "href") if k in given]
+        if tag == "img":
+            self.pictures.append(given)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+        if self.open and self.open[-1] == "h2":
+            self.headings.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture(scope="module")
+def page():
+    run = made_run(n=5)
+    first = made_outcome(run, charged=True)
+    return Page(report_page(ResultsView.of([first, *three_outcomes(run)[1:]])))
+
+
+def test_the_sections_come_in_the_order_of_the_contract(page):
+    assert page.headings == [
+        "What was asked",
+        "What is guaranteed",
+        "Where the influence went",
+        "Accuracy and consensus",
+        "Before, after, retrained",
+        "Protocols compared",
+        "What this does not prove",
+        "Settings",
+    ]
+
+
+def test_nothing_is_asked_of_the_network_and_no_script_runs(page):
+    assert "script" not in page.tags
+    assert "link" not in page.tags
+    assert page.addresses
+    assert all(a.startswith("data:image/png;base64,") for a in page.addresses)
+
+
+def test_every_picture_says_what_it_shows(page):
+    assert len(page.pictures) == 7
+    assert all(len(p["alt"]) > 40 for p in page.pictures)
+
+
+def test_the_first_sentence_names_result_claim_and_accuracy(page):
+    assert re.search(
+        r"Forgetting 2 records of peer 1 by newton-fisher curvature=exact_cg is "
+        r"certified at ε = 1, δ = 1e-05 \(joint\); mean test accuracy is [\d.]+ % "
+        r"\(before: [\d.]+ %, retrained: [\d.]+ %\)\.",
+        page.text,
+    )
+
+
+def test_the_certificate_is_told_with_constants_exposure_and_ledger(page):
+    for words in (
+        "2 of the 6 held there (33.3 %)",
+        "strong convexity 0.01 proven held the l2 term",
+        "standard deviation 0.00377, for a shift of at most 0.00101 (simulated)",
+        "before/after: model released at round 30",
+        "peer:1 peer:0 … peer:4 (4) 1",
+        "0.4345",  # epsilon of mu = 0.125 at 1e-5 is 0.43442: rounded up
+    ):
+        assert words in page.text, words
+
+
+def test_a_heuristic_result_has_its_own_mark_and_no_guarantee():
+    run = made_run(n=3)
+    text = report_page(ResultsView.of(three_outcomes(run)[1]))
+    assert '<span class="badge heuristic">heuristic</span>' in text
+    assert 'class="badge certified"' not in text
+    words = Page(text).text
+    assert "Nominal only ε = 1, δ = 1e-05; not a guarantee" in words
+    assert "for a nominal shift of 0.00101" in words
+    assert "Privacy ε" not in words
+
+
+def test_no_claim_is_printed_as_none():
+    outcome = made_outcome(made_run(n=3), "fine-tune", None)
+    words = Page(report_page(ResultsView.of(outcome))).text
+    assert "Forgetting 2 records of peer 1 by fine-tune comes without a claim" in words
+    assert "ε =" not in words
+
+
+def test_every_text_is_escaped():
+    run = made_run(n=3, name="<script>alert(1)</script>")
+    request = ForgetRequest.samples(
+        peer=1, indices=[0], request_id="r0", reason="\x1b<img src=x onerror=y>\u202e&"
+    )
+    page = Page(report_page(ResultsView.of(made_outcome(run, request=request))))
+    assert "script" not in page.tags
+    assert all(a.startswith("data:") for a in page.addresses)
+    assert "<script>alert(1)</script>" in page.text
+    assert "<img src=x onerror=y>&" in page.text
+
+
+def test_a_run_alone_and_a_run_without_history_make_shorter_pages():
+    alone = Page(report_page(ResultsView.of(made_run(n=4))))
+    assert alone.headings == [
+        "Where the influence went",
+        "Accuracy and consensus",
+        "Settings",
+    ]
+    bare = made_outcome(made_run(n=4, history=False, record=False), reference=False)
+    page = Page(report_page(ResultsView.of(bare)))
+    assert "Accuracy and consensus" not in page.headings
+    assert "Before, after, retrained" in page.headings
+
+
+def test_the_page_is_written_whole_and_its_place_returned(tmp_path):
+    outcome = made_outcome(made_run(n=3))
+    path = write_report(outcome, tmp_path / "new" / "report.html")
+    assert path == tmp_path / "new" / "report.html"
+    assert path.read_text().startswith("<!DOCTYPE html>")
+    assert [p.name for p in path.parent.iterdir()] == ["report.html"]
+
+
+def test_an_unwritable_place_and_mixed_runs_are_refused(tmp_path):
+    (tmp_path / "file").write_text("x")
+    outcome = made_outcome(made_run(n=3))
+    with pytest.raises(StoreWriteError, match="must be writable"):
+        write_report(outcome, tmp_path / "file" / "report.html")
+    other = made_outcome(made_run(n=3, seed=1))
+    with pytest.raises(InvalidArgumentError, match="must come from one run"):
+        write_report([outcome, other], tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
