@@ -121,7 +121,7 @@ def linear_stack(
 
 
 def stack_outputs(stack: LinearStack, params: Tensor, features: Tensor) -> Tensor:
-    """Return the outputs of several peers for the same inputs.
+    """Return the outputs of several peers for the same inputs, without gradients.
 
     Args:
         stack: The layers.
@@ -131,9 +131,10 @@ def stack_outputs(stack: LinearStack, params: Tensor, features: Tensor) -> Tenso
     Returns:
         Shape ``(n, B, out)`` of the last layer.
     """
-    # All peers share the inputs: the first layer is one product.
+    # All peers share the inputs: the first layer is one product, in NumPy, whose BLAS
+    # is about 1.4 times as fast as torch's here on some CPUs.
     first = stack.layers[0].weight.view(params)
-    hidden = functional.linear(features, first.flatten(0, 1))
+    hidden = torch.from_numpy(features.numpy() @ first.flatten(0, 1).numpy().T)
     hidden = hidden.view(len(features), *first.shape[:2]).transpose(0, 1)
     for depth, layer in enumerate(stack.layers):
         if depth:
