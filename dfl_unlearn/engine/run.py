@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dfl_unlearn.accounting.ledger import PrivacyLedger
 from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.engine.config import SimulationConfig
 from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.engine.transport import Transport
+from dfl_unlearn.errors import InvalidArgumentError, NumericalError
 from dfl_unlearn.models.flat import FlatModel
 from dfl_unlearn.record.training import TrainingRecord
 from dfl_unlearn.rng import RngTree
@@ -72,6 +74,59 @@ class TrainedRun:
     digest: str
     folder: Path | None = None
     info: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_states(
+        cls,
+        topology: Topology,
+        data: PeerData,
+        model: FlatModel,
+        states: Tensor,
+        config: SimulationConfig | None = None,
+    ) -> "TrainedRun":
+        """Bring in models that were trained elsewhere.
+
+        Such a run has no record; protocols that need one say so.
+
+        Args:
+            topology: The network.
+            data: What each peer holds.
+            model: The model.
+            states: One row of parameters per peer, shape ``(N, P)``.
+            config: How training would go on; its seed names all further draws.
+
+        Returns:
+            The run.
+
+        Raises:
+            InvalidArgumentError: If the shape does not fit network and model.
+            NumericalError: If a row is not finite.
+        """
+        config = config if config is not None else SimulationConfig()
+        if tuple(states.shape) != (data.n, model.size) or topology.n != data.n:
+            raise InvalidArgumentError(
+                f"states: must have shape ({topology.n}, {model.size}) for "
+                f"{topology.n} peers, got {tuple(states.shape)} and data for {data.n} "
+                "peers; give one row per peer"
+            )
+        bad = ~states.isfinite().all(dim=1)
+        if bool(bad.any()):
+            raise NumericalError(
+                f"states: must be finite, got peer {int(bad.nonzero()[0])} that is not"
+            )
+        state = PeerState(params=states.detach().to(config.torch_dtype, copy=True))
+        return cls(
+            topology=topology,
+            data=data,
+            model=model,
+            config=config,
+            state=state,
+            record=None,
+            history=None,
+            ledger=PrivacyLedger(config.privacy_budget),
+            rng=RngTree(config.seed),
+            digest=state_digest(state),
+        )
 
     def replaced(self, **changes: Any) -> "TrainedRun":
         """Return a copy with other fields.

@@ -62,6 +62,7 @@ def simulate(
 
     Raises:
         TopologyError: If the network and the data have different numbers of peers.
+        InvalidArgumentError: If a schedule has another number of peers.
         NumericalError: If training diverges; names peer and round.
         ResourceError: If the run would not fit into memory.
 

@@ -12,7 +12,6 @@ from typing import Any
 import networkx as nx
 import numpy as np
 import scipy.sparse as sp
-import torch
 
 from dfl_unlearn.accounting.ledger import PrivacyBudget, PrivacyLedger
 from dfl_unlearn.data.forget import ForgetRequest

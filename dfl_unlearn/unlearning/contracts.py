@@ -1,7 +1,9 @@
 """What a network protocol takes and gives, and the registry it joins."""
 
+import html
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -13,8 +15,10 @@ from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.engine.transport import MessageLog
+from dfl_unlearn.errors import InsecureNoiseError
 from dfl_unlearn.registry import Registry
 from dfl_unlearn.rng import RngTree
+from dfl_unlearn.store.files import to_safetensors, write_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +99,45 @@ class Outcome:
     def protocol_name(self) -> str:
         """The registered name of the protocol."""
         return protocols.name_of(self.protocol)
+
+    def export(self, path: str | Path, *, secure: bool = False) -> Path:
+        """Write every peer's model as safetensors, named ``peer<i>/<parameter>``.
+
+        Args:
+            path: The file to write.
+            secure: Whether the file is meant for deployment.
+
+        Returns:
+            Where it was written.
+
+        Raises:
+            InsecureNoiseError: If ``secure`` and the models carry simulated noise,
+                which whoever knows the seed can subtract.
+        """
+        noisy = self.certificate is not None and self.certificate.noise_std > 0
+        if secure and noisy:
+            raise InsecureNoiseError(
+                f"secure: must be False for request {self.request.request_id}, got "
+                "True; its noise is simulated (drawn from the seed) and not for "
+                "deployment"
+            )
+        tensors = {
+            f"peer{i}/{name}": value
+            for i, row in enumerate(self.state.params)
+            for name, value in self.run.model.state_dict(row).items()
+        }
+        path = Path(path)
+        write_file(path, to_safetensors(path.name, tensors), private=True)
+        return path
+
+    def _repr_html_(self) -> str:
+        """Return protocol, request and certificate for notebooks."""
+        title = html.escape(
+            f"{self.protocol_name} on request {self.request.request_id}"
+        )
+        claim = "no claim" if self.certificate is None else self.certificate
+        shown = claim if isinstance(claim, str) else claim._repr_html_()
+        return f"<h4>{title}</h4>{shown}"
 
     def as_run(self) -> TrainedRun:
         """Return a run that goes on from the new state, without the forgotten data.
