@@ -1,0 +1,761 @@
+"""The command line: ``dfl-unlearn demo | run | unlearn | report | list | ledger``.
+
+Heavy libraries are imported inside the commands, so that help is fast. Errors are
+printed without a traceback and end with the exit code of their class.
+"""
+
+import json
+import logging
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from dfl_unlearn import __version__
+from dfl_unlearn._validate import clean
+from dfl_unlearn.errors import DflUnlearnError, InvalidArgumentError, MissingInputError
+
+if TYPE_CHECKING:
+    from dfl_unlearn.data.forget import ForgetRequest
+    from dfl_unlearn.engine.run import TrainedRun
+    from dfl_unlearn.experiment import Experiment
+    from dfl_unlearn.registry import Registry
+    from dfl_unlearn.store.table import ResultsTable
+    from dfl_unlearn.unlearning.contracts import Outcome, UnlearningProtocol
+
+KINDS = (
+    "topologies",
+    "mixing",
+    "schedules",
+    "datasets",
+    "partitions",
+    "models",
+    "trainers",
+    "protocols",
+    "metrics",
+    "plots",
+)
+
+app = typer.Typer(
+    name="dfl-unlearn",
+    help="Simulate decentralized learning, forget a peer's data, and see what it "
+    "proves and costs. Start with: dfl-unlearn demo",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+
+@dataclass
+class _Common:
+    """Options of every command."""
+
+    runs: Path | None = None
+    as_json: bool = False
+    quiet: bool = False
+    debug: bool = False
+
+
+_common = _Common()
+
+Runs = Annotated[
+    Path | None,
+    typer.Option(
+        "--runs",
+        metavar="DIR",
+        help="Folder that holds run folders  [default: DFL_UNLEARN_RUNS, else ./runs]",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print results only.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+Large = Annotated[
+    bool,
+    typer.Option("--allow-large", help="Start although memory may not suffice."),
+]
+RunName = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run's name, or the path of its folder.")
+]
+
+
+@app.command()
+def demo(
+    name: Annotated[str, typer.Option(help="Name of the run folder.")] = "demo",
+    runs: Runs = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Train 8 peers, forget 20 % of peer 3's rows by every protocol, compare.
+
+    Needs no file and no download and takes a few seconds. Writes [bold]runs/demo[/bold]
+    with all figures and [bold]report.html[/bold].
+    """
+    _set(runs, as_json, quiet, debug)
+    from dfl_unlearn.experiment import DEMO, read_experiment
+
+    _conduct(read_experiment({**DEMO, "name": name}), page=True)
+
+
+@app.command()
+def run(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A TOML or JSON experiment.")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[key=value]...",
+            help="Changes, e.g. training.rounds=50 unlearning.0.epsilon=0.5",
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the run folder  [default: the file's]")
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Check, print the resolved TOML, do nothing."),
+    ] = False,
+    no_report: Annotated[
+        bool, typer.Option("--no-report", help="Draw no figures and no page.")
+    ] = False,
+    allow_large: Large = False,
+    runs: Runs = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Train and forget as a file says.
+
+    Example: [bold]dfl-unlearn run ring.toml topology.use=torus topology.n=16[/bold].
+    Every run folder has a [bold]config.toml[/bold] that this command takes again.
+    """
+    _set(runs, as_json, quiet, debug)
+    from dfl_unlearn._configfile import to_toml
+    from dfl_unlearn.experiment import build_parts, load_experiment, to_config
+
+    experiment = load_experiment(file, overrides or ())
+    if name is not None:
+        experiment = replace(experiment, name=name)
+    if allow_large:
+        execution = replace(experiment.execution, allow_large=True)
+        experiment = replace(experiment, execution=execution)
+    if dry_run:
+        build_parts(experiment)
+        config = to_config(experiment)
+        _print(_json(config) if _common.as_json else to_toml(config).rstrip())
+        return
+    _conduct(experiment, page=not no_report)
+
+
+@app.command()
+def unlearn(
+    run_name: RunName,
+    fields: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[field=value]...", help="Fields of the protocol, e.g. epsilon=0.5"
+        ),
+    ] = None,
+    peer: Annotated[int | None, typer.Option(help="Whose data.")] = None,
+    indices: Annotated[
+        str | None, typer.Option(help="Its rows, e.g. 0,4,17 (with --peer).")
+    ] = None,
+    fraction: Annotated[
+        float | None, typer.Option(help="A share of its rows, in (0, 1].")
+    ] = None,
+    whole: Annotated[
+        bool, typer.Option("--all", help="All its rows; it goes on relaying.")
+    ] = False,
+    class_id: Annotated[
+        int | None, typer.Option("--class", help="All rows of a class, at all peers.")
+    ] = None,
+    request_file: Annotated[
+        Path | None,
+        typer.Option("--request", metavar="FILE", help="A request as a TOML file."),
+    ] = None,
+    protocol: Annotated[
+        str, typer.Option(help="How; see: dfl-unlearn list protocols")
+    ] = "newton-fisher",
+    no_reference: Annotated[
+        bool, typer.Option("--no-reference", help="Do not retrain to compare with.")
+    ] = False,
+    commit: Annotated[
+        bool,
+        typer.Option(
+            "--commit", help="Make the outcome the run's state; else it is a trial."
+        ),
+    ] = False,
+    keep_checkpoints: Annotated[
+        bool,
+        typer.Option(
+            "--keep-checkpoints",
+            help="With --commit: keep states from before the request on disk.",
+        ),
+    ] = False,
+    runs: Runs = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Forget data in a finished run.
+
+    Examples: [bold]dfl-unlearn unlearn demo --peer 3 --fraction 0.1[/bold],
+    [bold]dfl-unlearn unlearn demo --peer 5 --all --protocol retrain[/bold],
+    [bold]dfl-unlearn unlearn demo --peer 3 --indices 0,4 epsilon=0.5 --commit[/bold].
+    """
+    _set(runs, as_json, quiet, debug)
+    from dfl_unlearn._configfile import parse_override
+    from dfl_unlearn._strict import read_strict
+    from dfl_unlearn.engine.run import load_run
+    from dfl_unlearn.evaluation.view import evaluate
+    from dfl_unlearn.unlearning.apply import unlearn as carry_out
+    from dfl_unlearn.unlearning.contracts import protocols
+    from dfl_unlearn.unlearning.store import commit_outcome
+
+    given: dict[str, Any] = {}
+    for text in fields or ():
+        keys, value = parse_override(text)
+        given[".".join(keys)] = value
+    how: UnlearningProtocol = read_strict(
+        protocols.get(protocol),  # type: ignore[arg-type]
+        given,
+        protocol,
+    )
+    request = _request(peer, indices, fraction, whole, class_id, request_file)
+    trained = load_run(_folder(run_name))
+    outcome = carry_out(
+        trained, request, how, reference=not no_reference, folder=trained.folder
+    )
+    table = evaluate(outcome)
+    _tell_outcome(outcome, table)
+    if commit:
+        commit_outcome(outcome, keep_checkpoints=keep_checkpoints)
+    if _common.as_json:
+        _print(_json(_outcome_json(outcome, table) | {"committed": commit}))
+        return
+    _say("")
+    if commit:
+        _say(f"Committed: {trained.folder} now holds the new state.")
+    else:
+        _say(
+            "A trial: the run is as it was. Page with all trials: "
+            f"dfl-unlearn report {clean(run_name)}"
+        )
+
+
+@app.command()
+def report(
+    run_name: RunName,
+    out: Annotated[
+        Path | None, typer.Option(help="The page  [default: RUN/report.html]")
+    ] = None,
+    figures: Annotated[
+        str, typer.Option(help="Formats of the figures: png, svg or both.")
+    ] = "png",
+    runs: Runs = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Draw the figures and the page of a run again, all its trials included."""
+    _set(runs, as_json, quiet, debug)
+    from dfl_unlearn.engine.run import load_run
+    from dfl_unlearn.evaluation.view import evaluate
+    from dfl_unlearn.experiment import ReportSection, write_results
+    from dfl_unlearn.store.folder import RunFolder
+    from dfl_unlearn.unlearning.store import load_outcomes
+
+    formats = tuple(part.strip() for part in figures.split(","))
+    for kind in formats:
+        if kind not in ("png", "svg"):
+            raise InvalidArgumentError(
+                f"--figures: must be png, svg or png,svg, got {clean(kind)!r}"
+            )
+    trained = load_run(_folder(run_name))
+    outcomes = load_outcomes(trained)
+    assert trained.folder is not None
+    page = write_results(
+        RunFolder(trained.folder),
+        trained,
+        outcomes,
+        [evaluate(outcome) for outcome in outcomes],
+        ReportSection(figures=formats),  # type: ignore[arg-type]
+        out,
+    )
+    if _common.as_json:
+        _print(_json({"report": str(page), "outcomes": len(outcomes)}))
+    else:
+        _print(str(page))
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[
+        str | None, typer.Argument(metavar="KIND", help=f"One of {', '.join(KINDS)}.")
+    ] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Show fields and where it is defined.")
+    ] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Name everything that files and commands can build by name."""
+    _set(None, as_json, False, debug)
+    if kind is not None and kind not in KINDS:
+        raise InvalidArgumentError(
+            f"KIND: must be one of {', '.join(KINDS)}, got {clean(kind)!r}"
+        )
+    found = {k: _entries(_registry(k)) for k in ([kind] if kind else KINDS)}
+    if _common.as_json:
+        _print(_json(found))
+        return
+    for title, entries in found.items():
+        _print(f"{title}:" if kind is None else f"{title} ({len(entries)})")
+        width = max((len(e["name"]) for e in entries), default=0)
+        for entry in entries:
+            _print(f"  {entry['name']:<{width}}  {entry['help']}")
+            if verbose:
+                for text in entry["fields"]:
+                    _print(f"  {'':<{width}}    {text}")
+                _print(f"  {'':<{width}}    in {entry['source']}")
+
+
+@app.command()
+def ledger(
+    run_name: RunName,
+    owner: Annotated[
+        str | None, typer.Option(help="Only this owner, e.g. peer:3.")
+    ] = None,
+    observer: Annotated[
+        str | None, typer.Option(help="Only this observer, e.g. peer:0 or public.")
+    ] = None,
+    delta: Annotated[
+        float | None, typer.Option(help="Report epsilon at this delta.")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check the chain of hashes and stop.")
+    ] = False,
+    runs: Runs = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Show what was spent: per owner of forgotten data and per observer."""
+    _set(runs, as_json, False, debug)
+    from dfl_unlearn.accounting.ledger import PrivacyLedger
+    from dfl_unlearn.store.folder import RunFolder
+
+    folder = RunFolder(_folder(run_name))
+    places = {"run": folder.path("ledger.jsonl")}
+    for place in sorted(folder.path("outcomes").glob("*/ledger.jsonl")):
+        places[place.parent.name] = place
+    found: dict[str, Any] = {}
+    for title, place in places.items():
+        book = PrivacyLedger.load(place)
+        if verify:
+            seq, head = book.verify()
+            found[title] = {"entries": seq + 1, "head": head}
+            continue
+        found[title] = [
+            {
+                "owner": row.owner,
+                "observer": row.observer,
+                "releases": row.releases,
+                "epsilon": row.epsilon
+                if delta is None
+                else book.epsilon(row.owner, row.observer, delta),
+                "delta": row.delta if delta is None else delta,
+                "remaining": row.remaining,
+            }
+            for row in book.table()
+            if owner in (None, row.owner) and observer in (None, row.observer)
+        ]
+    if _common.as_json:
+        _print(_json(found))
+        return
+    for title, rows in found.items():
+        what = "committed in this run" if title == "run" else f"trial {title}"
+        if verify:
+            _print(f"{what}: {rows['entries']} entries, chain intact")
+        elif not rows:
+            _print(f"{what}: nothing was released")
+        else:
+            _print(f"{what}:")
+            for row in rows:
+                left = "no cap" if row["remaining"] is None else f"{row['remaining']:g}"
+                _print(
+                    f"  {row['owner']} -> {row['observer']}: {row['releases']} "
+                    f"release(s), epsilon {row['epsilon']:.6g} at delta "
+                    f"{row['delta']:g}, left {left}"
+                )
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line; the console entry ``dfl-unlearn``.
+
+    Args:
+        arguments: Words after the program's name; None is the process's own.
+
+    Raises:
+        DflUnlearnError: With ``--debug``, as any other error, instead of a message.
+    """
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        with _quiet_libraries():
+            app(args=arguments, standalone_mode=True)
+    except DflUnlearnError as error:
+        if _common.debug:
+            raise
+        _complain(f"{type(error).__name__}: {clean_lines(str(error))}")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        _complain("interrupted; nothing that was finished is lost")
+        sys.exit(130)
+    except Exception as error:
+        if _common.debug:
+            raise
+        import platform
+
+        _complain(
+            f"internal error: {type(error).__name__}: {clean_lines(str(error))}\n"
+            f"Please report it with the command you typed (dfl-unlearn {__version__}, "
+            f"Python {platform.python_version()}, {platform.platform()}); --debug "
+            "shows the traceback."
+        )
+        sys.exit(1)
+    sys.exit(0)
+
+
+def clean_lines(text: str) -> str:
+    """Return text without control characters except line ends."""
+    return "\n".join(clean(line) for line in text.split("\n"))
+
+
+def _set(runs: Path | None, as_json: bool, quiet: bool, debug: bool) -> None:
+    _common.runs, _common.as_json = runs, as_json
+    _common.quiet, _common.debug = quiet or as_json, debug
+
+
+def _terminated(signum: int, frame: object) -> NoReturn:
+    sys.exit(128 + signum)
+
+
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Send logs and warnings to stderr, one line each."""
+    level = os.environ.get("DFL_UNLEARN_LOG", "WARNING").upper()
+    logger = logging.getLogger("dfl_unlearn")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(level if level in logging.getLevelNamesMapping() else "WARNING")
+    before = warnings.showwarning
+
+    def show(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
+        _complain(f"warning: {clean(str(message))}")
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
+        logger.removeHandler(handler)
+
+
+def _conduct(experiment: "Experiment", *, page: bool) -> None:
+    from dfl_unlearn.experiment import ReportSection, run_experiment
+
+    if not page:
+        section = ReportSection(figures=(), html=False)
+        experiment = replace(experiment, report=section)
+    execution = replace(experiment.execution, progress=not _common.quiet)
+    experiment = replace(experiment, execution=execution)
+    tell: Callable[[str], None] | None = None
+    if not _common.quiet:
+        tell = lambda line: _complain(f"... {clean(line)}")  # noqa: E731
+    trained, outcomes, tables = run_experiment(experiment, _common.runs, tell=tell)
+    assert trained.folder is not None
+    if _common.as_json:
+        _print(
+            _json(
+                {
+                    "folder": str(trained.folder),
+                    "digest": trained.digest,
+                    "outcomes": [
+                        _outcome_json(o, t)
+                        for o, t in zip(outcomes, tables, strict=True)
+                    ],
+                }
+            )
+        )
+        return
+    _tell_training(trained)
+    if outcomes:
+        _tell_influence(trained, outcomes[0].request.requester)
+        _tell_comparison(outcomes, tables)
+    for outcome in outcomes:
+        if outcome.certificate is not None and outcome.certificate.noise_std > 0:
+            _say("")
+            _print(str(outcome.certificate))
+    _say("")
+    folder = _shown(trained.folder)
+    _say(f"Everything is in {folder}" + (", the page is report.html." if page else "."))
+    _say(f"Next: dfl-unlearn unlearn {trained.folder.name} --peer 5 --all")
+    _say(f"      dfl-unlearn run {folder}/config.toml topology.use=complete")
+    _say("      dfl-unlearn list")
+
+
+def _tell_training(trained: "TrainedRun") -> None:
+    history = trained.history
+    assert history is not None
+    last = history.accuracy[-1]
+    word = "test accuracy" if trained.data.num_classes else "minus test error"
+    _say("")
+    _say(
+        f"TRAINED  {trained.topology.n} peers, {trained.state.round} rounds, "
+        f"{trained.info['seconds']:.2f} s: {word} {last.mean():.4f} "
+        f"(worst peer {last.min():.4f}), digest {trained.digest[:16]}"
+    )
+
+
+def _tell_influence(trained: "TrainedRun", source: int) -> None:
+    from dfl_unlearn.record.influence import best_trace
+
+    if trained.record is None:
+        return
+    trace = best_trace(trained.record, trained.topology, source)
+    shares, spread = trace.by_hop(), trace.effective_spread()
+    rounds = len(trace.rounds)
+    chosen = sorted({min(r, rounds) for r in (1, 2, 4, 8, 16, 64, rounds)})
+    how = "norm bound" if trace.mode == "norm_bound" else "mixing power"
+    _say("")
+    _say(f"INFLUENCE  of peer {source}, mean share per peer by hop ({how})")
+    _say("  hop " + "".join(f"{f'round {r}':>11}" for r in chosen))
+    for hop in range(shares.shape[1]):
+        cells = "".join(f"{shares[r - 1, hop]:>11.2%}" for r in chosen)
+        _say(f"  {hop:>3} {cells}")
+    _say("  on  " + "".join(f"{f'{spread[r - 1]:.1f} peers':>11}" for r in chosen))
+
+
+def _tell_comparison(
+    outcomes: "Sequence[Outcome]", tables: "Sequence[ResultsTable]"
+) -> None:
+    _say("")
+    request = outcomes[0].request
+    rows = request.size(outcomes[0].run.data)
+    _say(
+        f"FORGOTTEN  {rows} rows ({request.kind}) of peer "
+        f"{', '.join(map(str, request.peers))}; mean over peers"
+    )
+    score = "accuracy" if outcomes[0].run.data.num_classes else "mse"
+    heads = ("test", "retain", "forget")
+    _say(
+        f"  {'protocol':<15}{'claim':<24}"
+        + "".join(f"{h:>9}" for h in heads)
+        + f"{'gradients':>12}{'messages':>10}{'seconds':>9}"
+    )
+    first = _means(tables[0])
+    for label, world in (("(before)", "before"), ("(retrained)", "reference")):
+        cells = [first.get((f"{h}-{score}", world)) for h in heads]
+        if any(c is not None for c in cells):
+            _say(f"  {label:<15}{'':<24}" + "".join(map(_cell, cells)))
+    for outcome, table in zip(outcomes, tables, strict=True):
+        means = _means(table)
+        cells = [means.get((f"{h}-{score}", "after")) for h in heads]
+        claim = "none"
+        if outcome.certificate is not None:
+            claim = outcome.certificate.status
+            if outcome.certificate.epsilon:
+                claim += f" eps={outcome.certificate.epsilon:g}"
+        cost = outcome.cost
+        _say(
+            f"  {outcome.protocol_name:<15}{claim:<24}"
+            + "".join(map(_cell, cells))
+            + f"{cost.gradient_evaluations:>12,}{cost.messages:>10,}"
+            + f"{cost.wall_seconds:>9.2f}"
+        )
+
+
+def _tell_outcome(outcome: "Outcome", table: "ResultsTable") -> None:
+    if _common.as_json:
+        return
+    _tell_comparison([outcome], [table])
+    _say("")
+    if outcome.certificate is None:
+        _print(f"{outcome.protocol_name} makes no claim: no certificate")
+    else:
+        _print(str(outcome.certificate))
+
+
+def _means(table: "ResultsTable") -> dict[tuple[str, str], float]:
+    return {
+        (row["metric"], row["world"]): row["value"]
+        for row in table.rows
+        if row["peer"] == -1
+    }
+
+
+def _cell(value: float | None) -> str:
+    return f"{'-' if value is None else f'{value:.4f}':>9}"
+
+
+def _outcome_json(outcome: "Outcome", table: "ResultsTable") -> dict[str, Any]:
+    from dataclasses import asdict
+
+    certificate = outcome.certificate
+    return {
+        "request": outcome.request.request_id,
+        "protocol": outcome.protocol_name,
+        "certificate": None
+        if certificate is None
+        else json.loads(certificate.to_json()),
+        "cost": asdict(outcome.cost),
+        "metrics": [row for row in table.rows if row["peer"] == -1],
+    }
+
+
+def _request(
+    peer: int | None,
+    indices: str | None,
+    fraction: float | None,
+    whole: bool,
+    class_id: int | None,
+    file: Path | None,
+) -> "ForgetRequest":
+    """Return the one request that the options describe.
+
+    Raises:
+        MissingInputError: If they describe none.
+        InvalidArgumentError: If they contradict each other.
+    """
+    from dfl_unlearn.data.forget import ForgetRequest
+
+    ways = {
+        "--request": file is not None,
+        "--class": class_id is not None,
+        "--indices": indices is not None,
+        "--fraction": fraction is not None,
+        "--all": whole,
+    }
+    chosen = [name for name, given in ways.items() if given]
+    if not chosen:
+        raise MissingInputError(
+            "request: say what to forget: --peer I with --indices, --fraction or "
+            "--all; --class C; or --request FILE.toml"
+        )
+    needs_peer = chosen[0] in ("--indices", "--fraction", "--all")
+    if len(chosen) > 1 or needs_peer != (peer is not None):
+        raise InvalidArgumentError(
+            f"request: {' and '.join(chosen)} "
+            + (
+                "cannot be combined; give one"
+                if len(chosen) > 1
+                else ("needs --peer" if needs_peer else "takes no --peer")
+            )
+        )
+    if file is not None:
+        from dfl_unlearn._configfile import read_config_file
+        from dfl_unlearn._strict import read_strict
+        from dfl_unlearn.experiment import RequestForm
+
+        return read_strict(RequestForm, read_config_file(file), file.name).build()
+    if class_id is not None:
+        return ForgetRequest.class_(class_id)
+    assert peer is not None
+    if whole:
+        return ForgetRequest.whole_peer(peer)
+    if fraction is not None:
+        return ForgetRequest.samples(peer, fraction=fraction)
+    assert indices is not None
+    try:
+        rows = [int(part) for part in indices.split(",")]
+    except ValueError:
+        raise InvalidArgumentError(
+            f"--indices: must be integers with commas between, got {clean(indices)!r}"
+        ) from None
+    return ForgetRequest.samples(peer, indices=rows)
+
+
+def _folder(name: str) -> Path:
+    """Return a run's folder: a name below the runs folder, or a path."""
+    from dfl_unlearn.store.folder import runs_root
+
+    inside = runs_root(_common.runs) / name
+    return inside if inside.is_dir() or not Path(name).is_dir() else Path(name)
+
+
+def _registry(kind: str) -> "Registry[Any]":
+    import importlib
+
+    homes = {
+        "topologies": ("dfl_unlearn.topology.generators", "topologies"),
+        "mixing": ("dfl_unlearn.topology.mixing", "mixing_rules"),
+        "schedules": ("dfl_unlearn.topology.schedules", "schedules"),
+        "datasets": ("dfl_unlearn.data.sources", "datasets"),
+        "partitions": ("dfl_unlearn.data.partition", "partitions"),
+        "models": ("dfl_unlearn.models.zoo", "models"),
+        "trainers": ("dfl_unlearn.engine.config", "trainers"),
+        "protocols": ("dfl_unlearn.unlearning.contracts", "protocols"),
+        "metrics": ("dfl_unlearn.evaluation.metrics", "metrics"),
+        "plots": ("dfl_unlearn.plots", "plots"),
+    }
+    module, name = homes[kind]
+    registry: Registry[Any] = getattr(importlib.import_module(module), name)
+    return registry
+
+
+def _entries(registry: "Registry[Any]") -> list[dict[str, Any]]:
+    import inspect
+
+    rows = []
+    for name in registry.names():
+        entry = registry.get(name)
+        try:
+            parameters = inspect.signature(entry).parameters.values()
+        except (TypeError, ValueError):
+            parameters = []  # type: ignore[assignment]
+        rows.append(
+            {
+                "name": name,
+                "help": registry.help(name),
+                "fields": [str(p) for p in parameters],
+                "source": f"{entry.__module__}.{entry.__qualname__}",
+            }
+        )
+    return rows
+
+
+def _shown(path: Path) -> str:
+    """Return a path relative to the working directory where it lies below it."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def _json(value: Mapping[str, Any] | dict[str, Any]) -> str:
+    from dfl_unlearn.results.view import plain
+
+    return json.dumps(plain(value), indent=2, allow_nan=False)
+
+
+def _say(line: str) -> None:
+    """Print a line of the story, unless it was asked to be quiet."""
+    if not _common.quiet:
+        _print(line)
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(clean_lines(text) + "\n")
+
+
+def _complain(text: str) -> None:
+    sys.stderr.write(clean_lines(text) + "\n")

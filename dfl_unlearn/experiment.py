@@ -1,0 +1,576 @@
+"""A whole experiment as one dataclass, from TOML or JSON to a run folder.
+
+``load_experiment`` reads a file and overrides, ``to_config`` gives the same experiment
+back with every default filled in, ``run_experiment`` carries it out. Everything that
+can be refused without training is refused before anything is written.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from dfl_unlearn import _validate
+from dfl_unlearn._configfile import parse_override, read_config_file, to_toml
+from dfl_unlearn._strict import read_strict, settings_of
+from dfl_unlearn.data.forget import ForgetKind, ForgetRequest, Normalization
+from dfl_unlearn.data.partition import partitions
+from dfl_unlearn.data.peers import PeerData
+from dfl_unlearn.data.sources import datasets
+from dfl_unlearn.engine.config import (
+    ExecutionConfig,
+    SimulationConfig,
+    Trainer,
+    trainers,
+)
+from dfl_unlearn.engine.run import TrainedRun
+from dfl_unlearn.engine.simulator import retrain, simulate
+from dfl_unlearn.errors import ConfigError, InvalidArgumentError, UnknownNameError
+from dfl_unlearn.evaluation.metrics import metrics
+from dfl_unlearn.evaluation.view import evaluate
+from dfl_unlearn.models.flat import FlatModel
+from dfl_unlearn.models.zoo import models
+from dfl_unlearn.plots import save_figures
+from dfl_unlearn.record.plan import RecordPlan
+from dfl_unlearn.registry import Registry
+from dfl_unlearn.report import write_report
+from dfl_unlearn.results.view import ResultsView
+from dfl_unlearn.store.folder import RunFolder
+from dfl_unlearn.store.table import NETWORK, ResultsTable
+from dfl_unlearn.topology.files import load_topology
+from dfl_unlearn.topology.generators import topologies
+from dfl_unlearn.topology.graph import Topology
+from dfl_unlearn.unlearning.apply import unlearn
+from dfl_unlearn.unlearning.contracts import Outcome, UnlearningProtocol, protocols
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A registered name and the fields it is built with.
+
+    Attributes:
+        use: The name.
+        fields: Its keyword arguments; in a file they stand beside ``use``.
+    """
+
+    use: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopologySection(Section):
+    """Who talks to whom.
+
+    Attributes:
+        mixing: Name of the mixing rule, or None for the topology's own.
+    """
+
+    positional: ClassVar[bool] = True
+
+    use: str = "ring"
+    mixing: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartitionSection(Section):
+    """How the rows are split among the peers."""
+
+    use: str = "iid"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSection(Section):
+    """What the peers hold; their number is the topology's.
+
+    Attributes:
+        partition: The split.
+        seed: Seed of the split; None is the experiment's.
+    """
+
+    use: str = "digits"
+    partition: PartitionSection = field(default_factory=PartitionSection)
+    seed: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSection(Section):
+    """What every peer trains."""
+
+    use: str = "logistic"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSection:
+    """What is measured.
+
+    Attributes:
+        metrics: Registered names, or ``default``.
+        reference: Whether the network is trained again without the forgotten data, to
+            compare with.
+    """
+
+    metrics: Literal["default"] | tuple[str, ...] = "default"
+    reference: bool = True
+
+    def __post_init__(self) -> None:
+        """Check that every metric is registered."""
+        _validate.of_type(bool, reference=self.reference)
+        if self.metrics != "default":
+            for name in self.metrics:
+                if name not in metrics:
+                    raise UnknownNameError(
+                        f"metrics: must be among {', '.join(metrics.names())}, got "
+                        f"{_validate.show(name)}"
+                    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportSection:
+    """Which pictures are written.
+
+    Attributes:
+        figures: File formats of the figures; none are drawn without one.
+        html: Whether ``report.html`` is written.
+    """
+
+    figures: tuple[Literal["png", "svg"], ...] = ("png",)
+    html: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestForm:
+    """A forget request as a file gives it; see ``ForgetRequest``.
+
+    Attributes:
+        kind: ``samples``, ``class`` or ``peer``.
+        peer: The owner, for ``samples`` and ``peer``.
+        indices: Its row numbers, for ``samples``; or give ``fraction``.
+        fraction: Share of its rows.
+        class_id: The class.
+        peers: The owners, for ``class``; None is every peer that holds it.
+        seed: Of the draw that a fraction asks for; None is the experiment's.
+        normalization: ``local_mean`` or ``fixed``.
+        adaptive: Whether it was chosen after seeing released models.
+        reason: For readers.
+        request_id: Name on disk.
+    """
+
+    kind: ForgetKind
+    peer: int | None = None
+    indices: tuple[int, ...] | None = None
+    fraction: float | None = None
+    class_id: int | None = None
+    peers: tuple[int, ...] | None = None
+    seed: int = 0
+    normalization: Normalization = "local_mean"
+    adaptive: bool = False
+    reason: str = ""
+    request_id: str = ""
+
+    def build(self) -> ForgetRequest:
+        """Return the request.
+
+        Raises:
+            InvalidArgumentError: If a field is missing or does not belong to the kind.
+        """
+        belongs = {
+            "samples": {"peer", "indices", "fraction"},
+            "peer": {"peer"},
+            "class": {"class_id", "peers"},
+        }[self.kind]
+        for name in ("peer", "indices", "fraction", "class_id", "peers"):
+            if getattr(self, name) is not None and name not in belongs:
+                raise InvalidArgumentError(
+                    f"{name}: must be left out for kind {self.kind!r}; it takes "
+                    f"{', '.join(sorted(belongs))}"
+                )
+        options: Any = {
+            "normalization": self.normalization,
+            "adaptive": self.adaptive,
+            "reason": self.reason,
+            "request_id": self.request_id,
+        }
+        if self.kind == "class":
+            if self.class_id is None:
+                raise InvalidArgumentError("class_id: is missing; give an integer")
+            return ForgetRequest.class_(self.class_id, self.peers, **options)
+        if self.peer is None:
+            raise InvalidArgumentError("peer: is missing; give an integer")
+        if self.kind == "peer":
+            return ForgetRequest.whole_peer(self.peer, **options)
+        return ForgetRequest.samples(
+            self.peer, self.indices, self.fraction, self.seed, **options
+        )
+
+    @classmethod
+    def of(cls, request: ForgetRequest) -> "RequestForm":
+        """Return the form that builds the given request."""
+        drawn = request.fraction is not None
+        return cls(
+            kind=request.kind,
+            peer=request.peers[0] if request.kind != "class" else None,
+            indices=request.items[0]
+            if request.kind == "samples" and not drawn
+            else None,
+            fraction=request.fraction,
+            class_id=request.class_id,
+            peers=(request.peers or None) if request.kind == "class" else None,
+            seed=request.seed,
+            normalization=request.normalization,
+            adaptive=request.adaptive,
+            reason=request.reason,
+            request_id=request.request_id,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Everything that one run needs, from the network to the report.
+
+    Attributes:
+        name: Name of the run folder.
+        seed: Used by every section of a file that has none of its own.
+        topology: The network.
+        data: The data and their split.
+        model: The model.
+        training: How it is trained.
+        execution: What changes speed and display only.
+        forget: The requests, each carried out on the trained run by itself.
+        unlearning: The protocols, each tried on every request.
+        evaluation: What is measured.
+        report: What is drawn.
+    """
+
+    name: str = "run"
+    seed: int = 0
+    topology: TopologySection = field(
+        default_factory=lambda: TopologySection(fields={"n": 8})
+    )
+    data: DataSection = field(default_factory=DataSection)
+    model: ModelSection = field(default_factory=ModelSection)
+    training: SimulationConfig = field(default_factory=SimulationConfig)
+    execution: ExecutionConfig = field(default_factory=ExecutionConfig)
+    forget: tuple[ForgetRequest, ...] = ()
+    unlearning: tuple[UnlearningProtocol, ...] = ()
+    evaluation: EvaluationSection = field(default_factory=EvaluationSection)
+    report: ReportSection = field(default_factory=ReportSection)
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        _validate.identifier(error=ConfigError, **{"run name": self.name})
+        _validate.integer(seed=self.seed, at_least=0, at_most=2**63 - 1)
+        if bool(self.forget) != bool(self.unlearning):
+            missing = "unlearning" if self.forget else "forget"
+            raise ConfigError(
+                f"{missing}: must not be empty when the other of forget and unlearning "
+                "is given; add one, or leave out both to train only"
+            )
+
+
+DEMO: Mapping[str, Any] = {
+    "name": "demo",
+    "topology": {"use": "ring", "n": 8},
+    "data": {"use": "digits", "partition": {"use": "dirichlet", "alpha": 0.5}},
+    "model": {"use": "logistic"},
+    "training": {
+        "rounds": 200,
+        "local": {"steps": 10, "learning_rate": 0.15, "lr_schedule": "cosine"},
+    },
+    "forget": [{"kind": "samples", "peer": 3, "fraction": 0.2}],
+    "unlearning": [{"use": "newton-fisher"}, {"use": "fine-tune"}, {"use": "retrain"}],
+}
+"""The experiment of ``dfl-unlearn demo``, as a file would give it."""
+
+_REGISTRIES: dict[Any, Registry[Any]] = {
+    TopologySection: topologies,
+    PartitionSection: partitions,
+    DataSection: datasets,
+    ModelSection: models,
+    Trainer: trainers,
+    UnlearningProtocol: protocols,
+}
+_FORMS = {ForgetRequest: RequestForm}
+# What a file cannot give: objects, and fields that the experiment itself fills in.
+_NOT_IN_FILES = {SimulationConfig: ("schedule",)}
+
+
+def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read an experiment from a TOML or JSON file.
+
+    Args:
+        path: The file.
+        overrides: ``a.b.0=value``, dotted keys and values in TOML syntax; they win
+            over the file.
+
+    Returns:
+        The experiment with every default filled in.
+
+    Raises:
+        ConfigError: With all errors of the file, at most 20.
+    """
+    table = read_config_file(path)
+    for text in overrides:
+        keys, value = parse_override(text)
+        _override(table, keys, value)
+    return read_experiment(table, Path(path).name)
+
+
+def read_experiment(table: Mapping[str, Any], where: str = "") -> Experiment:
+    """Build an experiment from plain tables; see ``load_experiment``."""
+    table = dict(table)
+    seed = table.get("seed", 0)
+    if "training" in table and isinstance(table["training"], dict):
+        table["training"] = {"seed": seed, **table["training"]}
+    else:
+        table.setdefault("training", {"seed": seed})
+    topology = table.get("topology")
+    if isinstance(topology, dict) and isinstance(topology.get("use"), str):
+        name = topology["use"]
+        if name in topologies and "seed" in settings_of(topologies.get(name)):
+            table["topology"] = {"seed": seed, **topology}
+    requests = table.get("forget")
+    if isinstance(requests, list):
+        table["forget"] = [
+            {"seed": seed, **r} if isinstance(r, dict) and "fraction" in r else r
+            for r in requests
+        ]
+    return read_strict(Experiment, table, where, registries=_REGISTRIES, forms=_FORMS)
+
+
+def to_config(experiment: Experiment) -> dict[str, Any]:
+    """Return an experiment as plain tables that ``read_experiment`` takes again."""
+    tables: dict[str, Any] = _plain(experiment)
+    return tables
+
+
+def run_experiment(
+    experiment: Experiment,
+    runs: str | Path | None = None,
+    *,
+    tell: Callable[[str], None] | None = None,
+) -> tuple[TrainedRun, list[Outcome], list[ResultsTable]]:
+    """Train, forget, evaluate and report; everything lands in one run folder.
+
+    Network, data, model and requests are built and checked first; only then is the
+    folder made. Every protocol is a trial on the trained run and shares one retrained
+    reference per request.
+
+    Args:
+        experiment: What to do.
+        runs: The folder that holds run folders; None is ``DFL_UNLEARN_RUNS`` or
+            ``runs``.
+        tell: Called with one line before each part of the work.
+
+    Returns:
+        The run, the outcomes, and one table of metrics per outcome.
+    """
+    tell = tell if tell is not None else _silent
+    topology, data, model = build_parts(experiment)
+    requests = [
+        replace(r, request_id=r.request_id or f"r{k}").resolve(data)
+        for k, r in enumerate(experiment.forget)
+    ]
+    folder = RunFolder.create(runs, experiment.name)
+    config = to_config(experiment)
+    folder.write_json("config.json", config)
+    folder.write_text("config.toml", to_toml(config))
+    tell(
+        f"training {topology.n} peers on {topology.name} with {data.name}, "
+        f"{experiment.training.rounds} rounds"
+    )
+    run = simulate(
+        topology,
+        data,
+        model,
+        experiment.training,
+        execution=experiment.execution,
+        folder=folder.root,
+    )
+    outcomes, tables = [], []
+    for request in requests:
+        reference: TrainedRun | bool = False
+        if experiment.evaluation.reference:
+            tell(f"retraining without {request.size(data)} rows, as the yardstick")
+            reference = retrain(
+                run, data.without(request), execution=experiment.execution
+            )
+        for protocol in experiment.unlearning:
+            tell(f"forgetting {request.request_id} by {protocols.name_of(protocol)}")
+            outcome = unlearn(
+                run, request, protocol, reference=reference, folder=folder.root
+            )
+            outcomes.append(outcome)
+            tables.append(evaluate(outcome, experiment.evaluation.metrics))
+    tell("drawing figures and the page")
+    write_results(folder, run, outcomes, tables, experiment.report)
+    return run, outcomes, tables
+
+
+def build_parts(experiment: Experiment) -> tuple[Topology, PeerData, FlatModel]:
+    """Build network, data and model of an experiment; writes nothing."""
+    section = experiment.topology
+    topology = load_topology(section.use, mixing=section.mixing, **section.fields)
+    source = experiment.data
+    data = PeerData.load(
+        source.use,
+        peers=topology.n,
+        partition=source.partition.use,
+        seed=experiment.seed if source.seed is None else source.seed,
+        dataset_options=source.fields,
+        **source.partition.fields,
+    )
+    model = models.build(
+        experiment.model.use,
+        input_shape=tuple(data.store.inputs.shape[1:]),
+        num_classes=data.num_classes,
+        **experiment.model.fields,
+    )
+    return topology, data, model
+
+
+def write_results(
+    folder: RunFolder,
+    run: TrainedRun,
+    outcomes: Sequence[Outcome],
+    tables: Sequence[ResultsTable],
+    report: ReportSection,
+    page: str | Path | None = None,
+) -> Path | None:
+    """Write metric rows, tables, figures and the page of a run.
+
+    Args:
+        folder: The run folder.
+        run: The run.
+        outcomes: Its outcomes.
+        tables: One table of metrics per outcome.
+        report: Which figures and whether the page.
+        page: Where the page goes; None is ``report.html`` in the folder.
+
+    Returns:
+        Where the page was written, or None.
+    """
+    with folder.locked():
+        known = {
+            (r["request"], r["protocol"]) for r in folder.records() if _is_metric(r)
+        }
+        for table in tables:
+            for row in table.rows:
+                if (row["request"], row["protocol"]) not in known:
+                    folder.append({"type": "metric", **_finite(row)})
+    if tables:
+        rows = ResultsTable.concat(tables)
+        network = ResultsTable(rows=tuple(r for r in rows.rows if r["peer"] == NETWORK))
+        peers = ResultsTable(rows=tuple(r for r in rows.rows if r["peer"] != NETWORK))
+        for name, part in (("metrics", network), ("peers", peers)):
+            for kind, write in (("csv", part.to_csv), ("parquet", part.to_parquet)):
+                place = folder.path(f"tables/{name}.{kind}")
+                place.parent.mkdir(exist_ok=True)
+                write(place)
+    source: Any = list(outcomes) if outcomes else run
+    view = ResultsView.of(source, list(tables) if outcomes else None)
+    if report.figures:
+        figures = folder.path("figures")
+        figures.mkdir(exist_ok=True)
+        save_figures(view, figures, formats=report.figures)
+    if not report.html:
+        return None
+    return write_report(view, page if page is not None else folder.path("report.html"))
+
+
+def _is_metric(record: Mapping[str, Any]) -> bool:
+    return bool(record["type"] == "metric")
+
+
+def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a metric row as JSON values; a number that is not finite is a note."""
+    value = row["value"]
+    if math.isfinite(value):
+        return dict(row)
+    return {**row, "value": None, "note": repr(float(value))}
+
+
+def _silent(line: str) -> None:
+    """Say nothing."""
+
+
+def _override(table: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+    """Set one entry of nested tables; lists are indexed from 0.
+
+    Raises:
+        ConfigError: If a key leads into a value, or an index is out of range.
+    """
+    at: Any = table
+    path = ".".join(keys)
+    for depth, key in enumerate(keys):
+        last = depth == len(keys) - 1
+        if isinstance(at, list):
+            if not key.isdigit() or int(key) >= len(at):
+                raise ConfigError(
+                    f"{path}: must be an index below {len(at)} at {key!r}; "
+                    "add the entry to the file first"
+                )
+            index: Any = int(key)
+        elif isinstance(at, dict):
+            index = key
+        else:
+            raise ConfigError(
+                f"{path}: must lead to a table before {key!r}, got {_validate.show(at)}"
+            )
+        if not last:
+            at = at.setdefault(index, {}) if isinstance(at, dict) else at[index]
+        elif index == "use" and at.get("use") not in (None, value):
+            # Fields of the former entry would be unknown keys of the new one.
+            kept = {k: v for k, v in at.items() if k in ("n", "seed", "partition")}
+            at.clear()
+            at.update({"use": value, **kept})
+        else:
+            at[index] = value
+
+
+def _plain(value: Any) -> Any:
+    """Return dataclasses, paths and containers as plain tables, lists and scalars."""
+    if isinstance(value, ForgetRequest):
+        form = dataclasses.asdict(RequestForm.of(value))
+        kept = {k: _plain(v) for k, v in form.items() if v is not None}
+        if value.fraction is None:
+            kept.pop("seed")
+        return kept
+    for kind, registry in _REGISTRIES.items():
+        if isinstance(value, Section) and isinstance(value, kind):
+            own = {
+                f.name: _plain(getattr(value, f.name))
+                for f in dataclasses.fields(value)
+                if f.name not in ("use", "fields")
+            }
+            given = {k: _plain(v) for k, v in value.fields.items()}
+            return {"use": value.use, **_without_none(given), **_without_none(own)}
+        if not isinstance(value, Section) and type(value) in _entries(registry):
+            return {"use": registry.name_of(value), **_fields(value)}
+    if isinstance(value, RecordPlan):
+        return {**_fields(value), "parts": sorted(value.parts)}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _fields(value)
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, tuple | list | frozenset | set):
+        return [_plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    left_out = _NOT_IN_FILES.get(type(value), ())
+    return {
+        f.name: _plain(getattr(value, f.name))
+        for f in dataclasses.fields(value)
+        if f.name not in left_out
+    }
+
+
+def _without_none(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in table.items() if v is not None}
+
+
+def _entries(registry: Registry[Any]) -> tuple[Any, ...]:
+    return tuple(registry.get(name) for name in registry.names())
