@@ -21,6 +21,8 @@ def show(value: object) -> str:
         text = repr(value)
     except ValueError:  # integers beyond Python's limit for decimal conversion
         text = "a number with thousands of digits"
+        if isinstance(value, int):
+            text = f"a number with {int(math.log10(abs(value))) + 1} digits"
     text = _CONTROL.sub("", text)
     return text if len(text) <= 200 else text[:197] + "..."
 

@@ -389,12 +389,13 @@ def ledger(
             _print(f"{what}: nothing was released")
         else:
             _print(f"{what}:")
-            for row in rows:
+            for names, row in _merged(rows):
                 left = "no cap" if row["remaining"] is None else f"{row['remaining']:g}"
+                many = "s" if row["releases"] > 1 else ""
                 _print(
-                    f"  {row['owner']} -> {row['observer']}: {row['releases']} "
-                    f"release(s), epsilon {row['epsilon']:.6g} at delta "
-                    f"{row['delta']:g}, left {left}"
+                    f"  {row['owner']} seen by {names}: {row['releases']} release{many}"
+                    f", epsilon {row['epsilon']:.6g} at delta {row['delta']:g}, left "
+                    f"{left}"
                 )
 
 
@@ -690,6 +691,25 @@ def _folder(name: str) -> Path:
 
     inside = runs_root(_common.runs) / name
     return inside if inside.is_dir() or not Path(name).is_dir() else Path(name)
+
+
+def _merged(
+    rows: Sequence[Mapping[str, Any]],
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Group accounts that differ in nothing but the observer.
+
+    Yields:
+        The observers' names, and one account of the group.
+    """
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        key = repr([v for k, v in row.items() if k != "observer"])
+        groups.setdefault(key, []).append(row)
+    for group in groups.values():
+        names = [str(row["observer"]) for row in group]
+        if len(names) > 4:
+            names = [names[0], names[1], "...", f"{names[-1]} ({len(names)})"]
+        yield ", ".join(names), group[0]
 
 
 def _registry(kind: str) -> "Registry[Any]":

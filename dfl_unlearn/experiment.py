@@ -319,12 +319,23 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
 
 def read_experiment(table: Mapping[str, Any], where: str = "") -> Experiment:
     """Build an experiment from plain tables; see ``load_experiment``."""
-    table = dict(table)
+    # Sections that are left out are read as well, so that all defaults are filled in.
+    table = {
+        "topology": {"use": "ring", "n": 8},
+        "data": {},
+        "model": {},
+        "training": {},
+        **table,
+    }
     seed = table.get("seed", 0)
-    if "training" in table and isinstance(table["training"], dict):
-        table["training"] = {"seed": seed, **table["training"]}
-    else:
-        table.setdefault("training", {"seed": seed})
+    data, training = table["data"], table["training"]
+    if isinstance(data, dict):
+        table["data"] = {"partition": {}, **data}
+    if isinstance(training, dict):
+        trainer = training.get("trainer", {})
+        if isinstance(trainer, dict):
+            training = {**training, "trainer": {"use": "d-sgd", **trainer}}
+        table["training"] = {"seed": seed, **training}
     topology = table.get("topology")
     if isinstance(topology, dict) and isinstance(topology.get("use"), str):
         name = topology["use"]

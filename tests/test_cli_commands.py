@@ -1,0 +1,184 @@
+"""The commands as a user types them; the heavy ones share one finished run."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from dfl_unlearn import cli
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A runs folder with a small finished run named ``demo``."""
+    folder = tmp_path_factory.mktemp("runs")
+    assert call("demo", "--runs", folder, "--quiet") == 0
+    return folder
+
+
+def call(*words):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([str(w) for w in words])
+    return stop.value.code
+
+
+def test_the_demo_tells_its_story(tmp_path, capsys):
+    assert call("demo", "--runs", tmp_path, "--name", "first") == 0
+    out, err = capsys.readouterr()
+    for part in ("TRAINED", "INFLUENCE", "FORGOTTEN", "newton-fisher", "CERTIFIED"):
+        assert part in out
+    assert "dfl-unlearn unlearn first --peer 5 --all" in out
+    assert "... training 8 peers" in err
+    assert (tmp_path / "first" / "report.html").is_file()
+    table = next(line for line in out.splitlines() if line.startswith("  newton-fish"))
+    retrained = next(x for x in out.splitlines() if x.startswith("  (retrained)"))
+    newton, reference = float(table.split()[3]), float(retrained.split()[1])
+    assert newton >= reference - 0.01
+
+
+def test_a_trial_leaves_the_run_alone_and_a_commit_changes_it(runs, capsys):
+    before = (runs / "demo" / "done.json").read_text()
+    words = ("unlearn", "demo", "--runs", runs, "--peer", 5, "--all")
+    assert call(*words, "epsilon=0.5") == 0
+    assert "eps=0.5" in capsys.readouterr().out
+    assert (runs / "demo" / "done.json").read_text() == before
+    assert call("ledger", "demo", "--runs", runs) == 0
+    out = capsys.readouterr().out
+    assert "committed in this run: nothing was released" in out
+    assert "peer:5 seen by peer:0" in out
+    assert call(*words, "--commit", "--no-reference") == 0
+    assert "now holds the new state" in capsys.readouterr().out
+    assert (runs / "demo" / "done.json").read_text() != before
+    assert not list((runs / "demo" / "record").glob("*.safetensors"))
+    assert call("ledger", "demo", "--runs", runs, "--json") == 0
+    rows = json.loads(capsys.readouterr().out)["run"]
+    assert {r["owner"] for r in rows} == {"peer:5"}
+    assert call("ledger", "demo", "--runs", runs, "--verify") == 0
+    assert "chain intact" in capsys.readouterr().out
+    # Forgotten once, forgotten for good: also in a new process.
+    assert call(*words) == 2
+    assert "forgotten already" in capsys.readouterr().err
+
+
+def test_a_report_is_drawn_again(runs, tmp_path, capsys):
+    page = tmp_path / "page.html"
+    words = ("report", "demo", "--runs", runs, "--out", page, "--figures", "svg")
+    assert call(*words) == 0
+    assert capsys.readouterr().out.strip() == str(page)
+    assert page.read_text().startswith("<!DOCTYPE html>")
+    assert (runs / "demo" / "figures" / "topology.svg").is_file()
+
+
+def test_a_class_request_and_json(runs, capsys):
+    words = ("unlearn", "demo", "--runs", runs, "--class", 4, "--no-reference")
+    assert call(*words, "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["certificate"]["status"] == "certified"
+    assert document["committed"] is False
+
+
+def test_a_request_from_a_file(runs, tmp_path, capsys):
+    file = tmp_path / "request.toml"
+    file.write_text('kind = "samples"\npeer = 2\nindices = [0, 3]\nadaptive = true\n')
+    words = ("unlearn", "demo", "--runs", runs, "--request", file, "--no-reference")
+    assert call(*words) == 0
+    assert "CERTIFIED CONDITIONAL" in capsys.readouterr().out.upper().replace("_", " ")
+
+
+@pytest.mark.parametrize("kind", cli.KINDS)
+def test_every_kind_is_listed_with_help(kind, capsys):
+    assert call("list", kind, "--verbose") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 1
+    assert call("list", kind, "--json") == 0
+    for entry in json.loads(capsys.readouterr().out)[kind]:
+        assert entry["help"], entry["name"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ("unlearn demo --peer 99 --all", 2, "peer: must be in 0..7, got 99"),
+        ("unlearn demo", 2, "say what to forget"),
+        ("unlearn demo --peer 1 --fraction 0.1 --all", 2, "cannot be combined"),
+        ("unlearn demo --all", 2, "--all needs --peer"),
+        ("unlearn demo --peer 1 --class 3", 2, "takes no --peer"),
+        ("unlearn demo --peer 1 --indices a,b", 2, "must be integers"),
+        ("unlearn demo --peer 1 --indices 0,9999", 2, "index 9999 out of range"),
+        ("unlearn demo --peer 1 --indices 0,0", 2, "must be unique"),
+        ("unlearn demo --peer 1 --all epsilom=1", 2, "Did you mean 'epsilon'"),
+        ("unlearn demo --peer 1 --all epsilon=0", 2, "epsilon: must be"),
+        ("unlearn demo --peer 1 --all --protocol newton", 2, "'newton-fisher'"),
+        ("unlearn demo --peer 1 --all residual_cap=1e-9", 4, "nothing was sent"),
+        ("unlearn nothing --peer 1 --all", 2, "must be a run folder"),
+        ("report demo --figures pdf", 2, "--figures: must be png, svg"),
+        ("list things", 2, "KIND: must be one of"),
+        ("demo --name ../x", 2, "run name: must match"),
+    ],
+)
+def test_mistakes_are_explained_without_a_traceback(runs, words, code, message, capsys):
+    before = sorted(p for p in runs.rglob("*"))
+    words = words.split()
+    if words[0] != "list":
+        words += ["--runs", str(runs)]
+    assert call(*words) == code
+    err = capsys.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
+    assert sorted(p for p in runs.rglob("*")) == before
+
+
+def test_a_dry_run_prints_a_file_that_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "a.toml"
+    file.write_text('[topology]\nuse = "ring"\nn = 4\n[training]\nrounds = 3\n')
+    assert call("run", file, "--dry-run", "training.rounds=2") == 0
+    resolved = capsys.readouterr().out
+    assert "rounds = 2" in resolved
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.toml"]
+    (tmp_path / "b.toml").write_text(resolved)
+    assert call("run", "b.toml", "--no-report", "--name", "b", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["outcomes"] == []
+    assert not (tmp_path / "runs" / "b" / "report.html").exists()
+
+
+def test_a_run_without_requests_has_a_page(tmp_path, capsys):
+    file = tmp_path / "a.toml"
+    file.write_text('[topology]\nuse = "ring"\nn = 4\n[training]\nrounds = 3\n')
+    assert call("run", file, "--runs", tmp_path / "r") == 0
+    assert (tmp_path / "r" / "run" / "report.html").is_file()
+
+
+def test_an_internal_error_asks_for_a_report(monkeypatch, capsys):
+    def broken(*args):
+        raise RuntimeError("boom\x1b[31m")
+
+    monkeypatch.setattr(cli, "_registry", broken)
+    assert call("list") == 1
+    err = capsys.readouterr().err
+    assert "internal error: RuntimeError: boom[31m" in err
+    assert "Please report" in err
+
+
+def test_an_interrupt_ends_with_130(monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_registry", interrupted)
+    assert call("list") == 130
+
+
+def test_help_is_fast_and_loads_no_torch():
+    code = (
+        "import sys; sys.argv=['dfl-unlearn','--help']\n"
+        "import dfl_unlearn.cli as c\n"
+        "try:\n    c.main()\nexcept SystemExit as e:\n    assert e.code == 0\n"
+        "assert not {'torch', 'numpy', 'pandas'} & set(sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    for command in ("demo", "run", "unlearn", "report", "list", "ledger"):
+        assert command in done.stdout
