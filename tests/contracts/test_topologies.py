@@ -96,15 +96,15 @@ def test_every_entry_has_a_line_of_help(registry):
 def test_a_newcomers_family_works_by_its_name(monkeypatch):
     monkeypatch.setattr(topologies, "_entries", dict(topologies._entries))
 
-    @topologies.register("chordal-ring")
-    def chordal_ring(n: int, *, chord: int = 3) -> nx.Graph:
+    @topologies.register("newcomers-ring")
+    def newcomers_ring(n: int, *, chord: int = 3) -> nx.Graph:
         """Add a chord to every peer of a ring."""
         graph = nx.cycle_graph(n)
         graph.add_edges_from((i, (i + chord) % n) for i in range(n))
         return graph
 
-    topology = load_topology("chordal-ring", n=10, chord=4, mixing="lazy")
-    assert topology.name == "chordal-ring"
+    topology = load_topology("newcomers-ring", n=10, chord=4, mixing="lazy")
+    assert topology.name == "newcomers-ring"
     assert {degree for _, degree in topology.graph.degree} == {4}
-    with pytest.raises(DflUnlearnError, match="chordal-ring: n must be given"):
-        load_topology("chordal-ring")
+    with pytest.raises(DflUnlearnError, match="newcomers-ring: n must be given"):
+        load_topology("newcomers-ring")
