@@ -39,7 +39,7 @@ from dfl_unlearn.curvature.constants import largest_eigenvalue
 from dfl_unlearn.curvature.operators import Objective
 from dfl_unlearn.engine.config import LocalSteps
 from dfl_unlearn.engine.run import TrainedRun
-from dfl_unlearn.engine.simulator import test_scores
+from dfl_unlearn.engine.simulator import peer_scores
 from dfl_unlearn.engine.threads import limited_threads
 from dfl_unlearn.models.zoo import models
 from dfl_unlearn.rng import RngTree
@@ -133,7 +133,7 @@ def gossip(settings: Settings, data: PeerData, seed: int):
         if pooled is None:
             solved = exact_minimizer(run, gradient_norm=1e-4)
             pooled = score(run, solved.theta)
-        scores = test_scores(run.model, run.state.params, data)
+        scores = peer_scores(run.model, run.state.params, data)
         yield {
             "result": "softmax",
             "network": family,
@@ -146,7 +146,7 @@ def gossip(settings: Settings, data: PeerData, seed: int):
         }
     began = time.perf_counter()
     run = train(settings, data, seed, "random-regular", "mlp", 0.0)
-    scores = test_scores(run.model, run.state.params, data)
+    scores = peer_scores(run.model, run.state.params, data)
     yield {
         "result": "mlp",
         "network": "random-regular",
@@ -173,15 +173,15 @@ def forgetting(settings: Settings, data: PeerData, seed: int):
         descent = descend(
             objective, run.state.mean(), exact.theta, reached, settings.descent_limit
         )
-    ours = test_scores(run.model, outcome.state.params, data)
-    retrained = test_scores(run.model, outcome.reference.state.params, data)
+    ours = peer_scores(run.model, outcome.state.params, data)
+    retrained = peer_scores(run.model, outcome.reference.state.params, data)
     minimum = score(run, exact.theta)
     passes = outcome.cost.gradient_evaluations / objective.rows
     yield {
         "result": "forgetting",
         "status": outcome.certificate.status,
         "epsilon": outcome.certificate.epsilon,
-        "before": float(test_scores(run.model, run.state.params, data).mean()),
+        "before": float(peer_scores(run.model, run.state.params, data).mean()),
         "after_mean": float(ours.mean()),
         "after_worst": float(ours.min()),
         "retrained_mean": float(retrained.mean()),
@@ -223,7 +223,7 @@ def descend(
 
 def score(run: TrainedRun, theta: torch.Tensor) -> float:
     """Return the test accuracy of one parameter vector."""
-    return float(test_scores(run.model, theta[None], run.data)[0])
+    return float(peer_scores(run.model, theta[None], run.data)[0])
 
 
 if __name__ == "__main__":

@@ -313,13 +313,14 @@ class PeerData:
         return replace(self, offsets=_offsets([len(self.store)]))
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of store, offsets, forgotten rows and test rows."""
+        """Return the SHA-256 of store, offsets, forgotten and counted rows, test."""
         digest = sha256(b"dfl-unlearn/peer-data/1")
         arrays = [
             self.store.inputs.numpy(),
             self.store.labels.numpy(),
             self.offsets,
             ~self.keep,
+            self.counted,
             self.test.inputs.numpy(),
             self.test.labels.numpy(),
         ]

@@ -1,6 +1,7 @@
 """Hooks after a round: progress and whatever a user adds.
 
-A callback has any of ``on_round(info)``, ``on_evaluate(history)``, ``on_end(run)``.
+A callback has any of ``on_round(info)``, ``on_evaluate(history)`` (all evaluations so
+far) and ``on_end(run)``.
 """
 
 import logging

@@ -32,6 +32,9 @@ from dfl_unlearn.rng import RngTree, noise_self_check
 from dfl_unlearn.topology.files import load_topology
 from dfl_unlearn.topology.graph import Topology, TopologySchedule
 
+# round, loss, accuracy, consensus, seconds
+_Evaluated = tuple[int, NDArray[np.float64], NDArray[np.float64], float, float]
+
 _SCORE_BYTES = 2**26  # logits held at once while scoring
 
 
@@ -71,12 +74,13 @@ def simulate(
         >>> data = PeerData.load("gaussian-classes", peers=4, seed=0)
         >>> run = simulate("ring", data, "logistic", SimulationConfig(rounds=5))
         >>> tuple(run.state.params.shape)
-        (4, 99)
+        (4, 33)
     """
     config = config if config is not None else SimulationConfig()
     execution = execution if execution is not None else ExecutionConfig()
     _validate.of_type(PeerData, why="e.g. PeerData.load('digits', peers=8)", data=data)
     _validate.of_type(SimulationConfig, config=config)
+    _validate.of_type(ExecutionConfig, execution=execution)
     if isinstance(topology, str):
         topology = load_topology(topology, n=data.n)
     _validate.of_type(
@@ -99,6 +103,10 @@ def simulate(
             f"config.schedule: must have {data.n} peers, got {config.schedule.n}"
         )
     _check_memory(data, model, config, execution)
+    if folder is not None:
+        from dfl_unlearn.engine.stored import check_storable
+
+        check_storable(config, folder)
     rng = RngTree(config.seed)
     run = _train(
         topology, data, model, config, execution, callbacks, rng, label="training"
@@ -205,7 +213,7 @@ def _train(
     backend = Inline()
     progress = ProgressLog(config.rounds, label=label) if execution.progress else None
     hooks = [*callbacks, *([progress] if progress else [])]
-    rows: list[tuple[int, NDArray[np.float64], NDArray[np.float64], float, float]] = []
+    rows: list[_Evaluated] = []
     try:
         with limited_threads(config.threads):
             backend.start(
@@ -226,24 +234,19 @@ def _train(
                         (
                             t + 1,
                             info.loss,
-                            test_scores(model, state.params, data),
+                            peer_scores(model, state.params, data),
                             state.consensus_distance(),
                             time.perf_counter() - began,
                         )
                     )
+                    notify(hooks, "on_evaluate", _history(rows))
                 notify(hooks, "on_round", info)
             state = backend.gather()
             blas = blas_report()
     finally:
         if progress is not None:
             progress.close()
-    history = History(
-        rounds=np.array([r[0] for r in rows], dtype=np.int64),
-        loss=np.array([r[1] for r in rows]),
-        accuracy=np.array([r[2] for r in rows]),
-        consensus=np.array([r[3] for r in rows]),
-        seconds=np.array([r[4] for r in rows]),
-    )
+    history = _history(rows)
     arithmetic = {
         "kernel": backend.work.kernel_name,
         "chunk_peers": backend.work.chunk_peers,
@@ -295,7 +298,7 @@ def initial_state(
     return PeerState(params=torch.stack(rows).to(config.torch_dtype))
 
 
-def test_scores(
+def peer_scores(
     model: FlatModel, params: Tensor, data: PeerData
 ) -> NDArray[np.float64]:
     """Return every peer's test accuracy, or minus its mean squared error.
@@ -344,6 +347,17 @@ def _evaluates(done: int, config: SimulationConfig) -> bool:
     return done == config.rounds or (every > 0 and done % every == 0)
 
 
+def _history(rows: Sequence[_Evaluated]) -> History:
+    """Return what was taken so far as arrays."""
+    return History(
+        rounds=np.array([r[0] for r in rows], dtype=np.int64),
+        loss=np.array([r[1] for r in rows]),
+        accuracy=np.array([r[2] for r in rows]),
+        consensus=np.array([r[3] for r in rows]),
+        seconds=np.array([r[4] for r in rows]),
+    )
+
+
 def _digest(params: Tensor, history: History, arithmetic: dict[str, Any]) -> str:
     """Hash final parameters, metrics and the arithmetic's identity."""
     digest = hashlib.sha256()
@@ -359,6 +373,27 @@ def _digest(params: Tensor, history: History, arithmetic: dict[str, Any]) -> str
     return digest.hexdigest()
 
 
+def available_memory() -> int:
+    """Return the bytes this process may still take, control groups included."""
+    import psutil
+
+    room = int(psutil.virtual_memory().available)
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        (
+            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        ),
+    ):
+        try:
+            most, now = (Path(p).read_text().strip() for p in (limit, used))
+        except OSError:
+            continue
+        if most != "max":
+            room = min(room, int(most) - int(now))
+    return room
+
+
 def _check_memory(
     data: PeerData,
     model: FlatModel,
@@ -366,12 +401,12 @@ def _check_memory(
     execution: ExecutionConfig,
 ) -> None:
     """Refuse a run that would take over 80 % of the available memory."""
-    import psutil
-
     item = 8 if config.dtype == "float64" else 4
+    nbytes = data.n * model.size * item
     states = 3 + (config.local.momentum > 0) + 1
-    need = data.n * model.size * item * states
-    room = 0.8 * psutil.virtual_memory().available
+    states += len(config.record.checkpoint_rounds(config.rounds, nbytes))
+    need = nbytes * states
+    room = 0.8 * available_memory()
     if need > room and not execution.allow_large:
         raise ResourceError(
             f"{data.n} peers x {model.size} parameters need about {need / 1e9:.3g} GB "

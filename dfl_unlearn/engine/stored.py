@@ -1,9 +1,15 @@
 """Finished runs on disk: written file by file, each whole or not at all.
 
-``manifest.json`` says how data and model are made again; both are checked by their
-fingerprints, so a changed file or generator is noticed before anything is computed.
+``manifest.json`` says how data and model are made again, which rows are forgotten and
+which state belongs to it; all are checked by their fingerprints, so a changed file or
+generator is noticed before anything is computed.
+
+While a forget request is committed the manifest also holds the one to come, under
+``next``: the state file says which of the two is in force, so a crash leaves either the
+run before or the run after.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -12,12 +18,13 @@ from typing import Any
 import networkx as nx
 import numpy as np
 import scipy.sparse as sp
+from numpy.typing import NDArray
 
 from dfl_unlearn.accounting.ledger import PrivacyBudget, PrivacyLedger
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.engine.config import LocalSteps, SimulationConfig, trainers
-from dfl_unlearn.engine.run import History, TrainedRun
+from dfl_unlearn.engine.run import History, TrainedRun, state_digest
 from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.errors import (
     InvalidArgumentError,
@@ -32,6 +39,8 @@ from dfl_unlearn.record.training import Dynamics, TrainingRecord
 from dfl_unlearn.rng import RngTree, noise_self_check
 from dfl_unlearn.store.folder import RunFolder
 from dfl_unlearn.topology.graph import Topology
+
+_log = logging.getLogger(__name__)
 
 FORMAT = 1
 FINAL = "state/final.safetensors"
@@ -53,13 +62,10 @@ def save_run(run: TrainedRun, path: str | Path) -> TrainedRun:
         InvalidArgumentError: If the folder holds a finished run already.
     """
     path = Path(path)
+    check_storable(run.config, path)
     folder = (
         RunFolder(path) if path.exists() else RunFolder.create(path.parent, path.name)
     )
-    if folder.is_done:
-        raise InvalidArgumentError(
-            f"folder: must not hold a finished run, got {path}; choose another name"
-        )
     with folder.locked():
         folder.write_json("manifest.json", _manifest(run, folder.name))
         _write_topology(folder, run.topology)
@@ -71,6 +77,24 @@ def save_run(run: TrainedRun, path: str | Path) -> TrainedRun:
         ledger = run.ledger.fork(folder.path(LEDGER))
         folder.finish(run.digest)
     return replace(run, folder=folder.root, ledger=ledger)
+
+
+def check_storable(config: SimulationConfig, path: str | Path) -> None:
+    """Refuse a run that could not be kept, before it is trained.
+
+    Args:
+        config: How it will be trained.
+        path: Where it will be kept.
+
+    Raises:
+        InvalidArgumentError: If the configuration cannot be written, or the folder
+            holds a finished run already.
+    """
+    config_to(config)
+    if Path(path).exists() and RunFolder(path).is_done:
+        raise InvalidArgumentError(
+            f"folder: must not hold a finished run, got {path}; choose another name"
+        )
 
 
 def read_run(
@@ -96,12 +120,19 @@ def read_run(
             f"{folder.root}: must hold a finished run, got no done.json; the run was "
             "interrupted, make it again"
         )
-    manifest = folder.read_json("manifest.json")
-    if manifest.get("format") != FORMAT:
+    try:
+        return _read(folder, data, model)
+    except KeyError as error:
         raise StoreCorruptError(
-            f"{folder.root}/manifest.json: format must be {FORMAT}, got "
-            f"{manifest.get('format')}; read it with the version that wrote it"
-        )
+            f"{folder.root}/manifest.json: must have all fields of format {FORMAT}, "
+            f"got none for {error}; the file is damaged, make the run again"
+        ) from error
+
+
+def _read(
+    folder: RunFolder, data: PeerData | None, model: FlatModel | None
+) -> TrainedRun:
+    manifest, state = read_state(folder)
     if tuple(manifest["noise_self_check"]) != noise_self_check():
         raise NoiseStreamChangedError(
             f"{folder.root}/manifest.json: keyed noise must start "
@@ -112,20 +143,22 @@ def read_run(
         data = _build_data(manifest)
     if model is None:
         model = _build_model(manifest)
-    for request in manifest["forgotten"]:
-        data = data.without(request_from(request))
+    data = _marked(data, manifest["data"])
     if data.fingerprint() != manifest["data"]["fingerprint"]:
         raise StoreCorruptError(
             f"{folder.root}/manifest.json: data must have the fingerprint "
             f"{manifest['data']['fingerprint'][:16]}..., got "
             f"{data.fingerprint()[:16]}...; the data set's files or your arrays differ"
         )
-    tensors = folder.read_tensors(FINAL)
-    params = tensors.pop("params")
-    if tuple(params.shape) != (data.n, model.size):
+    if tuple(state.params.shape) != (data.n, model.size):
         raise StoreCorruptError(
             f"{folder.root}/{FINAL}: params must have shape {(data.n, model.size)}, "
-            f"got {tuple(params.shape)}; the file belongs to another run"
+            f"got {tuple(state.params.shape)}; the file belongs to another run"
+        )
+    if (known := state_digest(state)) != manifest["state"]:
+        raise StoreCorruptError(
+            f"{folder.root}/{FINAL}: params must have the digest "
+            f"{manifest['state'][:16]}..., got {known[:16]}...; the file was changed"
         )
     config = config_from(manifest["training"])
     ledger_path = folder.path(LEDGER)
@@ -134,15 +167,49 @@ def read_run(
         data=data,
         model=model,
         config=config,
-        state=PeerState(params=params, slots=tensors, round=manifest["round"]),
+        state=state,
         record=_read_record(folder, manifest["record"]),
         history=_read_history(folder),
         ledger=PrivacyLedger.load(ledger_path, budget=config.privacy_budget),
         rng=RngTree(config.seed),
-        digest=folder.read_json("done.json")["digest"],
+        digest=manifest["state"]  # of a committed state there is no other
+        if manifest["forgotten"]
+        else folder.read_json("done.json")["digest"],
         folder=folder.root,
         info=manifest["info"],
     )
+
+
+def read_state(folder: RunFolder) -> tuple[dict[str, Any], PeerState]:
+    """Return the manifest in force and the state; see the module's docstring.
+
+    Args:
+        folder: A finished run's folder.
+
+    Returns:
+        The manifest, without ``next``, and the state.
+
+    Raises:
+        StoreCorruptError: If the manifest has another format.
+    """
+    manifest = folder.read_json("manifest.json")
+    if manifest.get("format") != FORMAT:
+        raise StoreCorruptError(
+            f"{folder.root}/manifest.json: format must be {FORMAT}, got "
+            f"{manifest.get('format')}; read it with the version that wrote it"
+        )
+    tensors = folder.read_tensors(FINAL)
+    params = tensors.pop("params")
+    coming = manifest.pop("next", None)
+    if coming and coming["state"] == state_digest(PeerState(params=params)):
+        _log.warning(
+            "%s: a commit was interrupted after the new state was written; state from "
+            "before the request may still lie there until the next commit",
+            folder.root,
+        )
+        manifest = coming
+    state = PeerState(params=params, slots=tensors, round=manifest["round"])
+    return manifest, state
 
 
 def config_to(config: SimulationConfig) -> dict[str, Any]:
@@ -209,16 +276,15 @@ def _manifest(run: TrainedRun, name: str) -> dict[str, Any]:
         "format": FORMAT,
         "run": name,
         "round": run.state.round,
+        "state": state_digest(run.state),
         "training": config_to(run.config),
-        "data": {
-            "recipe": None if run.data.recipe is None else dict(run.data.recipe),
-            "fingerprint": run.data.fingerprint(),
-        },
+        "data": data_entry(run.data),
         "model": None if run.model.recipe is None else dict(run.model.recipe),
         "topology": {
             "name": run.topology.name,
             "stochastic": run.topology.stochastic,
             "directed": run.topology.directed,
+            "edges": run.topology.edges.tolist(),
             "labels": list(run.topology.labels),
             "fingerprint": run.topology.fingerprint(),
         },
@@ -228,6 +294,36 @@ def _manifest(run: TrainedRun, name: str) -> dict[str, Any]:
         "versions": versions(),
         "info": dict(run.info),
     }
+
+
+def data_entry(data: PeerData) -> dict[str, Any]:
+    """Return what the manifest says of the data: recipe, forgotten rows, fingerprint.
+
+    Args:
+        data: What the peers hold.
+
+    Returns:
+        JSON values; rows are numbered as in the store.
+    """
+    vacated = [] if data.vacated is None else np.flatnonzero(data.vacated).tolist()
+    return {
+        "recipe": None if data.recipe is None else dict(data.recipe),
+        "dropped": np.flatnonzero(~data.keep).tolist(),
+        "vacated": vacated,
+        "fingerprint": data.fingerprint(),
+    }
+
+
+def _marked(data: PeerData, known: Mapping[str, Any]) -> PeerData:
+    """Return the data with exactly the stored rows marked as forgotten."""
+
+    def mask(name: str) -> NDArray[np.bool_] | None:
+        rows = np.array(known[name], dtype=np.int64)
+        marked = np.zeros(len(data.store), dtype=np.bool_)
+        marked[rows[rows < len(marked)]] = True  # other data: the fingerprint tells
+        return marked if len(rows) else None
+
+    return replace(data, dropped=mask("dropped"), vacated=mask("vacated"))
 
 
 def _build_data(manifest: Mapping[str, Any]) -> PeerData:
@@ -268,7 +364,7 @@ def _write_topology(folder: RunFolder, topology: Topology) -> None:
 
 
 def _read_topology(folder: RunFolder, manifest: Mapping[str, Any]) -> Topology:
-    """Build the network from its matrix, whose pattern is the graph."""
+    """Build the network from its edges and its matrix."""
     known = manifest["topology"]
     parts = folder.read_tensors("weights.safetensors")
     n = len(known["labels"])
@@ -278,10 +374,7 @@ def _read_topology(folder: RunFolder, manifest: Mapping[str, Any]) -> Topology:
     )
     graph = nx.DiGraph() if known["directed"] else nx.Graph()
     graph.add_nodes_from(range(n))
-    rows, columns = weights.nonzero()
-    graph.add_edges_from(
-        (int(j), int(i)) for i, j in zip(rows, columns, strict=True) if i != j
-    )
+    graph.add_edges_from((i, j) for i, j in known["edges"])
     topology = Topology(
         graph=graph,
         weights=weights,

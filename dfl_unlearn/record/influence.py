@@ -135,6 +135,7 @@ def influence_trace(
 
     Raises:
         UnknownPeerError: If ``source`` is not a peer.
+        InvalidArgumentError: If ``gradient_norms`` has another shape.
         MissingRecordError: If the record lacks gradient norms.
         UnsupportedRequestError: If the training iteration has no such bound.
     """
@@ -166,7 +167,10 @@ def influence_trace(
     assert dynamics.smoothness is not None
     beta = float(dynamics.smoothness.value)
     for t, (eta, g) in enumerate(zip(record.step_sizes, gradient_norms, strict=True)):
-        low, high = (eta * dynamics.scale * b for b in (dynamics.decay, beta))
+        low, high = (
+            eta * (dynamics.scale * b + dynamics.weight_decay * (dynamics.scale > 0))
+            for b in (dynamics.decay, beta)
+        )
         kick = eta * g
         if dynamics.form == "atc":
             step = np.maximum(1 - low, high - 1)

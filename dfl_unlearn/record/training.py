@@ -22,11 +22,12 @@ class Dynamics:
         local_steps: Gradient steps per round and peer, shape ``(N,)``.
         scale: Factor on each peer's objective, shape ``(N,)``; 0 for a peer that only
             relays.
-        decay: l2 plus weight decay: strong convexity that the iteration adds.
+        decay: The model's l2, a part of each objective: ``scale`` applies to it.
+        weight_decay: Decay of the optimizer, which no ``scale`` applies to.
         momentum: Momentum of the local steps; 0 for plain descent.
         convex: Whether the data term is convex by the model's registered type.
-        smoothness: Bound on the largest eigenvalue of a batch Hessian, decay
-            included, or None where no bound is known.
+        smoothness: Bound on the largest eigenvalue of a batch Hessian, l2 included
+            and weight decay not, or None where no bound is known.
         clip_norm: Per-sample clipping norm, or None.
     """
 
@@ -34,6 +35,7 @@ class Dynamics:
     local_steps: NDArray[np.int64]
     scale: NDArray[np.float64]
     decay: float
+    weight_decay: float = 0.0
     momentum: float
     convex: bool
     smoothness: Assumption | None

@@ -89,9 +89,13 @@ def _one(
     reference: bool | TrainedRun,
     folder: str | Path | None,
 ) -> Outcome:
-    if not request.request_id:
-        request = replace(request, request_id=f"r{run.requests}")
     request = request.resolve(run.data)
+    if folder is not None:
+        from dfl_unlearn.unlearning.store import named_in
+
+        request = named_in(folder, request, run.requests)
+    elif not request.request_id:
+        request = replace(request, request_id=f"r{run.requests}")
     name = protocols.name_of(protocol)
     _check(run, request, protocol, name)
     store = None
@@ -99,16 +103,42 @@ def _one(
         from dfl_unlearn.unlearning.store import OutcomeFolder
 
         store = OutcomeFolder.create(folder, request, name)
-    began = time.perf_counter()
     attempt = run.replaced(ledger=run.ledger.fork(store.ledger_path if store else None))
     try:
-        with limited_threads(run.config.threads):
-            outcome = protocol.unlearn(attempt, request, run.rng)
+        outcome = _carried_out(run, attempt, request, protocol, name)
     except BaseException:
         if store is not None:
             charges = len(attempt.ledger.entries) - len(run.ledger.entries)
             store.discard_unless_charged(charges)
         raise
+    if isinstance(reference, TrainedRun):
+        outcome = replace(outcome, reference=reference)
+    elif reference and outcome.reference is None:
+        retrained = retrain(run, run.data.without(request))
+        outcome = replace(outcome, reference=retrained)
+    if store is not None:
+        store.write(outcome)
+    return outcome
+
+
+def _carried_out(
+    run: TrainedRun,
+    attempt: TrainedRun,
+    request: ForgetRequest,
+    protocol: UnlearningProtocol,
+    name: str,
+) -> Outcome:
+    """Run the protocol and measure what it took.
+
+    Returns:
+        The outcome, of the run itself instead of the attempt's copy.
+
+    Raises:
+        NumericalError: If the new state is not finite.
+    """
+    began = time.perf_counter()
+    with limited_threads(run.config.threads):
+        outcome = protocol.unlearn(attempt, request, run.rng)
     seconds = time.perf_counter() - began
     bad = ~outcome.state.params.isfinite().all(dim=1)
     if bool(bad.any()):
@@ -117,7 +147,7 @@ def _one(
             "run was changed; add damping or lower learning_rate"
         )
     log = outcome.messages
-    outcome = replace(
+    return replace(
         outcome,
         run=run,
         cost=replace(
@@ -128,14 +158,6 @@ def _one(
             wall_seconds=seconds,
         ),
     )
-    if isinstance(reference, TrainedRun):
-        outcome = replace(outcome, reference=reference)
-    elif reference and outcome.reference is None:
-        retrained = retrain(run, run.data.without(request))
-        outcome = replace(outcome, reference=retrained)
-    if store is not None:
-        store.write(outcome)
-    return outcome
 
 
 def _check(

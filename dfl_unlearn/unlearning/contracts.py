@@ -148,6 +148,7 @@ class Outcome:
             data=self.run.data.without(self.request),
             state=self.state,
             ledger=self.ledger,
+            info={**self.run.info, "requests": self.run.requests + 1},
         )
 
 

@@ -47,7 +47,8 @@ def exact_minimizer(
         gradient_norm: Solve until the gradient is at most this long.
 
     Returns:
-        Newton's path; ``theta`` is the minimizer.
+        Newton's path; ``theta`` is the minimizer up to ``residuals[-1]``, which may
+        stay above ``gradient_norm`` where float64 does not reach it.
 
     Raises:
         UnsupportedRequestError: If the objective is not strongly convex.

@@ -17,12 +17,18 @@ from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.engine.stored import (
     FINAL,
     LEDGER,
+    data_entry,
     read_run,
+    read_state,
     request_from,
     request_to,
 )
 from dfl_unlearn.engine.transport import MessageLog
-from dfl_unlearn.errors import MissingInputError, RefusedError
+from dfl_unlearn.errors import (
+    InvalidForgetSetError,
+    MissingInputError,
+    RefusedError,
+)
 from dfl_unlearn.store.folder import RunFolder
 from dfl_unlearn.unlearning.contracts import Cost, Outcome, protocols
 
@@ -60,6 +66,9 @@ class OutcomeFolder:
             number += 1
             rel = f"{base}-{number}"
         run_folder.path(rel).mkdir(parents=True)
+        # At once: should the attempt crash after its noise was drawn, the id, which is
+        # part of the noise's key, is not given to another request.
+        run_folder.write_json(f"{rel}/request.json", request_to(request))
         return cls(run_folder, rel)
 
     @property
@@ -75,7 +84,6 @@ class OutcomeFolder:
     def write(self, outcome: Outcome) -> None:
         """Write an outcome, ``outcome.json`` last."""
         at, folder = self.rel, self.folder
-        folder.write_json(f"{at}/request.json", request_to(outcome.request))
         if outcome.certificate is not None:
             folder.write_text(f"{at}/certificate.json", outcome.certificate.to_json())
         folder.write_tensors(
@@ -84,8 +92,9 @@ class OutcomeFolder:
         )
         lines = [json.dumps(row, sort_keys=True) for row in outcome.messages.rows()]
         folder.write_text(f"{at}/messages.jsonl", "".join(x + "\n" for x in lines))
+        reference = None
         if outcome.reference is not None:
-            _write_reference(folder, outcome.request, outcome.reference)
+            reference = _write_reference(folder, outcome.request, outcome.reference)
         folder.write_json(
             f"{at}/outcome.json",
             {
@@ -93,12 +102,54 @@ class OutcomeFolder:
                 "protocol": {"use": outcome.protocol_name} | _fields(outcome.protocol),
                 "base": state_digest(outcome.run.state),
                 "round": outcome.state.round,
+                "reference": reference,
                 "cost": _fields(outcome.cost),
                 "trace": {k: v.tolist() for k, v in outcome.trace.items()},
                 "info": dict(outcome.info),
                 "notes": list(outcome.notes),
             },
         )
+
+
+def named_in(folder: str | Path, request: ForgetRequest, first: int) -> ForgetRequest:
+    """Return a request with an id that is its own in a run folder.
+
+    Args:
+        folder: The run folder.
+        request: A resolved request.
+        first: Number to start from where it has no id yet.
+
+    Returns:
+        The request: under the id it was tried with before, or the next free one. The
+        id of an attempt that crashed is not used again: its noise may have been drawn.
+
+    Raises:
+        InvalidForgetSetError: If its id already names another request there.
+    """
+    run_folder = RunFolder(folder)
+    known: dict[str, ForgetRequest] = {}
+    crashed: set[str] = set()
+    for place in sorted(run_folder.path("outcomes").glob("*/request.json")):
+        found = request_from(
+            run_folder.read_json(f"outcomes/{place.parent.name}/request.json")
+        )
+        known[found.request_id] = found
+        if not place.with_name("outcome.json").is_file():
+            crashed.add(found.request_id)
+    if request.request_id:
+        if known.get(request.request_id, request) != request:
+            raise InvalidForgetSetError(
+                f"request_id: must be new for another request, got "
+                f"{request.request_id!r}, which {run_folder.root} already has; leave "
+                "it out or choose another"
+            )
+        return request
+    for name, found in known.items():
+        if name not in crashed and replace(found, request_id="") == request:
+            return replace(request, request_id=name)
+    while f"r{first}" in known:
+        first += 1
+    return replace(request, request_id=f"r{first}")
 
 
 def save_outcome(outcome: Outcome, folder: str | Path) -> Path:
@@ -148,11 +199,13 @@ def load_outcomes(run: TrainedRun) -> list[Outcome]:
 def commit_outcome(outcome: Outcome, *, keep_checkpoints: bool = False) -> TrainedRun:
     """Make a stored attempt the run's own state, for good.
 
-    The record and the states of other attempts, which were made with the forgotten
-    data, are removed from the folder once the new state is durable there.
+    The record, the states of all attempts and the references of other requests, which
+    were made with the forgotten data, are removed from the folder once the new state is
+    durable there.
 
     Args:
-        outcome: An attempt of a run that has a folder, kept there.
+        outcome: An attempt of a run that has a folder; it is kept there first where it
+            was made in memory.
         keep_checkpoints: Leave that state on disk; the certificate then says so and is
             at most ``certified_conditional``.
 
@@ -170,36 +223,35 @@ def commit_outcome(outcome: Outcome, *, keep_checkpoints: bool = False) -> Train
         )
     folder = RunFolder(outcome.run.folder)
     with folder.locked():
-        manifest = folder.read_json("manifest.json")
-        ledger = outcome.ledger
-        head = PrivacyLedger.load(folder.path(LEDGER)).entries
-        if ledger.entries[: len(head)] != head:
-            raise RefusedError(
-                f"{folder.root}: must not have changed since the attempt was made, got "
-                "another committed request; unlearn again on the present state"
-            )
-        data = outcome.run.data.without(outcome.request)
+        manifest, present = read_state(folder)
+        _refuse_stale(folder, outcome, present)
+        digest = state_digest(outcome.state)
+        after = {
+            **manifest,
+            "forgotten": [*manifest["forgotten"], request_to(outcome.request)],
+            "data": data_entry(outcome.run.data.without(outcome.request)),
+            "round": outcome.state.round,
+            "state": digest,
+            "info": {**manifest["info"], "requests": outcome.run.requests + 1},
+            "record": manifest["record"] if keep_checkpoints else None,
+        }
         # The charge first: a crash from here on never refunds it.
-        folder.write_bytes(LEDGER, _ledger_bytes(outcome, folder), private=True)
+        place = _kept(outcome, folder)
+        ledger = folder.read_bytes(f"{place}/{LEDGER}")
+        folder.write_bytes(LEDGER, ledger, private=True)
+        folder.write_json("manifest.json", {**manifest, "next": after})
         folder.write_tensors(
             FINAL, {"params": outcome.state.params, **outcome.state.slots}
         )
-        manifest["forgotten"].append(request_to(outcome.request))
-        manifest["data"]["fingerprint"] = data.fingerprint()
-        manifest["round"] = outcome.state.round
-        manifest["info"]["requests"] = len(manifest["forgotten"])
-        kept = _pre_request_files(folder)
-        if not keep_checkpoints:
-            manifest["record"] = None
-        folder.write_json("manifest.json", manifest)
-        folder.write_json(
-            "done.json", {"digest": state_digest(outcome.state), "format": 1}
-        )
+        folder.write_json("done.json", {"digest": digest, "format": 1})
+        before = _pre_request_files(folder, outcome, place)
         if keep_checkpoints:
-            _lower(folder, outcome, len(kept))
+            _lower(folder, outcome, place, len(before))
         else:
-            for place in kept:
-                place.unlink()
+            for file in before:
+                file.unlink()
+            folder.path(f"{place}/state.safetensors").unlink()  # it is the run's now
+        folder.write_json("manifest.json", after)
         folder.append(
             {
                 "type": "event",
@@ -211,39 +263,59 @@ def commit_outcome(outcome: Outcome, *, keep_checkpoints: bool = False) -> Train
     return read_run(folder.root, data=outcome.run.data, model=outcome.run.model)
 
 
-def _ledger_bytes(outcome: Outcome, folder: RunFolder) -> bytes:
+def _refuse_stale(folder: RunFolder, outcome: Outcome, present: PeerState) -> None:
+    """Refuse an attempt on a state or a ledger that is not the folder's any more.
+
+    Raises:
+        RefusedError: If another request was committed since.
+    """
+    head = PrivacyLedger.load(folder.path(LEDGER)).entries
+    if (
+        state_digest(present) != state_digest(outcome.run.state)
+        or outcome.ledger.entries[: len(head)] != head
+    ):
+        raise RefusedError(
+            f"{folder.root}: must not have changed since the attempt was made, got "
+            "another committed request; unlearn again on the present state"
+        )
+
+
+def _kept(outcome: Outcome, folder: RunFolder) -> str:
+    """Return where the attempt lies in the folder; it is written where it does not."""
     path = outcome.ledger.path
-    if path is None:
-        return folder.read_bytes(LEDGER)
-    return path.read_bytes()
+    if path is not None and path.resolve().parent.parent == folder.path("outcomes"):
+        return f"outcomes/{path.parent.name}"
+    return f"outcomes/{save_outcome(outcome, folder.root).name}"
 
 
-def _pre_request_files(folder: RunFolder) -> list[Path]:
+def _pre_request_files(folder: RunFolder, outcome: Outcome, at: str) -> list[Path]:
     """Return files that hold states made with data that is now forgotten."""
+    own = folder.read_json(f"{at}/outcome.json")["reference"]
     states = [
         *folder.path("record").glob("*"),
         *folder.path("influence").glob("*"),
         *folder.path("outcomes").glob("*/state.safetensors"),
+        *folder.path("reference").glob("*/state.safetensors"),
     ]
-    return sorted(place for place in states if place.is_file())
+    kept = {folder.path(f"{place}/state.safetensors") for place in (at, own) if place}
+    return sorted(file for file in states if file.is_file() and file not in kept)
 
 
-def _lower(folder: RunFolder, outcome: Outcome, files: int) -> None:
+def _lower(folder: RunFolder, outcome: Outcome, at: str, files: int) -> None:
     """Write down that pre-request state was kept."""
-    certificate = outcome.certificate
-    if certificate is None or certificate.status not in ("exact", "certified"):
+    known = outcome.certificate
+    if known is None or files == 0:
         return
     lowered = replace(
-        certificate,
-        status="certified_conditional",
-        reasons=(KEPT_STATE,),
-        exposure=(*certificate.exposure, f"pre-request state kept: {files} files"),
+        known, exposure=(*known.exposure, f"pre-request state kept: {files} files")
     )
-    for place in folder.path("outcomes").glob("*/certificate.json"):
-        at = f"outcomes/{place.parent.name}"
-        known = Certificate.from_json(folder.read_text(f"{at}/certificate.json"))
-        if known == certificate:
-            folder.write_text(f"{at}/certificate.json", lowered.to_json())
+    if known.status in ("exact", "certified", "certified_conditional"):
+        lowered = replace(
+            lowered,
+            status="certified_conditional",
+            reasons=(*known.reasons, KEPT_STATE),
+        )
+    folder.write_text(f"{at}/certificate.json", lowered.to_json())
 
 
 def _read(
@@ -271,7 +343,7 @@ def _read(
             folder.path(f"{at}/{LEDGER}"), budget=run.config.privacy_budget
         ),
         messages=messages,
-        reference=_read_reference(folder, request, run),
+        reference=_read_reference(folder, known["reference"], request, run),
         trace={k: np.array(v) for k, v in known["trace"].items()},
         info=known["info"],
         notes=tuple(known["notes"]),
@@ -280,12 +352,15 @@ def _read(
 
 def _write_reference(
     folder: RunFolder, request: ForgetRequest, reference: TrainedRun
-) -> None:
-    at = f"reference/{request.request_id}"
-    if folder.path(f"{at}/manifest.json").is_file():
-        known = folder.read_json(f"{at}/manifest.json")
-        if known["digest"] == reference.digest:
-            return
+) -> str:
+    """Keep a retrained run once; another one of the same request id gets a suffix."""
+    at = base = f"reference/{request.request_id}"
+    number = 1
+    while folder.path(f"{at}/manifest.json").is_file():
+        if folder.read_json(f"{at}/manifest.json")["digest"] == reference.digest:
+            return at
+        number += 1
+        at = f"{base}-{number}"
     folder.write_tensors(f"{at}/state.safetensors", {"params": reference.state.params})
     folder.write_json(
         f"{at}/manifest.json",
@@ -296,13 +371,13 @@ def _write_reference(
             "info": dict(reference.info),
         },
     )
+    return at
 
 
 def _read_reference(
-    folder: RunFolder, request: ForgetRequest, run: TrainedRun
+    folder: RunFolder, at: str | None, request: ForgetRequest, run: TrainedRun
 ) -> TrainedRun | None:
-    at = f"reference/{request.request_id}"
-    if not folder.path(f"{at}/manifest.json").is_file():
+    if at is None:
         return None
     known = folder.read_json(f"{at}/manifest.json")
     state = PeerState(

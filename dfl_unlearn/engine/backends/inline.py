@@ -2,7 +2,6 @@
 
 import math
 import time
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -131,7 +130,8 @@ class Inline:
                 form=config.trainer.form,
                 local_steps=self.work.steps,
                 scale=self.work.scale,
-                decay=setup.model.l2 + config.local.weight_decay,
+                decay=setup.model.l2,
+                weight_decay=config.local.weight_decay,
                 momentum=config.local.momentum,
                 convex=setup.model.convex,
                 smoothness=_smoothness(setup),
@@ -179,7 +179,10 @@ class Inline:
 
 
 def _smoothness(setup: EngineSetup) -> Assumption | None:
-    """Return a bound on every batch Hessian of a convex model, decay included."""
+    """Return a bound on every batch Hessian of a convex model, l2 included.
+
+    None where clipping makes the steps something else than descent on such a model.
+    """
     model = setup.model
     if not model.convex:
         return None
@@ -188,8 +191,7 @@ def _smoothness(setup: EngineSetup) -> Assumption | None:
         x = as_features(part.reshape(len(part), -1), torch.float64)
         largest = max(largest, float(x.square().sum(1).max()))
     bias = any(name.endswith("bias") for name in model.segments)
-    found = model.constants(math.sqrt(largest + bias)).get("smoothness")
-    if found is None:
-        return None
-    decay = setup.config.local.weight_decay
-    return replace(found, value=float(found.value) + decay)
+    found = model.constants(
+        math.sqrt(largest + bias) or 1.0, clip_norm=setup.config.local.clip_norm
+    )
+    return found.get("smoothness")

@@ -35,8 +35,14 @@ import torch
 from torch import Tensor
 
 from dfl_unlearn import _validate
-from dfl_unlearn.accounting.certificate import Assumption, Certificate, certify
+from dfl_unlearn.accounting.certificate import (
+    Assumption,
+    Certificate,
+    certify,
+    status_of,
+)
 from dfl_unlearn.accounting.gaussian import gaussian_noise_std
+from dfl_unlearn.accounting.mechanisms import GaussianMechanism
 from dfl_unlearn.accounting.release import GaussianRelease
 from dfl_unlearn.curvature.newton import NewtonPath, newton_minimize, newton_step
 from dfl_unlearn.curvature.operators import DiagonalFisher, Objective
@@ -142,7 +148,7 @@ class NewtonFisher:
         return cls()
 
     def check(self, run: TrainedRun, request: ForgetRequest) -> None:
-        """Refuse a network of one peer.
+        """Refuse a network of one peer, and a release that the budget has no room for.
 
         Args:
             run: The trained network.
@@ -156,6 +162,18 @@ class NewtonFisher:
                 "newton-fisher: needs a network of at least 2 peers, got 1; use "
                 "retrain or fine-tune on a single model"
             )
+        # What the release costs is public and known now: a copy of the ledger refuses
+        # before anything is computed or sent.
+        release = self._release()
+        run.ledger.fork().charge_owners(
+            request.request_id,
+            _owners(request),
+            _observers(run, request),
+            GaussianMechanism(
+                noise_std=release.noise_std, sensitivity=release.sensitivity
+            ),
+            scope=self.scope,
+        )
 
     def unlearn(self, run: TrainedRun, request: ForgetRequest, rng: RngTree) -> Outcome:
         """Correct the average model, release it with noise, overwrite every peer.
@@ -184,22 +202,19 @@ class NewtonFisher:
         rounding = 2 * _EPS[run.state.params.dtype] * float(theta.norm())
         self._check_residual(run, correction, rounding, provable)
 
-        sensitivity = self.residual_cap * (1 + _ROUNDING_SHARE)
-        noise_std = gaussian_noise_std(self.epsilon, self.delta, sensitivity)
-        owners = tuple(f"peer:{i}" for i in request.peers)
-        observers = tuple(
-            f"peer:{i}" for i in range(run.topology.n) if i not in request.peers
-        )
-        release = GaussianRelease(sensitivity=sensitivity, noise_std=noise_std)
+        assumptions = self._assumptions(run, request, correction, rounding, provable)
+        release = self._release()
         noised = release(
             theta,
             ledger=run.ledger,
             request_id=request.request_id,
-            owner=owners,
-            observers=(*observers, "public"),
+            owner=_owners(request),
+            observers=_observers(run, request),
             rng=rng,
             scope=self.scope,
             group_size=request.size(run.data) if self.disclose_m else None,
+            status=status_of(assumptions, adaptive=request.adaptive),
+            assumptions=tuple(a.name for a in assumptions),
         )
         transport.broadcast(
             request.requester,
@@ -216,9 +231,7 @@ class NewtonFisher:
         state, gradients = continue_training(run, data, released, self.recovery_rounds)
         for _ in range(self.recovery_rounds):
             transport.exchange("recovery", run.model.size * row.element_size())
-        certificate = self._certificate(
-            run, request, correction, rounding, sensitivity, noise_std, provable
-        )
+        certificate = self._certificate(run, request, assumptions, release, provable)
         return Outcome(
             run=run,
             request=request,
@@ -241,7 +254,7 @@ class NewtonFisher:
                 "correction_norm": float((theta - start).norm()),
                 "noise_norm": float((noised - theta).norm()),
                 "model_norm": float(theta.norm()),
-                "expected_noise_norm": noise_std * math.sqrt(run.model.size),
+                "expected_noise_norm": release.noise_std * math.sqrt(run.model.size),
                 "retained_rows": kept.rows,
             },
         )
@@ -288,10 +301,7 @@ class NewtonFisher:
         rng: RngTree,
         provable: bool,
     ) -> NewtonPath:
-        """Take corrections with whatever curvature was asked for.
-
-        Without a provable bound there is no cap to reach: ``newton_steps`` of them.
-        """
+        """Take corrections; without a provable bound ``newton_steps`` of them."""
         theta = start.clone()
         full = network_objective(run) if self.assume_stationary else None
         target = self.residual_cap * kept.model.l2 if provable else math.inf
@@ -360,16 +370,23 @@ class NewtonFisher:
                 "residual_cap or train in float64"
             )
 
-    def _certificate(
+    def _release(self) -> GaussianRelease:
+        """Return the release, calibrated to public numbers only."""
+        sensitivity = self.residual_cap * (1 + _ROUNDING_SHARE)
+        return GaussianRelease(
+            sensitivity=sensitivity,
+            noise_std=gaussian_noise_std(self.epsilon, self.delta, sensitivity),
+        )
+
+    def _assumptions(
         self,
         run: TrainedRun,
         request: ForgetRequest,
         path: NewtonPath,
         rounding: float,
-        sensitivity: float,
-        noise_std: float,
         provable: bool,
-    ) -> Certificate:
+    ) -> list[Assumption]:
+        """Return every constant of the claim; read before the release is charged."""
         model = run.model
         assumptions = [
             Assumption(
@@ -433,13 +450,25 @@ class NewtonFisher:
                 "rounds use retained rows only and are post-processing",
             )
         )
-        owners = tuple(f"peer:{i}" for i in request.peers)
+        earlier = _releases(run, request)
+        if earlier:
+            assumptions.append(_earlier_releases(earlier))
+        return assumptions
+
+    def _certificate(
+        self,
+        run: TrainedRun,
+        request: ForgetRequest,
+        assumptions: list[Assumption],
+        release: GaussianRelease,
+        provable: bool,
+    ) -> Certificate:
+        """Return the claim after the release was charged."""
         composed = max(
-            run.ledger.epsilon(owner, "public", self.delta) for owner in owners
+            run.ledger.epsilon(owner, "public", self.delta)
+            for owner in _owners(request)
         )
-        earlier = (
-            len({e.request_id for e in run.ledger.entries if e.owner in owners}) > 1
-        )
+        earlier = len(_releases(run, request)) > 1
         return certify(
             method="newton-fisher",
             request_id=request.request_id,
@@ -447,28 +476,54 @@ class NewtonFisher:
             scope=self.scope,
             epsilon=max(composed, self.epsilon) if earlier else self.epsilon,
             delta=self.delta,
-            sensitivity=sensitivity,
+            sensitivity=release.sensitivity,
             bound="capped" if provable else "none",
-            noise_std=noise_std,
+            noise_std=release.noise_std,
             accountant="exact_gaussian",
             assumptions=assumptions,
             observers=("public",),
             exposure=(
                 f"messages of {run.state.round} training rounds, sent before the "
                 "request",
-                *_sum_exposure(self),
+                "sums over all peers of models, and of the gradients and curvature "
+                "products that the correction takes, carry no noise: scope "
+                f"{self.scope} covers final models",
             ),
             notes=_notes(self, earlier),
             adaptive=request.adaptive,
         )
 
 
-def _sum_exposure(protocol: NewtonFisher) -> tuple[str, ...]:
-    if protocol.assume_stationary and protocol.curvature == "diag_fisher":
-        return ()
-    return (
-        "sums of models, gradients and curvature products over all peers, exchanged "
-        f"while correcting, carry no noise: scope {protocol.scope} covers final models",
+def _owners(request: ForgetRequest) -> tuple[str, ...]:
+    return tuple(f"peer:{i}" for i in request.peers)
+
+
+def _observers(run: TrainedRun, request: ForgetRequest) -> tuple[str, ...]:
+    """Return everybody who receives the release but the owners, and the public."""
+    others = (i for i in range(run.topology.n) if i not in request.peers)
+    return (*(f"peer:{i}" for i in others), "public")
+
+
+def _releases(run: TrainedRun, request: ForgetRequest) -> dict[str, str]:
+    """Return the releases that any owner was charged with, and their status."""
+    owners = _owners(request)
+    return {
+        e.release_id: e.status
+        for e in run.ledger.entries
+        if e.owner in owners and e.noise_drawn
+    }
+
+
+def _earlier_releases(releases: dict[str, str]) -> Assumption:
+    """Return what composing with earlier releases rests on: their own claims."""
+    statuses = set(releases.values())
+    proven = statuses <= {"certified"}
+    estimated = bool(statuses & {"heuristic", "pending"})
+    return Assumption(
+        name="earlier releases of the same owner",
+        value=len(releases),
+        source="proven" if proven else "estimated" if estimated else "assumed",
+        note="epsilon adds them up; the sum says no more than the weakest of them",
     )
 
 
@@ -476,7 +531,8 @@ def _notes(protocol: NewtonFisher, earlier: bool) -> tuple[str, ...]:
     notes = [
         "compares with the exact minimizer of the retained objective plus the same "
         "noise and recovery rounds, not with a finite retraining run",
-        "the number of rows each peer stores is taken as public",
+        "how many rows each peer stores, and which of them are gone (their places in "
+        "the batches of recovery rounds stay empty), is taken as public",
     ]
     if earlier:
         notes.append(

@@ -73,6 +73,7 @@ class Retrain:
                 f"messages of {run.state.round} training rounds, sent before the "
                 "request",
             ),
+            notes=_notes(run, request),
             adaptive=request.adaptive,
             exact=True,
         )
@@ -91,3 +92,17 @@ class Retrain:
             messages=transport.log,
             reference=retrained if self.coupled else None,
         )
+
+
+def _notes(run: TrainedRun, request: ForgetRequest) -> tuple[str, ...]:
+    notes = [
+        "the forgotten rows' places in the batches stay empty: how many rows each peer "
+        "stores, and which of them are gone, is taken as public"
+    ]
+    owners = {f"peer:{i}" for i in request.peers}
+    if any(entry.owner in owners for entry in run.ledger.entries):
+        notes.append(
+            "releases made for earlier requests of the same owner stay spent; see the "
+            "ledger"
+        )
+    return tuple(notes)

@@ -1,0 +1,95 @@
+"""D-SGD written out: one peer, one step, one sample after the other, in float64."""
+
+from hashlib import sha256
+
+import numpy as np
+import torch
+
+
+def order(seed, sizes, peer, epoch, block_peers):
+    """A peer's row order in one of its epochs, from the documented key."""
+    block = peer // block_peers
+    first = block * block_peers
+    text = f"dfl-unlearn/1|{seed}|batch|block:{block}|-|{epoch}|0"
+    key = int.from_bytes(sha256(text.encode()).digest()[:16], "big")
+    rows = int(sum(sizes[first : first + block_peers]))
+    uniforms = np.random.Generator(np.random.Philox(key=key)).random(rows)
+    begin = int(sum(sizes[first:peer]))
+    return np.argsort(uniforms[begin : begin + sizes[peer]], kind="stable")
+
+
+def rows_of_step(seed, sizes, peer, step, batch_size, block_peers):
+    """Local row numbers of a peer's k-th step, forgotten ones included."""
+    if batch_size is None:
+        return np.arange(sizes[peer])
+    batches = -(-sizes[peer] // batch_size)
+    epoch, position = divmod(step, batches)
+    whole = order(seed, sizes, peer, epoch, block_peers)
+    return whole[position * batch_size : (position + 1) * batch_size]
+
+
+def gradient(losses, row, x, y, weights, clip_norm):
+    """Weighted sum of per-sample gradients, each clipped by itself."""
+    total = torch.zeros_like(row)
+    for k in range(len(y)):
+        leaf = row.clone().requires_grad_()
+        losses(leaf, x[k : k + 1], y[k : k + 1])[0].backward()
+        one = leaf.grad
+        if clip_norm is not None and float(one.norm()) > clip_norm:
+            one = one * (clip_norm / float(one.norm()))
+        total += weights[k] * one
+    return total
+
+
+def train(
+    initial,
+    losses,
+    peers,
+    w,
+    *,
+    seed,
+    rates,
+    steps,
+    batch_size,
+    scale,
+    keep,
+    counted,
+    form="atc",
+    l2=0.0,
+    weight_decay=0.0,
+    momentum=0.0,
+    clip_norm=None,
+    block_peers=16,
+):
+    """All peers' parameters after ``len(rates)`` rounds.
+
+    ``peers`` holds (inputs, labels), ``keep`` and ``counted`` a mask, ``steps`` and
+    ``scale`` a number for each peer; a peer with scale 0 only mixes.
+    """
+    x = initial.double().clone()
+    sizes = [len(y) for _, y in peers]
+    velocity = torch.zeros_like(x)
+    for t, rate in enumerate(rates):
+        moved = x.clone()
+        for i, (inputs, labels) in enumerate(peers):
+            for s in range(steps[i]):
+                if scale[i] == 0:
+                    continue
+                rows = rows_of_step(
+                    seed, sizes, i, t * steps[i] + s, batch_size, block_peers
+                )
+                count = max(1, int(counted[i][rows].sum()))
+                weights = keep[i][rows] / count
+                g = scale[i] * (
+                    gradient(
+                        losses, moved[i], inputs[rows], labels[rows], weights, clip_norm
+                    )
+                    + l2 * moved[i]
+                )
+                g = g + weight_decay * moved[i]
+                if momentum:
+                    velocity[i] = momentum * velocity[i] + g
+                    g = velocity[i]
+                moved[i] = moved[i] - rate * g
+        x = w @ moved if form == "atc" else w @ x + (moved - x)
+    return x
