@@ -401,7 +401,7 @@ def test_a_crash_after_the_reservation_keeps_the_charge(run, monkeypatch):
     assert (run.folder / "outcomes/r1.newton-fisher/outcome.json").is_file()
     other = ForgetRequest.samples(peer=1, indices=[2])
     outcome = unlearn(run, other, "newton-fisher", folder=run.folder)
-    assert outcome.request.request_id == "r1"  # never the noise of the crashed one
+    assert outcome.request.request_id == "r2"  # never the noise of the crashed one
 
 
 # --- commit ------------------------------------------------------------------
