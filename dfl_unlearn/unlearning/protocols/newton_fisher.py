@@ -36,9 +36,6 @@ from torch import Tensor
 
 from dfl_unlearn import _validate
 from dfl_unlearn.accounting.certificate import (
-    Assumption,
-    Certificate,
-    certify,
     status_of,
 )
 from dfl_unlearn.accounting.gaussian import gaussian_noise_std
@@ -59,12 +56,16 @@ from dfl_unlearn.errors import (
 )
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.unlearning.contracts import Cost, Outcome, protocols
+from dfl_unlearn.unlearning.newton_claim import (
+    ROUNDING_SHARE,
+    assumptions_of,
+    certificate_of,
+    owners_of,
+)
 from dfl_unlearn.unlearning.retained import network_objective
 
 Curvature = Literal["exact_cg", "diag_fisher"]
 
-# Share of the cap that is set aside for rounding the released model to its dtype.
-_ROUNDING_SHARE = 0.01
 _EPS = {torch.float32: 2.0**-23, torch.float64: 2.0**-52}
 
 
@@ -167,7 +168,7 @@ class NewtonFisher:
         release = self._release()
         run.ledger.fork().charge_owners(
             request.request_id,
-            _owners(request),
+            owners_of(request),
             _observers(run, request),
             GaussianMechanism(
                 noise_std=release.noise_std, sensitivity=release.sensitivity
@@ -202,13 +203,13 @@ class NewtonFisher:
         rounding = 2 * _EPS[run.state.params.dtype] * float(theta.norm())
         self._check_residual(run, correction, rounding, provable)
 
-        assumptions = self._assumptions(run, request, correction, rounding, provable)
+        assumptions = assumptions_of(self, run, request, correction, rounding, provable)
         release = self._release()
         noised = release(
             theta,
             ledger=run.ledger,
             request_id=request.request_id,
-            owner=_owners(request),
+            owner=owners_of(request),
             observers=_observers(run, request),
             rng=rng,
             scope=self.scope,
@@ -231,7 +232,7 @@ class NewtonFisher:
         state, gradients = continue_training(run, data, released, self.recovery_rounds)
         for _ in range(self.recovery_rounds):
             transport.exchange("recovery", run.model.size * row.element_size())
-        certificate = self._certificate(run, request, assumptions, release, provable)
+        certificate = certificate_of(self, run, request, assumptions, release, provable)
         return Outcome(
             run=run,
             request=request,
@@ -361,7 +362,7 @@ class NewtonFisher:
                 f"cap {self.residual_cap:g}; nothing was sent: raise newton_steps_max "
                 "or residual_cap, use curvature='exact_cg', or retrain"
             )
-        slack = _ROUNDING_SHARE * self.residual_cap
+        slack = ROUNDING_SHARE * self.residual_cap
         if not rounding <= slack:
             raise ResidualExceedsCapError(
                 f"residual_cap: rounding the released model to "
@@ -372,170 +373,14 @@ class NewtonFisher:
 
     def _release(self) -> GaussianRelease:
         """Return the release, calibrated to public numbers only."""
-        sensitivity = self.residual_cap * (1 + _ROUNDING_SHARE)
+        sensitivity = self.residual_cap * (1 + ROUNDING_SHARE)
         return GaussianRelease(
             sensitivity=sensitivity,
             noise_std=gaussian_noise_std(self.epsilon, self.delta, sensitivity),
         )
-
-    def _assumptions(
-        self,
-        run: TrainedRun,
-        request: ForgetRequest,
-        path: NewtonPath,
-        rounding: float,
-        provable: bool,
-    ) -> list[Assumption]:
-        """Return every constant of the claim; read before the release is charged."""
-        model = run.model
-        assumptions = [
-            Assumption(
-                name="convex loss",
-                value=model.loss_name if model.convex else "not convex",
-                source="proven",
-                state="held" if model.convex else "violated",
-                note="by the model's registered type",
-            ),
-            Assumption(
-                name="strong convexity (lambda)",
-                value=model.l2,
-                source="proven",
-                state="held" if model.convex and model.l2 > 0 else "violated",
-                note="the model's l2 term; part of every peer's objective",
-            ),
-            Assumption(
-                name="residual cap (Delta_max)",
-                value=self.residual_cap,
-                source="set",
-                note="public; the noise is calibrated to it and to nothing measured",
-            ),
-        ]
-        if provable:
-            assumptions += [
-                Assumption(
-                    name="distance to the exact minimizer",
-                    value=path.residuals[-1] / model.l2,
-                    source="measured",
-                    note="|grad F-| / lambda at the corrected model, in float64 over "
-                    "all retained rows; at most the cap",
-                ),
-                Assumption(
-                    name="rounding of the released model",
-                    value=rounding,
-                    source="measured",
-                    note=f"2 ulp times its norm; at most {_ROUNDING_SHARE:.0%} of the "
-                    "cap, which the sensitivity includes",
-                ),
-            ]
-        else:
-            assumptions.append(
-                Assumption(
-                    name="distance to the exact minimizer",
-                    value="no bound",
-                    source="estimated",
-                    note="assumed within the cap; "
-                    + (
-                        "training is taken as converged"
-                        if self.assume_stationary
-                        else "no bound is known for this model"
-                    ),
-                )
-            )
-        assumptions.append(
-            Assumption(
-                name="one release",
-                value="all peers start from the same noised model",
-                source="proven",
-                note="so the joint observer sees one Gaussian release; recovery "
-                "rounds use retained rows only and are post-processing",
-            )
-        )
-        earlier = _releases(run, request)
-        if earlier:
-            assumptions.append(_earlier_releases(earlier))
-        return assumptions
-
-    def _certificate(
-        self,
-        run: TrainedRun,
-        request: ForgetRequest,
-        assumptions: list[Assumption],
-        release: GaussianRelease,
-        provable: bool,
-    ) -> Certificate:
-        """Return the claim after the release was charged."""
-        composed = max(
-            run.ledger.epsilon(owner, "public", self.delta)
-            for owner in _owners(request)
-        )
-        earlier = len(_releases(run, request)) > 1
-        return certify(
-            method="newton-fisher",
-            request_id=request.request_id,
-            group_size=request.size(run.data) if self.disclose_m else None,
-            scope=self.scope,
-            epsilon=max(composed, self.epsilon) if earlier else self.epsilon,
-            delta=self.delta,
-            sensitivity=release.sensitivity,
-            bound="capped" if provable else "none",
-            noise_std=release.noise_std,
-            accountant="exact_gaussian",
-            assumptions=assumptions,
-            observers=("public",),
-            exposure=(
-                f"messages of {run.state.round} training rounds, sent before the "
-                "request",
-                "sums over all peers of models, and of the gradients and curvature "
-                "products that the correction takes, carry no noise: scope "
-                f"{self.scope} covers final models",
-            ),
-            notes=_notes(self, earlier),
-            adaptive=request.adaptive,
-        )
-
-
-def _owners(request: ForgetRequest) -> tuple[str, ...]:
-    return tuple(f"peer:{i}" for i in request.peers)
 
 
 def _observers(run: TrainedRun, request: ForgetRequest) -> tuple[str, ...]:
     """Return everybody who receives the release but the owners, and the public."""
     others = (i for i in range(run.topology.n) if i not in request.peers)
     return (*(f"peer:{i}" for i in others), "public")
-
-
-def _releases(run: TrainedRun, request: ForgetRequest) -> dict[str, str]:
-    """Return the releases that any owner was charged with, and their status."""
-    owners = _owners(request)
-    return {
-        e.release_id: e.status
-        for e in run.ledger.entries
-        if e.owner in owners and e.noise_drawn
-    }
-
-
-def _earlier_releases(releases: dict[str, str]) -> Assumption:
-    """Return what composing with earlier releases rests on: their own claims."""
-    statuses = set(releases.values())
-    proven = statuses <= {"certified"}
-    estimated = bool(statuses & {"heuristic", "pending"})
-    return Assumption(
-        name="earlier releases of the same owner",
-        value=len(releases),
-        source="proven" if proven else "estimated" if estimated else "assumed",
-        note="epsilon adds them up; the sum says no more than the weakest of them",
-    )
-
-
-def _notes(protocol: NewtonFisher, earlier: bool) -> tuple[str, ...]:
-    notes = [
-        "compares with the exact minimizer of the retained objective plus the same "
-        "noise and recovery rounds, not with a finite retraining run",
-        "how many rows each peer stores, and which of them are gone (their places in "
-        "the batches of recovery rounds stay empty), is taken as public",
-    ]
-    if earlier:
-        notes.append(
-            "epsilon is that of all releases so far that depend on the same owner"
-        )
-    return tuple(notes)
