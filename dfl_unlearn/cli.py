@@ -24,7 +24,6 @@ from dfl_unlearn.errors import DflUnlearnError, InvalidArgumentError, MissingInp
 
 if TYPE_CHECKING:
     from dfl_unlearn.data.forget import ForgetRequest
-    from dfl_unlearn.engine.run import TrainedRun
     from dfl_unlearn.experiment import Experiment
     from dfl_unlearn.registry import Registry
     from dfl_unlearn.store.table import ResultsTable
@@ -473,6 +472,7 @@ def _quiet_libraries() -> Iterator[None]:
 
 def _conduct(experiment: "Experiment", *, page: bool) -> None:
     from dfl_unlearn.experiment import ReportSection, run_experiment
+    from dfl_unlearn.story import comparison_lines, influence_lines, training_lines
 
     if not page:
         section = ReportSection(figures=(), html=False)
@@ -498,10 +498,18 @@ def _conduct(experiment: "Experiment", *, page: bool) -> None:
             )
         )
         return
-    _tell_training(trained)
+    blocks = [training_lines(trained)]
     if outcomes:
-        _tell_influence(trained, outcomes[0].request.requester)
-        _tell_comparison(outcomes, tables)
+        blocks.append(influence_lines(trained, outcomes[0].request.requester))
+    for request_id in dict.fromkeys(o.request.request_id for o in outcomes):
+        pairs = [
+            (o, t)
+            for o, t in zip(outcomes, tables, strict=True)
+            if o.request.request_id == request_id
+        ]
+        blocks.append(comparison_lines(*zip(*pairs, strict=True)))
+    for block in blocks:
+        _tell(block)
     for outcome in outcomes:
         if outcome.certificate is not None and outcome.certificate.noise_std > 0:
             _say("")
@@ -514,98 +522,17 @@ def _conduct(experiment: "Experiment", *, page: bool) -> None:
     _say("      dfl-unlearn list")
 
 
-def _tell_training(trained: "TrainedRun") -> None:
-    history = trained.history
-    assert history is not None
-    last = history.accuracy[-1]
-    word = "test accuracy" if trained.data.num_classes else "minus test error"
-    _say("")
-    _say(
-        f"TRAINED  {trained.topology.n} peers, {trained.state.round} rounds, "
-        f"{trained.info['seconds']:.2f} s: {word} {last.mean():.4f} "
-        f"(worst peer {last.min():.4f}), digest {trained.digest[:16]}"
-    )
-
-
-def _tell_influence(trained: "TrainedRun", source: int) -> None:
-    from dfl_unlearn.record.influence import best_trace
-
-    if trained.record is None:
-        return
-    trace = best_trace(trained.record, trained.topology, source)
-    shares, spread = trace.by_hop(), trace.effective_spread()
-    rounds = len(trace.rounds)
-    chosen = sorted({min(r, rounds) for r in (1, 2, 4, 8, 16, 64, rounds)})
-    how = "norm bound" if trace.mode == "norm_bound" else "mixing power"
-    _say("")
-    _say(f"INFLUENCE  of peer {source}, mean share per peer by hop ({how})")
-    _say("  hop " + "".join(f"{f'round {r}':>11}" for r in chosen))
-    for hop in range(shares.shape[1]):
-        cells = "".join(f"{shares[r - 1, hop]:>11.2%}" for r in chosen)
-        _say(f"  {hop:>3} {cells}")
-    _say("  on  " + "".join(f"{f'{spread[r - 1]:.1f} peers':>11}" for r in chosen))
-
-
-def _tell_comparison(
-    outcomes: "Sequence[Outcome]", tables: "Sequence[ResultsTable]"
-) -> None:
-    _say("")
-    request = outcomes[0].request
-    rows = request.size(outcomes[0].run.data)
-    _say(
-        f"FORGOTTEN  {rows} rows ({request.kind}) of peer "
-        f"{', '.join(map(str, request.peers))}; mean over peers"
-    )
-    score = "accuracy" if outcomes[0].run.data.num_classes else "mse"
-    heads = ("test", "retain", "forget")
-    _say(
-        f"  {'protocol':<15}{'claim':<24}"
-        + "".join(f"{h:>9}" for h in heads)
-        + f"{'gradients':>12}{'messages':>10}{'seconds':>9}"
-    )
-    first = _means(tables[0])
-    for label, world in (("(before)", "before"), ("(retrained)", "reference")):
-        cells = [first.get((f"{h}-{score}", world)) for h in heads]
-        if any(c is not None for c in cells):
-            _say(f"  {label:<15}{'':<24}" + "".join(map(_cell, cells)))
-    for outcome, table in zip(outcomes, tables, strict=True):
-        means = _means(table)
-        cells = [means.get((f"{h}-{score}", "after")) for h in heads]
-        claim = "none"
-        if outcome.certificate is not None:
-            claim = outcome.certificate.status
-            if outcome.certificate.epsilon:
-                claim += f" eps={outcome.certificate.epsilon:g}"
-        cost = outcome.cost
-        _say(
-            f"  {outcome.protocol_name:<15}{claim:<24}"
-            + "".join(map(_cell, cells))
-            + f"{cost.gradient_evaluations:>12,}{cost.messages:>10,}"
-            + f"{cost.wall_seconds:>9.2f}"
-        )
-
-
 def _tell_outcome(outcome: "Outcome", table: "ResultsTable") -> None:
+    from dfl_unlearn.story import comparison_lines
+
     if _common.as_json:
         return
-    _tell_comparison([outcome], [table])
+    _tell(comparison_lines([outcome], [table]))
     _say("")
     if outcome.certificate is None:
         _print(f"{outcome.protocol_name} makes no claim: no certificate")
     else:
         _print(str(outcome.certificate))
-
-
-def _means(table: "ResultsTable") -> dict[tuple[str, str], float]:
-    return {
-        (row["metric"], row["world"]): row["value"]
-        for row in table.rows
-        if row["peer"] == -1
-    }
-
-
-def _cell(value: float | None) -> str:
-    return f"{'-' if value is None else f'{value:.4f}':>9}"
 
 
 def _outcome_json(outcome: "Outcome", table: "ResultsTable") -> dict[str, Any]:
@@ -765,6 +692,12 @@ def _json(value: Mapping[str, Any] | dict[str, Any]) -> str:
     from dfl_unlearn.results.view import plain
 
     return json.dumps(plain(value), indent=2, allow_nan=False)
+
+
+def _tell(lines: Sequence[str]) -> None:
+    """Print a block of the story below an empty line."""
+    for line in ("", *lines) if lines else ():
+        _say(line)
 
 
 def _say(line: str) -> None:

@@ -22,7 +22,7 @@ LAYERS = (
     ("evaluation",),
     ("results",),
     ("plots",),
-    ("report",),
+    ("report", "story"),
     ("experiment",),
     ("cli",),
     ("__main__",),
