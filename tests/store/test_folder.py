@@ -4,7 +4,7 @@ import resource
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import pytest
@@ -271,30 +271,37 @@ def test_the_lock_of_a_killed_process_is_released_by_itself(folder):
         pass
 
 
-@pytest.fixture
+@contextmanager
 def no_space():
-    """Files may not grow beyond 4 KiB, as on a full disk."""
+    """Files may not grow beyond 4 KiB, as on a full disk.
+
+    No longer than needed: the limit also holds for the log that pytest writes to.
+    """
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    signal.signal(signal.SIGXFSZ, handler)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_a_full_disk_leaves_the_old_file_and_no_half_of_the_new(folder, no_space):
+def test_a_full_disk_leaves_the_old_file_and_no_half_of_the_new(folder):
     folder.write_text("a.txt", "old")
-    with pytest.raises(StoreWriteError, match=r"a\.txt: no space left \(needed 12"):
-        folder.write_text("a.txt", "x" * 12_000)
+    text = "x" * 12_000
+    expected = r"a\.txt: no space left \(needed 12"
+    with no_space(), pytest.raises(StoreWriteError, match=expected):
+        folder.write_text("a.txt", text)
     assert folder.read_text("a.txt") == "old"
     assert listing(folder) == ["a.txt", "lock"]
 
 
-def test_a_full_disk_leaves_whole_lines_in_the_results(folder, no_space):
+def test_a_full_disk_leaves_whole_lines_in_the_results(folder):
     row = {"type": "metric", "text": "x" * 900}
     for _ in range(4):
         folder.append(row)
-    with pytest.raises(StoreWriteError, match="no space left"):
+    with no_space(), pytest.raises(StoreWriteError, match="no space left"):
         folder.append(row)
     assert len(list(folder.records())) == 4
     assert listing(folder) == ["lock", "results.jsonl"]
