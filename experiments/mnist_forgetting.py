@@ -1,6 +1,6 @@
 """MNIST at 16 unlike peers: how good gossip gets, and what forgetting costs.
 
-    DFL_UNLEARN_DATA=... python experiments/mnist_forgetting.py     # about 25 minutes
+    DFL_UNLEARN_DATA=... python experiments/mnist_forgetting.py     # about 9 minutes
     python experiments/mnist_forgetting.py --preset quick           # digits, seconds
 
 Three questions, each over several seeds (Dirichlet 0.3 partitions, Metropolis weights,
