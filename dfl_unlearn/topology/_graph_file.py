@@ -128,7 +128,7 @@ def _read_bytes(path: Path, where: str, max_bytes: int) -> bytes:
     if len(data) > max_bytes:
         raise InputTooLargeError(
             f"{where} is {size / 2**20:.3g} MB; limit {max_bytes / 2**20:.3g} MB "
-            "(raise with --max-graph-mb, in Python with max_bytes)"
+            "(raise it with max_bytes)"
         )
     start = 3 if data.startswith(b"\xef\xbb\xbf") else 0
     try:
