@@ -326,7 +326,10 @@ def _settings(view: ResultsView) -> Html:
         ("Digest", h.tag("code", run.digest, class_="hash")),
         ("Versions", ", ".join(f"{k} {v}" for k, v in versions.items())),
         *(
-            (key.replace("_", " ").capitalize(), value)
+            (
+                "BLAS" if key == "blas" else key.replace("_", " ").capitalize(),
+                _fact(value),
+            )
             for key, value in run.info.get("arithmetic", {}).items()
         ),
     ]
@@ -339,6 +342,16 @@ def _settings(view: ResultsView) -> Html:
             f"Written by dfl_unlearn {dfl_unlearn.__version__}. Equal settings give "
             "the same digest again.",
         ),
+    )
+
+
+def _fact(value: object) -> object:
+    """Return a list of tables, such as the BLAS libraries, as words."""
+    if not isinstance(value, list):
+        return value
+    return "; ".join(
+        " ".join(str(v) for k, v in item.items() if k != "num_threads")
+        for item in value
     )
 
 

@@ -182,3 +182,12 @@ def test_help_is_fast_and_loads_no_torch():
     assert done.returncode == 0, done.stderr
     for command in ("demo", "run", "unlearn", "report", "list", "ledger"):
         assert command in done.stdout
+
+
+def test_outcomes_are_read_in_the_order_they_were_made(tmp_path):
+    from dfl_unlearn import load_run
+    from dfl_unlearn.unlearning.store import load_outcomes
+
+    assert call("demo", "--runs", tmp_path, "--quiet") == 0
+    names = [o.protocol_name for o in load_outcomes(load_run(tmp_path / "demo"))]
+    assert names == ["newton-fisher", "fine-tune", "retrain"]

@@ -4,6 +4,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from dfl_unlearn.accounting.certificate import Certificate
@@ -95,6 +96,7 @@ def _differences(
         reach = max(reach, float(np.abs(bars).max()))
     axes.axvline(0, color=INK, linewidth=1)
     axes.set_xlim(-1.1 * reach if compared else 0, 1.1 * reach)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 5, 10]))
     axes.locator_params(axis="x", nbins=5)
     axes.grid(axis="x")
     unit = "points" if fraction else "error"

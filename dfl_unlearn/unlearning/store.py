@@ -99,6 +99,7 @@ class OutcomeFolder:
             f"{at}/outcome.json",
             {
                 "format": 1,
+                "order": len(list(folder.path("outcomes").glob("*/outcome.json"))),
                 "protocol": {"use": outcome.protocol_name} | _fields(outcome.protocol),
                 "base": state_digest(outcome.run.state),
                 "round": outcome.state.round,
@@ -175,8 +176,8 @@ def load_outcomes(run: TrainedRun) -> list[Outcome]:
         run: A run that was loaded from its folder.
 
     Returns:
-        The outcomes in order of their request and protocol; attempts on a state that a
-        committed request has replaced are left out.
+        The outcomes in the order they were made; attempts on a state that a committed
+        request has replaced are left out.
 
     Raises:
         MissingInputError: If the run has no folder.
@@ -188,12 +189,15 @@ def load_outcomes(run: TrainedRun) -> list[Outcome]:
     folder = RunFolder(run.folder)
     present = state_digest(run.state)
     found = []
-    for place in sorted(folder.path("outcomes").glob("*/outcome.json")):
+    for place in folder.path("outcomes").glob("*/outcome.json"):
         at = f"outcomes/{place.parent.name}"
         known = folder.read_json(f"{at}/outcome.json")
         if known["base"] == present:
-            found.append(_read(folder, at, known, run))
-    return found
+            found.append((known["order"], at, known))
+    return [
+        _read(folder, at, known, run)
+        for _, at, known in sorted(found, key=lambda row: row[:2])
+    ]
 
 
 def commit_outcome(outcome: Outcome, *, keep_checkpoints: bool = False) -> TrainedRun:
