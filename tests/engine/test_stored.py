@@ -312,8 +312,8 @@ def test_attempts_leave_the_run_and_each_other_alone(run):
         assert found.info == made.info
         for key, values in made.trace.items():
             np.testing.assert_array_equal(found.trace[key], values)
-    assert read[0].reference is None
-    assert torch.equal(read[1].reference.state.params, a.reference.state.params)
+    assert read[1].reference is None
+    assert torch.equal(read[0].reference.state.params, a.reference.state.params)
 
 
 def test_requests_of_one_run_have_names_and_references_of_their_own(run):
