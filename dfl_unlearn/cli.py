@@ -6,6 +6,7 @@ printed without a traceback and end with the exit code of their class.
 
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -691,7 +692,18 @@ def _shown(path: Path) -> str:
 def _json(value: Mapping[str, Any] | dict[str, Any]) -> str:
     from dfl_unlearn.results.view import plain
 
-    return json.dumps(plain(value), indent=2, allow_nan=False)
+    return json.dumps(_finite(plain(value)), indent=2, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """Return JSON values with null for numbers that are not finite."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def _tell(lines: Sequence[str]) -> None:

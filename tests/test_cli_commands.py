@@ -184,10 +184,23 @@ def test_help_is_fast_and_loads_no_torch():
         assert command in done.stdout
 
 
-def test_outcomes_are_read_in_the_order_they_were_made(tmp_path):
+def test_the_demo_as_json_and_its_outcomes_in_the_order_they_were_made(
+    tmp_path, capsys
+):
     from dfl_unlearn import load_run
     from dfl_unlearn.unlearning.store import load_outcomes
 
-    assert call("demo", "--runs", tmp_path, "--quiet") == 0
-    names = [o.protocol_name for o in load_outcomes(load_run(tmp_path / "demo"))]
-    assert names == ["newton-fisher", "fine-tune", "retrain"]
+    assert call("demo", "--runs", tmp_path, "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    names = ["newton-fisher", "fine-tune", "retrain"]
+    assert [o["protocol"] for o in document["outcomes"]] == names
+    spent = {
+        o["protocol"]: m["value"]
+        for o in document["outcomes"]
+        for m in o["metrics"]
+        if m["metric"] == "epsilon-spent"
+    }
+    assert spent == {"newton-fisher": 1.0, "fine-tune": None, "retrain": 0.0}
+    read = load_outcomes(load_run(tmp_path / "demo"))
+    assert [o.protocol_name for o in read] == names
+    assert document["digest"] == read[0].run.digest
