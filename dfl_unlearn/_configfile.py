@@ -7,7 +7,6 @@ errors of their own. YAML is refused: it reads ``no`` as False and ``1e-5`` as t
 
 import json
 import re
-import stat
 import tomllib
 import typing
 from collections.abc import Mapping
@@ -15,11 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from dfl_unlearn import _validate
+from dfl_unlearn._textfile import read_utf8
 from dfl_unlearn.errors import (
     ConfigError,
-    DflUnlearnError,
-    InputFileError,
-    InputTooLargeError,
     UnsupportedFormatError,
 )
 
@@ -64,7 +61,10 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
             f"{where}: must end in .toml or .json, got {_validate.show(kind)}; "
             f"{why}use TOML or JSON"
         )
-    text = _read_text(Path(path), where)
+    raw = read_utf8(
+        Path(path), where, max_bytes=MAX_BYTES, remedy="for a configuration"
+    )
+    text = raw.decode()
     return _parse_toml(text, where) if kind == ".toml" else _parse_json(text, where)
 
 
@@ -98,43 +98,6 @@ def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
             f"{_validate.show(value)}; put text with blanks into quotes, as in "
             "'key=\"some text\"'"
         ) from None
-
-
-def _read_text(path: Path, where: str) -> str:
-    try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise InputFileError(f"{where}: is a directory; give a file in it")
-        if not stat.S_ISREG(mode):
-            raise InputFileError(f"{where}: must be a regular file")
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-            size = max(len(raw), path.stat().st_size)
-    except DflUnlearnError:
-        raise
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputFileError(f"{where}: no such file") from error
-    except PermissionError as error:
-        raise InputFileError(f"{where}: no permission to read it") from error
-    except (OSError, ValueError) as error:
-        raise InputFileError(f"{where}: cannot be read ({error})") from error
-    if len(raw) > MAX_BYTES:
-        raise InputTooLargeError(
-            f"{where} is {size / 2**20:.1f} MB; limit 1 MB for a configuration"
-        )
-    start = 3 if raw.startswith(b"\xef\xbb\xbf") else 0
-    try:
-        text = raw[start:].decode()
-    except UnicodeDecodeError as error:
-        raise InputFileError(
-            f"{where}: not valid UTF-8 at byte {start + error.start}; "
-            "save it as UTF-8 text"
-        ) from error
-    if "\0" in text:
-        raise InputFileError(
-            f"{where}: NUL byte at byte {raw.index(0)}; save it as UTF-8 text"
-        )
-    return text
 
 
 def _parse_toml(text: str, where: str) -> dict[str, Any]:

@@ -270,7 +270,8 @@ def report(
     _set(runs, as_json, quiet, debug)
     from dfl_unlearn.engine.run import load_run
     from dfl_unlearn.evaluation.view import evaluate
-    from dfl_unlearn.experiment import ReportSection, write_results
+    from dfl_unlearn.experiment import write_results
+    from dfl_unlearn.sections import ReportSection
     from dfl_unlearn.store.folder import RunFolder
     from dfl_unlearn.unlearning.store import load_outcomes
 
@@ -472,7 +473,8 @@ def _quiet_libraries() -> Iterator[None]:
 
 
 def _conduct(experiment: "Experiment", *, page: bool) -> None:
-    from dfl_unlearn.experiment import ReportSection, run_experiment
+    from dfl_unlearn.experiment import run_experiment
+    from dfl_unlearn.sections import ReportSection
     from dfl_unlearn.story import comparison_lines, influence_lines, training_lines
 
     if not page:
@@ -593,7 +595,7 @@ def _request(
     if file is not None:
         from dfl_unlearn._configfile import read_config_file
         from dfl_unlearn._strict import read_strict
-        from dfl_unlearn.experiment import RequestForm
+        from dfl_unlearn.sections import RequestForm
 
         return read_strict(RequestForm, read_config_file(file), file.name).build()
     if class_id is not None:

@@ -10,12 +10,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 from dfl_unlearn import _validate
 from dfl_unlearn._configfile import parse_override, read_config_file, to_toml
 from dfl_unlearn._strict import read_strict, settings_of
-from dfl_unlearn.data.forget import ForgetKind, ForgetRequest, Normalization
+from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.data.partition import partitions
 from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.data.sources import datasets
@@ -27,8 +27,7 @@ from dfl_unlearn.engine.config import (
 )
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.simulator import retrain, simulate
-from dfl_unlearn.errors import ConfigError, InvalidArgumentError, UnknownNameError
-from dfl_unlearn.evaluation.metrics import metrics
+from dfl_unlearn.errors import ConfigError
 from dfl_unlearn.evaluation.view import evaluate
 from dfl_unlearn.models.flat import FlatModel
 from dfl_unlearn.models.zoo import models
@@ -37,6 +36,16 @@ from dfl_unlearn.record.plan import RecordPlan
 from dfl_unlearn.registry import Registry
 from dfl_unlearn.report import write_report
 from dfl_unlearn.results.view import ResultsView
+from dfl_unlearn.sections import (
+    DataSection,
+    EvaluationSection,
+    ModelSection,
+    PartitionSection,
+    ReportSection,
+    RequestForm,
+    Section,
+    TopologySection,
+)
 from dfl_unlearn.store.folder import RunFolder
 from dfl_unlearn.store.table import NETWORK, ResultsTable
 from dfl_unlearn.topology.files import load_topology
@@ -44,185 +53,6 @@ from dfl_unlearn.topology.generators import topologies
 from dfl_unlearn.topology.graph import Topology
 from dfl_unlearn.unlearning.apply import unlearn
 from dfl_unlearn.unlearning.contracts import Outcome, UnlearningProtocol, protocols
-
-
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    """A registered name and the fields it is built with.
-
-    Attributes:
-        use: The name.
-        fields: Its keyword arguments; in a file they stand beside ``use``.
-    """
-
-    use: str
-    fields: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TopologySection(Section):
-    """Who talks to whom.
-
-    Attributes:
-        mixing: Name of the mixing rule, or None for the topology's own.
-    """
-
-    positional: ClassVar[bool] = True
-
-    use: str = "ring"
-    mixing: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class PartitionSection(Section):
-    """How the rows are split among the peers."""
-
-    use: str = "iid"
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataSection(Section):
-    """What the peers hold; their number is the topology's.
-
-    Attributes:
-        partition: The split.
-        seed: Seed of the split; None is the experiment's.
-    """
-
-    use: str = "digits"
-    partition: PartitionSection = field(default_factory=PartitionSection)
-    seed: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSection(Section):
-    """What every peer trains."""
-
-    use: str = "logistic"
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationSection:
-    """What is measured.
-
-    Attributes:
-        metrics: Registered names, or ``default``.
-        reference: Whether the network is trained again without the forgotten data, to
-            compare with.
-    """
-
-    metrics: Literal["default"] | tuple[str, ...] = "default"
-    reference: bool = True
-
-    def __post_init__(self) -> None:
-        """Check that every metric is registered."""
-        _validate.of_type(bool, reference=self.reference)
-        if self.metrics != "default":
-            for name in self.metrics:
-                if name not in metrics:
-                    raise UnknownNameError(
-                        f"metrics: must be among {', '.join(metrics.names())}, got "
-                        f"{_validate.show(name)}"
-                    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportSection:
-    """Which pictures are written.
-
-    Attributes:
-        figures: File formats of the figures; none are drawn without one.
-        html: Whether ``report.html`` is written.
-    """
-
-    figures: tuple[Literal["png", "svg"], ...] = ("png",)
-    html: bool = True
-
-
-@dataclass(frozen=True, kw_only=True)
-class RequestForm:
-    """A forget request as a file gives it; see ``ForgetRequest``.
-
-    Attributes:
-        kind: ``samples``, ``class`` or ``peer``.
-        peer: The owner, for ``samples`` and ``peer``.
-        indices: Its row numbers, for ``samples``; or give ``fraction``.
-        fraction: Share of its rows.
-        class_id: The class.
-        peers: The owners, for ``class``; None is every peer that holds it.
-        seed: Of the draw that a fraction asks for; None is the experiment's.
-        normalization: ``local_mean`` or ``fixed``.
-        adaptive: Whether it was chosen after seeing released models.
-        reason: For readers.
-        request_id: Name on disk.
-    """
-
-    kind: ForgetKind
-    peer: int | None = None
-    indices: tuple[int, ...] | None = None
-    fraction: float | None = None
-    class_id: int | None = None
-    peers: tuple[int, ...] | None = None
-    seed: int = 0
-    normalization: Normalization = "local_mean"
-    adaptive: bool = False
-    reason: str = ""
-    request_id: str = ""
-
-    def build(self) -> ForgetRequest:
-        """Return the request.
-
-        Raises:
-            InvalidArgumentError: If a field is missing or does not belong to the kind.
-        """
-        belongs = {
-            "samples": {"peer", "indices", "fraction"},
-            "peer": {"peer"},
-            "class": {"class_id", "peers"},
-        }[self.kind]
-        for name in ("peer", "indices", "fraction", "class_id", "peers"):
-            if getattr(self, name) is not None and name not in belongs:
-                raise InvalidArgumentError(
-                    f"{name}: must be left out for kind {self.kind!r}; it takes "
-                    f"{', '.join(sorted(belongs))}"
-                )
-        options: Any = {
-            "normalization": self.normalization,
-            "adaptive": self.adaptive,
-            "reason": self.reason,
-            "request_id": self.request_id,
-        }
-        if self.kind == "class":
-            if self.class_id is None:
-                raise InvalidArgumentError("class_id: is missing; give an integer")
-            return ForgetRequest.class_(self.class_id, self.peers, **options)
-        if self.peer is None:
-            raise InvalidArgumentError("peer: is missing; give an integer")
-        if self.kind == "peer":
-            return ForgetRequest.whole_peer(self.peer, **options)
-        return ForgetRequest.samples(
-            self.peer, self.indices, self.fraction, self.seed, **options
-        )
-
-    @classmethod
-    def of(cls, request: ForgetRequest) -> "RequestForm":
-        """Return the form that builds the given request."""
-        drawn = request.fraction is not None
-        return cls(
-            kind=request.kind,
-            peer=request.peers[0] if request.kind != "class" else None,
-            indices=request.items[0]
-            if request.kind == "samples" and not drawn
-            else None,
-            fraction=request.fraction,
-            class_id=request.class_id,
-            peers=(request.peers or None) if request.kind == "class" else None,
-            seed=request.seed,
-            normalization=request.normalization,
-            adaptive=request.adaptive,
-            reason=request.reason,
-            request_id=request.request_id,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

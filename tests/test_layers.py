@@ -22,7 +22,7 @@ LAYERS = (
     ("evaluation",),
     ("results",),
     ("plots",),
-    ("report", "story"),
+    ("report", "story", "sections"),
     ("experiment",),
     ("cli",),
     ("__main__",),

@@ -8,7 +8,6 @@ weight that is NaN) is an error here.
 
 import io
 import re
-import stat
 from collections.abc import Callable
 from pathlib import Path
 from xml.parsers import expat
@@ -16,8 +15,8 @@ from xml.parsers import expat
 import networkx as nx
 
 from dfl_unlearn import _validate
+from dfl_unlearn._textfile import read_utf8
 from dfl_unlearn.errors import (
-    DflUnlearnError,
     InputFileError,
     InputTooLargeError,
     InvalidArgumentError,
@@ -94,7 +93,9 @@ def read_graph(
             f"{where}: must end in one of {', '.join(sorted(_READERS))} or .toml, "
             f"got {_validate.show(kind)}; save the graph as GraphML"
         )
-    data = _read_bytes(path, where, max_bytes)
+    data = read_utf8(
+        path, where, max_bytes=max_bytes, remedy="(raise it with max_bytes)"
+    )
     graph = _READERS[kind](data, where, directed or make_undirected)
     for u, v, attributes in graph.edges(data=True):
         check_weight(attributes, u, v, where)
@@ -106,41 +107,6 @@ def read_graph(
     labels = names if None in given else tuple(map(str, given))
     _check_names((*names, *labels), where)
     return plain, labels
-
-
-def _read_bytes(path: Path, where: str, max_bytes: int) -> bytes:
-    try:
-        if path.is_dir():
-            raise InputFileError(f"{where}: is a directory; give a file in it")
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise InputFileError(f"{where}: must be a regular file")
-        with path.open("rb") as file:
-            data = file.read(max_bytes + 1)
-        size = max(len(data), path.stat().st_size)
-    except DflUnlearnError:
-        raise
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputFileError(f"{where}: no such file") from error
-    except PermissionError as error:
-        raise InputFileError(f"{where}: no permission to read it") from error
-    except (OSError, ValueError) as error:
-        raise InputFileError(f"{where}: cannot be read ({error})") from error
-    if len(data) > max_bytes:
-        raise InputTooLargeError(
-            f"{where} is {size / 2**20:.3g} MB; limit {max_bytes / 2**20:.3g} MB "
-            "(raise it with max_bytes)"
-        )
-    start = 3 if data.startswith(b"\xef\xbb\xbf") else 0
-    try:
-        data[start:].decode()
-    except UnicodeDecodeError as error:
-        raise InputFileError(
-            f"{where}: not valid UTF-8 at byte {start + error.start}; "
-            "save it as UTF-8 text"
-        ) from error
-    if (nul := data.find(0)) >= 0:
-        raise InputFileError(f"{where}: NUL byte at byte {nul}; save it as UTF-8 text")
-    return data[start:]
 
 
 # --- GraphML --------------------------------------------------------------------

@@ -83,8 +83,8 @@ class NewtonFisher:
         scope: ``joint``: an observer of all peers' final models; ``release``: of one.
         curvature: ``exact_cg``: conjugate gradients on exact Hessian products;
             ``diag_fisher``: the diagonal of the Fisher information.
-        damping: Added to the curvature's diagonal; networks need some: 0.1 to 1 kept
-            a small perceptron on digits within a few points of retraining, 0.01 did not.
+        damping: Added to the curvature's diagonal. Networks need some: 0.1 to 1 kept
+            a perceptron on digits within five points of retraining, 0.01 did not.
         newton_steps: Corrections taken at least.
         newton_steps_max: Corrections taken at most to get under the cap.
         residual_cap: Public cap on the distance to the exact minimizer (in parameter

@@ -1,0 +1,189 @@
+"""The sections of an experiment: what a file may say about each part of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from dfl_unlearn import _validate
+from dfl_unlearn.data.forget import ForgetKind, ForgetRequest, Normalization
+from dfl_unlearn.errors import InvalidArgumentError, UnknownNameError
+from dfl_unlearn.evaluation.metrics import metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A registered name and the fields it is built with.
+
+    Attributes:
+        use: The name.
+        fields: Its keyword arguments; in a file they stand beside ``use``.
+    """
+
+    use: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopologySection(Section):
+    """Who talks to whom.
+
+    Attributes:
+        mixing: Name of the mixing rule, or None for the topology's own.
+    """
+
+    positional: ClassVar[bool] = True
+
+    use: str = "ring"
+    mixing: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartitionSection(Section):
+    """How the rows are split among the peers."""
+
+    use: str = "iid"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSection(Section):
+    """What the peers hold; their number is the topology's.
+
+    Attributes:
+        partition: The split.
+        seed: Seed of the split; None is the experiment's.
+    """
+
+    use: str = "digits"
+    partition: PartitionSection = field(default_factory=PartitionSection)
+    seed: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSection(Section):
+    """What every peer trains."""
+
+    use: str = "logistic"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSection:
+    """What is measured.
+
+    Attributes:
+        metrics: Registered names, or ``default``.
+        reference: Whether the network is trained again without the forgotten data, to
+            compare with.
+    """
+
+    metrics: Literal["default"] | tuple[str, ...] = "default"
+    reference: bool = True
+
+    def __post_init__(self) -> None:
+        """Check that every metric is registered."""
+        _validate.of_type(bool, reference=self.reference)
+        if self.metrics != "default":
+            for name in self.metrics:
+                if name not in metrics:
+                    raise UnknownNameError(
+                        f"metrics: must be among {', '.join(metrics.names())}, got "
+                        f"{_validate.show(name)}"
+                    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportSection:
+    """Which pictures are written.
+
+    Attributes:
+        figures: File formats of the figures; none are drawn without one.
+        html: Whether ``report.html`` is written.
+    """
+
+    figures: tuple[Literal["png", "svg"], ...] = ("png",)
+    html: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestForm:
+    """A forget request as a file gives it; see ``ForgetRequest``.
+
+    Attributes:
+        kind: ``samples``, ``class`` or ``peer``.
+        peer: The owner, for ``samples`` and ``peer``.
+        indices: Its row numbers, for ``samples``; or give ``fraction``.
+        fraction: Share of its rows.
+        class_id: The class.
+        peers: The owners, for ``class``; None is every peer that holds it.
+        seed: Of the draw that a fraction asks for; None is the experiment's.
+        normalization: ``local_mean`` or ``fixed``.
+        adaptive: Whether it was chosen after seeing released models.
+        reason: For readers.
+        request_id: Name on disk.
+    """
+
+    kind: ForgetKind
+    peer: int | None = None
+    indices: tuple[int, ...] | None = None
+    fraction: float | None = None
+    class_id: int | None = None
+    peers: tuple[int, ...] | None = None
+    seed: int = 0
+    normalization: Normalization = "local_mean"
+    adaptive: bool = False
+    reason: str = ""
+    request_id: str = ""
+
+    def build(self) -> ForgetRequest:
+        """Return the request.
+
+        Raises:
+            InvalidArgumentError: If a field is missing or does not belong to the kind.
+        """
+        belongs = {
+            "samples": {"peer", "indices", "fraction"},
+            "peer": {"peer"},
+            "class": {"class_id", "peers"},
+        }[self.kind]
+        for name in ("peer", "indices", "fraction", "class_id", "peers"):
+            if getattr(self, name) is not None and name not in belongs:
+                raise InvalidArgumentError(
+                    f"{name}: must be left out for kind {self.kind!r}; it takes "
+                    f"{', '.join(sorted(belongs))}"
+                )
+        options: Any = {
+            "normalization": self.normalization,
+            "adaptive": self.adaptive,
+            "reason": self.reason,
+            "request_id": self.request_id,
+        }
+        if self.kind == "class":
+            if self.class_id is None:
+                raise InvalidArgumentError("class_id: is missing; give an integer")
+            return ForgetRequest.class_(self.class_id, self.peers, **options)
+        if self.peer is None:
+            raise InvalidArgumentError("peer: is missing; give an integer")
+        if self.kind == "peer":
+            return ForgetRequest.whole_peer(self.peer, **options)
+        return ForgetRequest.samples(
+            self.peer, self.indices, self.fraction, self.seed, **options
+        )
+
+    @classmethod
+    def of(cls, request: ForgetRequest) -> "RequestForm":
+        """Return the form that builds the given request."""
+        drawn = request.fraction is not None
+        return cls(
+            kind=request.kind,
+            peer=request.peers[0] if request.kind != "class" else None,
+            indices=request.items[0]
+            if request.kind == "samples" and not drawn
+            else None,
+            fraction=request.fraction,
+            class_id=request.class_id,
+            peers=(request.peers or None) if request.kind == "class" else None,
+            seed=request.seed,
+            normalization=request.normalization,
+            adaptive=request.adaptive,
+            reason=request.reason,
+            request_id=request.request_id,
+        )
