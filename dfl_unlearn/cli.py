@@ -328,6 +328,10 @@ def list_(
                 for text in entry["fields"]:
                     _print(f"  {'':<{width}}    {text}")
                 _print(f"  {'':<{width}}    in {entry['source']}")
+        if title == "topologies":
+            from dfl_unlearn.topology.files import graph_names
+
+            _print(f"  or a pinned graph: {', '.join(graph_names())}; or a graph file")
 
 
 @app.command()

@@ -39,6 +39,7 @@ from dfl_unlearn.results.view import ResultsView
 from dfl_unlearn.sections import (
     DataSection,
     EvaluationSection,
+    GraphForm,
     ModelSection,
     PartitionSection,
     ReportSection,
@@ -48,7 +49,7 @@ from dfl_unlearn.sections import (
 )
 from dfl_unlearn.store.folder import RunFolder
 from dfl_unlearn.store.table import NETWORK, ResultsTable
-from dfl_unlearn.topology.files import load_topology
+from dfl_unlearn.topology.files import graph_names, load_topology
 from dfl_unlearn.topology.generators import topologies
 from dfl_unlearn.topology.graph import Topology
 from dfl_unlearn.unlearning.apply import unlearn
@@ -166,18 +167,25 @@ def read_experiment(table: Mapping[str, Any], where: str = "") -> Experiment:
         if isinstance(trainer, dict):
             training = {**training, "trainer": {"use": "d-sgd", **trainer}}
         table["training"] = {"seed": seed, **training}
-    topology = table.get("topology")
+    topology, graph = table["topology"], None
     if isinstance(topology, dict) and isinstance(topology.get("use"), str):
         name = topology["use"]
-        if name in topologies and "seed" in settings_of(topologies.get(name)):
-            table["topology"] = {"seed": seed, **topology}
+        if name in topologies:
+            if "seed" in settings_of(topologies.get(name)):
+                table["topology"] = {"seed": seed, **topology}
+        elif name in graph_names() or Path(name).suffix:
+            form = read_strict(GraphForm, table.pop("topology"), where, path="topology")
+            graph = form.build()
     requests = table.get("forget")
     if isinstance(requests, list):
         table["forget"] = [
             {"seed": seed, **r} if isinstance(r, dict) and "fraction" in r else r
             for r in requests
         ]
-    return read_strict(Experiment, table, where, registries=_REGISTRIES, forms=_FORMS)
+    experiment = read_strict(
+        Experiment, table, where, registries=_REGISTRIES, forms=_FORMS
+    )
+    return experiment if graph is None else replace(experiment, topology=graph)
 
 
 def to_config(experiment: Experiment) -> dict[str, Any]:

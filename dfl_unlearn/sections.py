@@ -38,6 +38,34 @@ class TopologySection(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class GraphForm:
+    """A pinned graph or a graph file in the place of a family of networks.
+
+    Attributes:
+        use: Name of a pinned graph, e.g. ``karate-34``, or the path of a file.
+        mixing: Name of the mixing rule; None is Metropolis-Hastings.
+        directed: Whether arcs stay arcs.
+        make_undirected: Whether arcs become edges.
+        strict: Whether self-loops are errors.
+    """
+
+    use: str
+    mixing: str | None = None
+    directed: bool = False
+    make_undirected: bool = False
+    strict: bool = False
+
+    def build(self) -> TopologySection:
+        """Return the section that ``load_topology`` is called with."""
+        options = {
+            "directed": self.directed,
+            "make_undirected": self.make_undirected,
+            "strict": self.strict,
+        }
+        return TopologySection(use=self.use, mixing=self.mixing, fields=options)
+
+
+@dataclass(frozen=True, kw_only=True)
 class PartitionSection(Section):
     """How the rows are split among the peers."""
 

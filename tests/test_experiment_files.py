@@ -282,3 +282,23 @@ def test_none_is_written_as_a_word_and_read_back(tmp_path):
     path.write_text(to_toml(to_config(experiment)))
     table = read_config_file(path)
     assert table["training"]["local"]["batch_size"] == "none"
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_pinned_graph_or_a_file_serves_as_network(tmp_path, named):
+    use = "florentine-15"
+    if not named:
+        use = str(tmp_path / "mine.txt")
+        (tmp_path / "mine.txt").write_text("a b\nb c\nc a\nc d\n")
+    text = GOOD.replace('use = "ring"\nn = 4', f'use = "{use}"\nmixing = "max-degree"')
+    experiment = load(tmp_path, text)
+    topology, data, _ = build_parts(experiment)
+    assert topology.n == data.n == (15 if named else 4)
+    assert load(tmp_path, to_toml(to_config(experiment)), name="b.toml") == experiment
+    with pytest.raises(ConfigError, match=r"topology.nn: unknown key"):
+        load(tmp_path, text.replace("mixing =", "nn = 3\nmixing ="))
+
+
+def test_a_name_that_is_no_network_gets_a_hint(tmp_path):
+    with pytest.raises(ConfigError, match="'karate' is not registered"):
+        load(tmp_path, GOOD.replace('use = "ring"', 'use = "karate"'))
