@@ -371,7 +371,8 @@ def _override(table: dict[str, Any], keys: Sequence[str], value: Any) -> None:
             at = at.setdefault(index, {}) if isinstance(at, dict) else at[index]
         elif index == "use" and at.get("use") not in (None, value):
             # Fields of the former entry would be unknown keys of the new one.
-            kept = {k: v for k, v in at.items() if k in ("n", "seed", "partition")}
+            shared = {"seed", "partition"} | ({"n"} if value in topologies else set())
+            kept = {k: v for k, v in at.items() if k in shared}
             at.clear()
             at.update({"use": value, **kept})
         else:

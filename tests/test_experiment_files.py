@@ -204,6 +204,8 @@ def test_another_name_drops_the_fields_of_the_former(tmp_path):
     experiment = load(tmp_path, text, "topology.use=complete")
     assert experiment.topology.use == "complete"
     assert "k" not in experiment.topology.fields
+    experiment = load(tmp_path, text, "topology.use=karate-34")
+    assert build_parts(experiment)[0].n == 34
 
 
 @pytest.mark.parametrize(
