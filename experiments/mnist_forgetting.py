@@ -20,6 +20,7 @@ Prints one line per result and writes them to ``runs/mnist_forgetting/table.csv`
 
 import time
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -83,7 +84,8 @@ def main(arguments: list[str] | None = None) -> None:
             alpha=settings.alpha,
             seed=seed,
         )
-        for row in (*gossip(settings, data, seed), *forgetting(settings, data, seed)):
+        results = chain(gossip(settings, data, seed), forgetting(settings, data, seed))
+        for row in results:
             rows.append({"seed": seed, **row})
             values = "  ".join(
                 f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}"
