@@ -19,14 +19,10 @@ from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.data.partition import partitions
 from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.data.sources import datasets
-from dfl_unlearn.engine.config import (
-    ExecutionConfig,
-    SimulationConfig,
-    Trainer,
-    trainers,
-)
+from dfl_unlearn.engine.config import ExecutionConfig, SimulationConfig, trainers
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.simulator import retrain, simulate
+from dfl_unlearn.engine.trainers.contract import Trainer
 from dfl_unlearn.errors import ConfigError
 from dfl_unlearn.evaluation.view import evaluate
 from dfl_unlearn.models.flat import FlatModel

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import numpy as np
 import torch
@@ -10,28 +10,13 @@ from numpy.typing import NDArray
 
 from dfl_unlearn import _validate
 from dfl_unlearn.accounting.ledger import PrivacyBudget
+from dfl_unlearn.engine.trainers.contract import Trainer
 from dfl_unlearn.errors import InvalidArgumentError
 from dfl_unlearn.record.plan import RecordPlan
 from dfl_unlearn.registry import Registry
 from dfl_unlearn.topology.graph import TopologySchedule
 
-Form = Literal["atc", "cta"]
 KernelName = Literal["auto", "stacked", "vmap", "loop"]
-
-
-@runtime_checkable
-class Trainer(Protocol):
-    """A gossip training iteration.
-
-    Attributes:
-        form: In which order a round mixes and trains; see ``DSgd``.
-    """
-
-    @property
-    def form(self) -> Form:
-        """``atc`` or ``cta``."""
-        ...
-
 
 trainers: Registry[Trainer] = Registry(
     "trainers", packages=("dfl_unlearn.engine.trainers",)
@@ -186,11 +171,17 @@ class SimulationConfig:
         _validate.one_of(("auto", "stacked", "vmap", "loop"), kernel=self.kernel)
         _validate.integer(evaluate_every=self.evaluate_every, at_least=0)
         _validate.of_type(PrivacyBudget, privacy_budget=self.privacy_budget)
+        self.trainer.check(self)
 
     @property
     def torch_dtype(self) -> torch.dtype:
         """The training type as torch knows it."""
         return torch.float64 if self.dtype == "float64" else torch.float32
+
+    @property
+    def item_size(self) -> int:
+        """Bytes of one number of the training arithmetic."""
+        return 8 if self.dtype == "float64" else 4
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from dfl_unlearn.engine.backends.contract import EngineSetup
 from dfl_unlearn.engine.backends.inline import Inline
 from dfl_unlearn.engine.callbacks import Callback, ProgressLog, notify
 from dfl_unlearn.engine.config import ExecutionConfig, SimulationConfig
+from dfl_unlearn.engine.local import resolve_chunk, resolve_kernel
 from dfl_unlearn.engine.run import History, TrainedRun
 from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.engine.threads import blas_report, limited_threads
@@ -248,8 +249,8 @@ def _train(
             progress.close()
     history = _history(rows)
     arithmetic = {
-        "kernel": backend.work.kernel_name,
-        "chunk_peers": backend.work.chunk_peers,
+        "kernel": resolve_kernel(model, config.kernel),
+        "chunk_peers": resolve_chunk(config),
         "block_peers": config.block_peers,
         "threads": config.threads,
         "blas": blas,
