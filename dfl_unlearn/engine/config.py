@@ -189,10 +189,38 @@ class ExecutionConfig:
     """What changes speed and display only, never results; not hashed.
 
     Attributes:
+        engine: ``inline`` trains in this process; ``ray`` on worker processes; ``auto``
+            starts inline and moves to Ray where measured rounds say that it pays.
+        workers: Ray workers; each owns whole blocks of peers, so there are never more
+            than blocks. With ``auto``, 1 means one per core.
+        checkpoint_every: Rounds between copies of the workers' state that the driver
+            keeps to go back to; ``auto`` is 25.
+        max_block_retries: Times that a round is tried again after a worker was lost.
+        block_timeout_s: Seconds that a round may take before it counts as lost.
         progress: Whether to show a progress bar (on a terminal) or plain lines.
         allow_large: Whether to start although the estimated memory is above 80 % of
             what is available.
     """
 
+    engine: Literal["inline", "ray", "auto"] = "inline"
+    workers: int = 1
+    checkpoint_every: int | Literal["auto"] = "auto"
+    max_block_retries: int = 5
+    block_timeout_s: float = 600.0
     progress: bool = False
     allow_large: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        _validate.one_of(("inline", "ray", "auto"), engine=self.engine)
+        _validate.integer(workers=self.workers, at_least=1, at_most=1024)
+        if self.engine == "inline" and self.workers != 1:
+            raise InvalidArgumentError(
+                f"workers: must be 1 with engine='inline', got {self.workers}; use "
+                "engine='ray' or 'auto'"
+            )
+        if self.checkpoint_every != "auto":
+            _validate.integer(checkpoint_every=self.checkpoint_every, at_least=1)
+        _validate.integer(max_block_retries=self.max_block_retries, at_least=0)
+        _validate.number(block_timeout_s=self.block_timeout_s, above=0)
+        _validate.of_type(bool, progress=self.progress, allow_large=self.allow_large)

@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dfl_unlearn._arrays import contiguous
 from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.engine.batches import BatchPlan
 from dfl_unlearn.engine.config import SimulationConfig
@@ -103,7 +104,7 @@ class LocalData:
         )
 
     def part(self, blocks: NDArray[np.int64], block_peers: int) -> "LocalData":
-        """Return copies of what some of all blocks hold.
+        """Return what some of all blocks hold: views where their rows lie together.
 
         Args:
             blocks: Their numbers, ascending.
@@ -118,7 +119,8 @@ class LocalData:
             [np.arange(b * block_peers, min((b + 1) * block_peers, n)) for b in blocks]
         )
         rows = np.flatnonzero(np.repeat(np.isin(np.arange(n), own), sizes))
-        index = torch.from_numpy(rows)
+        together = contiguous(rows)
+        index = torch.from_numpy(rows) if together is None else together
         return LocalData(
             inputs=self.inputs[index],
             labels=self.labels[index],

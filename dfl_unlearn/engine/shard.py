@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dfl_unlearn._arrays import contiguous
 from dfl_unlearn.engine.config import SimulationConfig
 from dfl_unlearn.engine.gossip import as_csr, mix
 from dfl_unlearn.engine.local import LocalWork
@@ -297,14 +298,6 @@ class _ChunkWork:
     def rate(self, t: int) -> float:
         """Return the learning rate of round t."""
         return self.work.config.local.rate(t, self.work.config.rounds)
-
-
-def contiguous(index: Index) -> slice | None:
-    """Return the slice that an index is, or None where it is not one."""
-    first, count = int(index[0]), len(index)
-    if np.array_equal(index, np.arange(first, first + count)):
-        return slice(first, first + count)
-    return None
 
 
 def _peers_of(block: list[tuple[Index, _ChunkWork]]) -> slice:

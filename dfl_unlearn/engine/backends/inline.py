@@ -1,6 +1,7 @@
 """The reference backend: one process, one shard with every peer."""
 
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ class Inline:
         config = setup.config
         self._setup = setup
         self._round = state.round
-        self._recorder = Recorder(setup, state)
+        self.recorder = Recorder(setup, state)
         data = LocalData.of(setup.data, config)
         self._shard = Shard(LocalWork(data, setup.model, config, setup.rng), config)
         self._linked: tuple[Topology, Links] | None = None
@@ -49,7 +50,7 @@ class Inline:
         self._shard.begin(t)
         loss, norms = self._shard.finish(t, {})
         self._round = t + 1
-        self._recorder.after(t, loss, norms, lambda: self._shard.rows()["params"])
+        self.recorder.after(t, loss, norms, lambda: self._shard.rows()["params"])
         return RoundInfo(
             round=self._round,
             loss=loss,
@@ -65,10 +66,14 @@ class Inline:
 
     def stop(self) -> TrainingRecord:
         """Return what was recorded since ``start``."""
-        return self._recorder.record()
+        return self.recorder.record()
 
     def close(self) -> None:
-        """Hold nothing outside this process."""
+        """End nothing: there is only this process."""
+
+    def report(self) -> dict[str, Any]:
+        """Return who did what, for the manifest."""
+        return {"engine": "inline"}
 
     def _links(self, t: int) -> Links:
         topology = self._setup.schedule.at(t)
