@@ -21,6 +21,7 @@ _HOMES = {
     "SimulationConfig": "dfl_unlearn.engine.config",
     "ForgetRequest": "dfl_unlearn.data.forget",
     "NewtonFisher": "dfl_unlearn.unlearning.protocols.newton_fisher",
+    "RrDu": "dfl_unlearn.unlearning.protocols.rr_du",
 }
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "ForgetRequest",
     "NewtonFisher",
     "PeerData",
+    "RrDu",
     "SimulationConfig",
     "__version__",
     "evaluate",
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from dfl_unlearn.topology.files import load_topology
     from dfl_unlearn.unlearning.apply import unlearn
     from dfl_unlearn.unlearning.protocols.newton_fisher import NewtonFisher
+    from dfl_unlearn.unlearning.protocols.rr_du import RrDu
 
 
 def __getattr__(name: str) -> Any:

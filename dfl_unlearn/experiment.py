@@ -106,7 +106,12 @@ DEMO: Mapping[str, Any] = {
         "local": {"steps": 10, "learning_rate": 0.15, "lr_schedule": "cosine"},
     },
     "forget": [{"kind": "samples", "peer": 3, "fraction": 0.2}],
-    "unlearning": [{"use": "newton-fisher"}, {"use": "fine-tune"}, {"use": "retrain"}],
+    "unlearning": [
+        {"use": "newton-fisher"},
+        {"use": "rr-du"},
+        {"use": "fine-tune"},
+        {"use": "retrain"},
+    ],
 }
 """The experiment of ``dfl-unlearn demo``, as a file would give it."""
 

@@ -56,6 +56,8 @@ _MEANING = {
 _SCOPES = {
     "release": "an observer who sees one peer's final model",
     "joint": "an observer who sees the final models of all peers together",
+    "view_joint": "all peers but the owners together, with every message they saw",
+    "transcript": "all other peers together, as far as the walk itself goes",
 }
 # Beside what every certificate says of itself.
 _LIMITS = (

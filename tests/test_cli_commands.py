@@ -192,7 +192,7 @@ def test_the_demo_as_json_and_its_outcomes_in_the_order_they_were_made(
 
     assert call("demo", "--runs", tmp_path, "--json") == 0
     document = json.loads(capsys.readouterr().out)
-    names = ["newton-fisher", "fine-tune", "retrain"]
+    names = ["newton-fisher", "rr-du", "fine-tune", "retrain"]
     assert [o["protocol"] for o in document["outcomes"]] == names
     spent = {
         o["protocol"]: m["value"]
@@ -200,7 +200,12 @@ def test_the_demo_as_json_and_its_outcomes_in_the_order_they_were_made(
         for m in o["metrics"]
         if m["metric"] == "epsilon-spent"
     }
-    assert spent == {"newton-fisher": 1.0, "fine-tune": None, "retrain": 0.0}
+    assert spent == {
+        "newton-fisher": 1.0,
+        "rr-du": 1.0,
+        "fine-tune": None,
+        "retrain": 0.0,
+    }
     read = load_outcomes(load_run(tmp_path / "demo"))
     assert [o.protocol_name for o in read] == names
     assert document["digest"] == read[0].run.digest

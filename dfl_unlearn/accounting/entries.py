@@ -32,7 +32,7 @@ Observer: TypeAlias = str
 """``"peer:<i>"``, a colluding set such as ``"{peer:0,peer:3}"``, or ``"public"``."""
 
 EntryState = Literal["reserved", "committed", "aborted"]
-Scope = Literal["release", "joint"]
+Scope = Literal["release", "joint", "view_joint", "transcript"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 START = "0" * 64
 

@@ -141,7 +141,8 @@ class PrivacyLedger:
             release_id: Names the released bytes; None for a new release. A known one
                 is charged only to observers that did not have it.
             group_size: Forgotten records, or None if not disclosed.
-            scope: Under ``joint`` the budget also holds for all observers together.
+            scope: Under ``joint`` and ``view_joint`` the budget also holds for all
+                observers together.
             status: Status of the certificate that goes with it.
             assumptions: What the sensitivity rests on.
             round: Training round.
@@ -499,7 +500,7 @@ class PrivacyLedger:
         if cap is None:
             return
         after = [*self._owned(new.owner), new]
-        union = together(after) if new.scope == "joint" else None
+        union = together(after) if new.scope in ("joint", "view_joint") else None
         accounts = (*new.observers, *([] if union is None else [union]))
         checked = set()
         for one, seen in views(after, accounts).items():

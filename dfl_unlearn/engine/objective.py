@@ -1,6 +1,7 @@
 """The objective that a network minimizes together."""
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dfl_unlearn.curvature.operators import Objective
 from dfl_unlearn.data.peers import PeerData
@@ -20,12 +21,17 @@ def network_objective(model: FlatModel, data: PeerData, weighting: str) -> Objec
         The objective: row r of peer i weighs ``p_i / n_i``, where n_i is the divisor
         of the peer's mean (see ``PeerData.counted``).
     """
-    share = peer_scale(data, weighting) / data.n
-    counted = np.add.reduceat(data.counted, data.offsets[:-1], dtype=np.int64)
-    per_row = np.repeat(share / np.maximum(counted, 1), data.sizes)
     return Objective(
         model=model,
         inputs=data.store.inputs,
         labels=data.store.labels,
-        weights=np.where(data.keep, per_row, 0.0),
+        weights=row_weights(data, weighting),
     )
+
+
+def row_weights(data: PeerData, weighting: str) -> NDArray[np.float64]:
+    """Return what every stored row counts in F, shape ``(R,)``; 0 where forgotten."""
+    share = peer_scale(data, weighting) / data.n
+    counted = np.add.reduceat(data.counted, data.offsets[:-1], dtype=np.int64)
+    per_row = np.repeat(share / np.maximum(counted, 1), data.sizes)
+    return np.where(data.keep, per_row, 0.0)

@@ -30,6 +30,7 @@ class Cost:
         messages: Messages over edges.
         payload_bytes: Bytes of all messages, headers included.
         max_edge_bytes: Most bytes over any directed edge.
+        hops: Hops of a token.
         sample_gradients: Per-sample gradients, preprocessing included.
         hvps: Per-sample Hessian-vector products.
         solver_iterations: Iterations of linear solvers.
@@ -41,6 +42,7 @@ class Cost:
     messages: int = 0
     payload_bytes: int = 0
     max_edge_bytes: int = 0
+    hops: int = 0
     sample_gradients: int = 0
     hvps: int = 0
     solver_iterations: int = 0

@@ -110,6 +110,7 @@ def test_the_configuration_is_plain_values():
         "checkpoints",
         "gradient_norms",
         "initial_state",
+        "training_residual",
     ]
     assert config["unlearning"]["fine-tune"] == {"rounds": 10}
     assert plain(object()) == "object"

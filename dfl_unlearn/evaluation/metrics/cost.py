@@ -37,6 +37,13 @@ def cost_rounds(view: EvaluationView) -> Tensor:
     return _number(view.outcome.cost.rounds)
 
 
+@metrics.register("cost-hops")
+@measures(unit="hops", worlds=("after",))
+def cost_hops(view: EvaluationView) -> Tensor:
+    """Hops of the token that the protocol sent on a walk."""
+    return _number(view.outcome.cost.hops)
+
+
 @metrics.register("cost-wall-seconds")
 @measures(unit="seconds", worlds=("after",))
 def cost_wall_seconds(view: EvaluationView) -> Tensor:

@@ -1,0 +1,45 @@
+"""Who is who in the ledger and on certificates."""
+
+from dfl_unlearn._assumption import Assumption
+from dfl_unlearn.data.forget import ForgetRequest
+from dfl_unlearn.engine.run import TrainedRun
+
+
+def owners_of(request: ForgetRequest) -> tuple[str, ...]:
+    """Return the ledger's names of the peers whose data goes."""
+    return tuple(f"peer:{i}" for i in request.peers)
+
+
+def observers_of(run: TrainedRun, request: ForgetRequest) -> tuple[str, ...]:
+    """Return everybody who receives a release but the owners, and the public."""
+    others = (i for i in range(run.topology.n) if i not in request.peers)
+    return (*(f"peer:{i}" for i in others), "public")
+
+
+def earlier_releases(run: TrainedRun, request: ForgetRequest) -> Assumption | None:
+    """Return what composing with the owners' earlier releases rests on.
+
+    Args:
+        run: The trained network, with this attempt's ledger before it is charged.
+        request: The resolved request.
+
+    Returns:
+        An assumption with the number of releases, or None if there was none.
+    """
+    owners = owners_of(request)
+    releases = {
+        e.release_id: e.status
+        for e in run.ledger.entries
+        if e.owner in owners and e.noise_drawn
+    }
+    if not releases:
+        return None
+    statuses = set(releases.values())
+    proven = statuses <= {"certified"}
+    estimated = bool(statuses & {"heuristic", "pending"})
+    return Assumption(
+        name="earlier releases of the same owner",
+        value=len(releases),
+        source="proven" if proven else "estimated" if estimated else "assumed",
+        note="epsilon adds them up; the sum says no more than the weakest of them",
+    )

@@ -1,0 +1,152 @@
+"""The walk of a token: who holds it, what it computes there, what it sends.
+
+Where the token goes is drawn before anything is computed, from the run's keys alone:
+it depends on no data, and the number of visits is known when noise is calibrated.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfl_unlearn.engine.transport import Transport
+from dfl_unlearn.rng import RngTree
+from dfl_unlearn.topology.graph import Topology
+from dfl_unlearn.topology.walks import (
+    Walk,
+    draw_holders,
+    restart_law,
+    shortest_path,
+    visit_weights,
+    walk_matrix,
+)
+
+NaturalVisit = Literal["exclude", "relay", "noisy"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Route:
+    """Where a token goes.
+
+    Attributes:
+        source: The peer u of the restarts; the token starts there.
+        holders: Who holds it at every hop, shape ``(T,)``; the first is the source.
+        restarted: Whether it came by a restart, shape ``(T,)``; True at the start.
+        acts: Whether the holder does a local step, shape ``(T,)``.
+        weights: Factor on the steps of every peer, shape ``(N,)``.
+        law: Share of hops that every peer holds in the long run, shape ``(N,)``.
+    """
+
+    source: int
+    holders: NDArray[np.int64]
+    restarted: NDArray[np.bool_]
+    acts: NDArray[np.bool_]
+    weights: NDArray[np.float64]
+    law: NDArray[np.float64]
+
+    @property
+    def visits(self) -> NDArray[np.int64]:
+        """Hops at which the source acts, the start included, shape ``(K,)``."""
+        return np.flatnonzero((self.holders == self.source) & self.acts)
+
+    def cut(self, visits: int) -> "Route":
+        """Return the route up to the hop before visit number ``visits + 1``."""
+        if len(self.visits) <= visits:
+            return self
+        end = int(self.visits[visits])
+        return Route(
+            source=self.source,
+            holders=self.holders[:end],
+            restarted=self.restarted[:end],
+            acts=self.acts[:end],
+            weights=self.weights,
+            law=self.law,
+        )
+
+    def send(self, transport: Transport, payload_bytes: int) -> NDArray[np.int64]:
+        """Carry the token along the route, edge by edge.
+
+        Args:
+            transport: Checks and counts the messages.
+            payload_bytes: Size of the token.
+
+        Returns:
+            Messages of every hop, shape ``(T,)``; none at the start and where the
+            token stays, several where a restart is forwarded.
+        """
+        messages = np.zeros(len(self.holders), dtype=np.int64)
+        for t, (here, there) in enumerate(pairwise(self.holders.tolist()), start=1):
+            if here == there:
+                continue
+            path = (
+                shortest_path(transport.topology, here, there)
+                if self.restarted[t]
+                else [here, there]
+            )
+            for i, j in pairwise(path):
+                transport.send(i, j, "token", payload_bytes)
+            messages[t] = len(path) - 1
+        return messages
+
+
+def draw_route(
+    topology: Topology,
+    source: int,
+    *,
+    restart: float,
+    hops: int,
+    walk: Walk,
+    lazy: float,
+    natural_visit: NaturalVisit,
+    importance: bool,
+    max_weight: float,
+    rng: RngTree,
+    request_id: str,
+) -> Route:
+    """Draw where a token goes.
+
+    Args:
+        topology: The network.
+        source: The peer u of the restarts.
+        restart: Probability of a restart at each hop.
+        hops: Hops T, the start included.
+        walk: ``uniform`` or ``mh``.
+        lazy: Probability of staying before the walk is asked.
+        natural_visit: What a move that is no restart does about u: ``exclude`` never
+            goes there, ``relay`` passes through without a step, ``noisy`` visits.
+        importance: Whether steps are weighted against uneven visits.
+        max_weight: Largest weight.
+        rng: The run's draws.
+        request_id: Names the draws.
+
+    Returns:
+        The route; it depends on no data.
+    """
+    avoid = source if natural_visit == "exclude" else None
+    chain = walk_matrix(topology, walk, lazy=lazy, avoid=avoid)
+    generator, coins = (
+        rng.numpy("walk", who=source, request=request_id) for _ in range(2)
+    )
+    holders = draw_holders(chain, source, restart, hops, generator)
+    restarted = np.ones(hops, dtype=np.bool_)
+    restarted[1:] = coins.random((hops - 1, 2))[:, 0] < restart
+    acts = np.ones(hops, dtype=np.bool_)
+    if natural_visit == "relay":
+        acts = restarted | (holders != source)
+    law = restart_law(chain, source, restart)
+    acting = law.copy()
+    if natural_visit == "relay":
+        acting[source] = restart  # how often the source acts
+    weights = np.ones(topology.n)
+    if importance:
+        weights = visit_weights(acting / acting.sum(), max_weight) / acting.sum()
+    return Route(
+        source=source,
+        holders=holders,
+        restarted=restarted,
+        acts=acts,
+        weights=weights,
+        law=law,
+    )
