@@ -85,7 +85,10 @@ def rdp_sampled_gaussian(
         return np.zeros_like(alpha)
     unique, place = np.unique(alpha, return_inverse=True)
     costs = _values(tuple(unique.tolist()), float(rate), float(noise_multiplier))
-    return np.array(costs, dtype=np.float64)[place]
+    # Never above the cost without sampling (divergences are quasi-convex), which the
+    # chord may be.
+    full = rdp_gaussian(alpha, noise_multiplier)
+    return np.minimum(np.array(costs, dtype=np.float64)[place], full)
 
 
 @lru_cache(maxsize=256)
