@@ -3,7 +3,7 @@ import math
 import networkx as nx
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfl_unlearn.accounting.capacity import (
@@ -49,6 +49,7 @@ def test_the_capacity_of_newton_meets_the_oracle():
     assert deletion_capacity(**NEWTON) > classic
 
 
+@settings(deadline=None)
 @given(
     excess=st.floats(1e-4, 1.0),
     epsilon=st.floats(0.05, 8),
@@ -87,6 +88,7 @@ def test_the_capacity_of_a_corrected_walk_is_what_its_bias_allows():
     assert walk_deletion_capacity(**everything, optimization_error=0.0) == 1000
 
 
+@settings(deadline=None)
 @given(tolerance=st.floats(1e-3, 1e3), decay=st.floats(1e-6, 1.0))
 def test_at_its_capacity_the_noise_of_the_start_just_fits(tolerance, decay):
     fields = {k: v for k, v in NEWTON.items() if k != "hessian_lipschitz"}

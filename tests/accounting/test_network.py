@@ -4,7 +4,7 @@ from fractions import Fraction
 import networkx as nx
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import network as oracle
 
@@ -57,6 +57,7 @@ def test_a_walk_meets_the_oracle():
     assert gaussian_epsilon(mu, 1e-5) == pytest.approx(1.4441601166, abs=6e-11)
 
 
+@settings(deadline=None)
 @given(shift=shifts, first=noises, s=shifts, noise=noises, visits=st.integers(1, 300))
 def test_a_walk_costs_its_releases_and_more_noise_never_costs_more(
     shift, first, s, noise, visits
@@ -126,6 +127,7 @@ def test_a_random_number_of_visits_meets_the_oracle():
     )
 
 
+@settings(deadline=None)
 @given(
     restart=st.floats(0.01, 1.0),
     noise=st.floats(0.5, 50),
@@ -177,6 +179,7 @@ def test_the_last_model_meets_the_oracle(sensitivity, value):
     assert cost == pytest.approx(value, abs=6e-11)
 
 
+@settings(deadline=None)
 @given(
     c=st.lists(st.floats(0.3, 1.0), min_size=1, max_size=30),
     start=shifts,
@@ -275,6 +278,7 @@ def test_the_pairwise_sum_meets_the_oracle():
     )
 
 
+@settings(deadline=None)
 @given(n=st.integers(2, 6), rounds=st.integers(0, 5), data=st.data())
 def test_the_pairwise_sum_is_its_definition(n, rounds, data):
     source = data.draw(st.integers(0, n - 1))

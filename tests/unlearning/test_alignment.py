@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles.convex_sets import R4_L2, r4, ridge_minimizer
 
@@ -85,6 +85,7 @@ def test_importance_weights_undo_an_uneven_law():
     assert np.abs(plain - weighted).max() > 1e-3
 
 
+@settings(deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     n=st.integers(1, 6),
