@@ -177,6 +177,10 @@ class ResidualExceedsCapError(RefusedError):
     """A measured residual is above the public cap."""
 
 
+class SensitivityUnprovenError(RefusedError):
+    """A sensitivity is claimed that does not follow."""
+
+
 class AdjacencyMismatchError(RefusedError):
     """Curves of different neighbouring relations were combined."""
 

@@ -85,7 +85,10 @@ def rdp_sampled_gaussian(
         return np.zeros_like(alpha)
     unique, place = np.unique(alpha, return_inverse=True)
     costs = _values(tuple(unique.tolist()), float(rate), float(noise_multiplier))
-    return np.array(costs, dtype=np.float64)[place]
+    # Never above the cost without sampling (divergences are quasi-convex), which the
+    # chord may be.
+    full = rdp_gaussian(alpha, noise_multiplier)
+    return np.minimum(np.array(costs, dtype=np.float64)[place], full)
 
 
 @lru_cache(maxsize=256)
@@ -158,8 +161,10 @@ def _log_moment_fractional(order: float, rate: float, noise: float) -> float:
         series = 1 + (a - 2) / 3 * u * (1 + (a - 3) / 4 * u * (1 + (a - 4) / 5 * u))
         small = math.log(a * (a - 1) / 2) + 2 * np.log(np.abs(u)) + np.log(series)
         middle = np.log(np.expm1(a * log_r) - a * u)
+        less = np.expm1(math.log(a) - (a - 1) * log_r)  # a r / r^a - 1
+        large = a * log_r + np.log((a - 1) * np.exp(-a * log_r) - less)
     log_g = np.where(np.abs(u) < min(1e-3, 1e-2 / a), small, middle)
-    log_g = np.where(a * log_r > 40, a * log_r, log_g)
+    log_g = np.where(a * log_r > 40, large, log_g)
     log_density = -0.5 * (x / noise) ** 2 - math.log(noise * math.sqrt(2 * math.pi))
     total = float(logsumexp(log_g + log_density)) + math.log(x[1] - x[0])
     return _log1p_exp(total)

@@ -60,6 +60,7 @@ def connected(draw, at_least=2, at_most=12):
 # --- transition matrices ----------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(graph=connected(), walk=st.sampled_from(KINDS), lazy=st.floats(0, 0.9))
 def test_a_walk_is_its_definition_and_its_rows_sum_to_one(graph, walk, lazy):
     n = len(graph)
@@ -72,6 +73,7 @@ def test_a_walk_is_its_definition_and_its_rows_sum_to_one(graph, walk, lazy):
     assert not ours[off_graph].any()
 
 
+@settings(deadline=None)
 @given(graph=connected(at_least=3), walk=st.sampled_from(KINDS), data=st.data())
 def test_an_avoided_peer_is_left_and_never_reached(graph, walk, data):
     n = len(graph)
@@ -91,7 +93,7 @@ def test_an_avoided_peer_is_left_and_never_reached(graph, walk, data):
     assert law[avoid] == pytest.approx(0.3, rel=1e-12)
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(graph=connected(at_most=8), lazy=st.sampled_from([0.0, 0.5]))
 def test_the_long_run_is_uniform_for_mh_and_the_degree_for_uniform(graph, lazy):
     n = len(graph)
@@ -104,6 +106,7 @@ def test_the_long_run_is_uniform_for_mh_and_the_degree_for_uniform(graph, lazy):
     np.testing.assert_allclose(oracle.stationary(plain), degree, rtol=1e-9)
 
 
+@settings(deadline=None)
 @given(graph=connected(at_least=3), walk=st.sampled_from(KINDS), data=st.data())
 def test_renaming_the_peers_renames_the_result(graph, walk, data):
     n = len(graph)
@@ -120,6 +123,7 @@ def test_renaming_the_peers_renames_the_result(graph, walk, data):
 # --- the law of the holders ---------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(
     graph=connected(),
     walk=st.sampled_from(KINDS),
@@ -202,6 +206,7 @@ def test_messages_per_hop_count_the_way_back():
     assert expected_messages(complete, law, 0, 0.1) == pytest.approx(0.9 + 0.09)
 
 
+@settings(deadline=None)
 @given(graph=connected(), data=st.data())
 def test_a_path_is_shortest_and_takes_the_lowest_peers(graph, data):
     n = len(graph)
