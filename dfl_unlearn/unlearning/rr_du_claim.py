@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from dfl_unlearn.accounting.certificate import Assumption, Certificate, certify
 from dfl_unlearn.accounting.gaussian import gaussian_epsilon, gaussian_noise_std
 from dfl_unlearn.accounting.mechanisms import GaussianMechanism
+from dfl_unlearn.accounting.network import lamri_noise_std, walk_mu
 from dfl_unlearn.accounting.release import GaussianRelease
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.local import peer_scale
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from dfl_unlearn.unlearning.protocols.rr_du import RrDu
 
 _SAFE = 1 + 1e-9  # on noise, for sums of squares that round down
-_KAPPA = 4 * math.sqrt(2)  # of the published noise; see ``lamri_noise``
 
 _VIEW: Literal["view_joint"] = "view_joint"
 
@@ -54,7 +54,6 @@ class Claim:
         visit: The release of each later visit; likewise.
         visits: Later visits, K - 1.
         scale: Factor N p_v on each peer's objective, shape ``(N,)``.
-        kept_share: (n_u - m) / n_u of the requester.
         gradients: Per-sample gradients that the bounds took.
     """
 
@@ -65,7 +64,6 @@ class Claim:
     visit: GaussianRelease
     visits: int
     scale: NDArray[np.float64]
-    kept_share: float
     gradients: int
 
     @classmethod
@@ -128,7 +126,6 @@ class Claim:
             visit=visit,
             visits=visits,
             scale=scale,
-            kept_share=share,
             gradients=int(run.data.retained[list(request.peers)].sum()),
         )
 
@@ -150,16 +147,14 @@ class Claim:
     @property
     def mu(self) -> float:
         """Shift in units of noise of everything together; inf without noise."""
-        total = 0.0
-        terms = [(self.visit, self.visits)]
-        if self.protocol.certify == "retrain":
-            terms.append((self.start, 1))
-        for release, times in terms:
-            if release.sensitivity > 0 and times:
-                if release.noise_std == 0:
-                    return math.inf
-                total += times * (release.sensitivity / release.noise_std) ** 2
-        return math.sqrt(total)
+        walk = self.protocol.certify == "retrain"
+        return walk_mu(
+            start_shift=self.start.sensitivity if walk else 0.0,
+            start_noise=self.start.noise_std,
+            visit_sensitivity=self.visit.sensitivity,
+            visit_noise=self.visit.noise_std,
+            visits=self.visits + 1,
+        )
 
     def check_budget(self, run: TrainedRun, request: ForgetRequest) -> None:
         """Refuse a walk that the ledger has no room for; nothing is written."""
@@ -253,37 +248,6 @@ class Claim:
         return tuple(notes)
 
 
-def lamri_noise(
-    gradient_bound: float,
-    epsilon: float,
-    delta: float,
-    restart: float,
-    hops: int,
-    n: int,
-) -> float:
-    r"""Return the published noise of a visit: heuristic, since its proof is not known.
-
-    .. math:: \sigma = \kappa \frac{L}{\varepsilon}
-              \sqrt{\pi_r T_u \ln(1/\delta) \ln N / N}
-
-    with :math:`\kappa = 4\sqrt2` by analogy with Cyffers and Bellet's network
-    calibration. [notes; the constant is ours]
-
-    Args:
-        gradient_bound: L, the clipping norm.
-        epsilon: Above 0.
-        delta: In (0, 1).
-        restart: Probability of a restart.
-        hops: T_u.
-        n: Peers N.
-
-    Returns:
-        The standard deviation.
-    """
-    spread = restart * hops * math.log(1 / delta) * math.log(n) / n
-    return _KAPPA * gradient_bound / epsilon * math.sqrt(spread)
-
-
 def _noise(
     protocol: "RrDu",
     run: TrainedRun,
@@ -301,16 +265,14 @@ def _noise(
     if protocol.calibration == "lamri_view":
         assert protocol.clip_norm is not None
         n = run.topology.n
-        start, visit = (
-            0.0,
-            lamri_noise(
-                protocol.clip_norm,
-                protocol.epsilon,
-                protocol.delta,
-                protocol.restart_probability or 1 / n,
-                len(route.holders),
-                n,
-            ),
+        start = 0.0
+        visit = lamri_noise_std(
+            protocol.clip_norm,
+            protocol.epsilon,
+            protocol.delta,
+            restart=protocol.restart_probability or 1 / n,
+            hops=len(route.holders),
+            peers=n,
         )
     elif protocol.certify == "transcript":
         start, visit = 0.0, sensitivity * scale * math.sqrt(visits)

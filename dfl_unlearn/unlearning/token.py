@@ -16,6 +16,7 @@ from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.models.flat import FlatModel
 from dfl_unlearn.rng import RngTree
+from dfl_unlearn.unlearning.alignment import visit_direction
 from dfl_unlearn.unlearning.parties import observers_of, owners_of
 from dfl_unlearn.unlearning.rr_du_claim import Claim
 from dfl_unlearn.unlearning.token_walk import Route
@@ -102,48 +103,57 @@ class Token:
 
     def _elsewhere(self, theta: Tensor, holder: int, hop: int) -> Tensor:
         """Return the weighted gradient of another holder's objective."""
-        gradient = self._clip(self._objective(theta, holder, hop))
+        if self._data.retained[holder] == 0:
+            return torch.zeros_like(theta)
+        gradient = self._data_term(theta, holder, hop) + self._run.model.l2 * theta
+        gradient = self._clip(gradient * float(self._scale[holder]))
         return gradient * float(self._route.weights[holder])
 
     def _at_source(self, theta: Tensor, hop: int, visit: int) -> Tensor:
         """Return the noised direction of a visit, to be subtracted."""
         protocol, source = self._protocol, self._route.source
-        weight = float(self._route.weights[source])
+        stored = int(self._run.data.retained[source])
+        zero = torch.zeros_like(theta)
+        retained = forgotten = zero
         if protocol.alignment == "lightweight":
-            rows = torch.from_numpy(np.flatnonzero(self._request.mask(self._run.data)))
-            store = self._run.data.store
-            assert protocol.clip_norm is not None
-            total = clipped_sum(
-                self._run.model,
-                store.inputs[rows],
-                store.labels[rows],
-                theta,
-                protocol.clip_norm,
-            )
-            self.gradients += len(rows)
-            stored = int(self._run.data.retained[source])
-            direction = -total / stored * float(self._scale[source]) * weight
+            forgotten = self._forgotten(theta)
         else:
-            share = self._claim.kept_share if protocol.alignment == "corrected" else 1.0
-            direction = self._clip(self._objective(theta, source, hop, share)) * weight
+            retained = self._data_term(theta, source, hop)
+        direction = -visit_direction(
+            protocol.alignment,
+            retained,
+            forgotten,
+            forgotten=stored - int(self._data.retained[source]),
+            samples=stored,
+            regularizer=self._run.model.l2 * theta,
+        )
+        direction = direction * float(self._scale[source])
+        if protocol.alignment != "lightweight":
+            direction = self._clip(direction)
+        direction = direction * float(self._route.weights[source])
         if self._claim.visit_noise > 0:
             direction = self._released(direction, self._claim.visit, visit=visit)
         return direction
 
-    def _objective(
-        self, theta: Tensor, peer: int, hop: int, share: float = 1.0
-    ) -> Tensor:
-        """Return the gradient of a peer's retained objective on its mini-batches."""
+    def _forgotten(self, theta: Tensor) -> Tensor:
+        """Return the mean of the forgotten rows' clipped gradients."""
+        rows = torch.from_numpy(np.flatnonzero(self._request.mask(self._run.data)))
+        store, clip_norm = self._run.data.store, self._protocol.clip_norm
+        assert clip_norm is not None
+        self.gradients += len(rows)
+        total = clipped_sum(
+            self._run.model, store.inputs[rows], store.labels[rows], theta, clip_norm
+        )
+        return total / len(rows)
+
+    def _data_term(self, theta: Tensor, peer: int, hop: int) -> Tensor:
+        """Return a peer's retained gradient on its mini-batches, without l2."""
         kept = int(self._data.retained[peer])
         size = self._run.config.local.batch_size
         self.gradients += (
             kept if size is None else min(kept, size * self._protocol.local_batches)
         )
-        if kept == 0:
-            return torch.zeros_like(theta)
-        gradient = self._local.data_term(theta, peer, hop) * share
-        gradient = gradient + self._run.model.l2 * theta
-        return gradient * float(self._scale[peer])
+        return self._local.data_term(theta, peer, hop)
 
     def _clip(self, gradient: Tensor) -> Tensor:
         clip_norm = self._protocol.clip_norm

@@ -30,7 +30,6 @@ from dfl_unlearn.topology.files import load_topology
 from dfl_unlearn.topology.graph import Topology
 from dfl_unlearn.unlearning.apply import unlearn
 from dfl_unlearn.unlearning.protocols.rr_du import RrDu
-from dfl_unlearn.unlearning.rr_du_claim import lamri_noise
 from dfl_unlearn.unlearning.token_walk import draw_route
 
 CONFIG = SimulationConfig(
@@ -160,14 +159,6 @@ def test_the_published_calibration_is_heuristic_and_says_why(run):
     assert any("noise of the start" in reason for reason in certificate.reasons)
     assert any("published noise" in reason for reason in certificate.reasons)
     assert outcome.cost.hops == 100
-
-
-@pytest.mark.parametrize(
-    ("bound", "published"), [(0.5, 14.5628268), (0.2, 1.0297473584 * 4 * np.sqrt(2))]
-)  # decentralized-certified 7, item 11
-def test_the_published_noise_has_the_published_scale(bound, published):
-    found = lamri_noise(bound, 1.0, 1e-5, 0.1, 100, 10)
-    np.testing.assert_allclose(found, published, rtol=1e-8)
 
 
 def test_realized_messages_are_what_the_transport_counted(run):

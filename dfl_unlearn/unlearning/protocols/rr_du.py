@@ -49,12 +49,11 @@ from dfl_unlearn.errors import (
 from dfl_unlearn.record.plan import RecordPart
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.topology.walks import Walk
+from dfl_unlearn.unlearning.alignment import ALIGNMENTS, Alignment
 from dfl_unlearn.unlearning.contracts import Cost, Outcome, protocols
 from dfl_unlearn.unlearning.rr_du_claim import Claim
 from dfl_unlearn.unlearning.token import Token
 from dfl_unlearn.unlearning.token_walk import NaturalVisit, Route, draw_route
-
-Alignment = Literal["exact", "corrected", "lightweight"]
 
 _LEAST_HOPS, _HOPS_PER_PEER = 500, 60
 
@@ -155,9 +154,7 @@ class RrDu:
         _validate.one_of(
             ("auto", "none", "importance"), visit_correction=self.visit_correction
         )
-        _validate.one_of(
-            ("exact", "corrected", "lightweight"), alignment=self.alignment
-        )
+        _validate.one_of(ALIGNMENTS, alignment=self.alignment)
         _validate.one_of(("sgd", "adam"), optimizer=self.optimizer)
         _validate.one_of(("proven", "assumed"), delta0=self.delta0)
         _validate.one_of(("derived", "lamri_view"), calibration=self.calibration)
