@@ -43,3 +43,11 @@ def gather_rows(
     out[...] = store[index]
     if store.dtype == np.uint8:
         out /= out.dtype.type(IMAGE_SCALE)
+
+
+def contiguous(index: NDArray[np.int64]) -> slice | None:
+    """Return the slice that an index is, or None where it is not one."""
+    first, count = int(index[0]), len(index)
+    if np.array_equal(index, np.arange(first, first + count)):
+        return slice(first, first + count)
+    return None

@@ -81,6 +81,16 @@ Large = Annotated[
     bool,
     typer.Option("--allow-large", help="Start although memory may not suffice."),
 ]
+Engine = Annotated[
+    str | None,
+    typer.Option(
+        metavar="inline|ray|auto",
+        help="Where training runs; the results are the same  [default: inline]",
+    ),
+]
+Workers = Annotated[
+    int | None, typer.Option(help="Ray workers  [default: one per core with auto]")
+]
 RunName = Annotated[
     str, typer.Argument(metavar="RUN", help="A run's name, or the path of its folder.")
 ]
@@ -89,6 +99,8 @@ RunName = Annotated[
 @app.command()
 def demo(
     name: Annotated[str, typer.Option(help="Name of the run folder.")] = "demo",
+    engine: Engine = None,
+    workers: Workers = None,
     runs: Runs = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -102,7 +114,8 @@ def demo(
     _set(runs, as_json, quiet, debug)
     from dfl_unlearn.experiment import DEMO, read_experiment
 
-    _conduct(read_experiment({**DEMO, "name": name}), page=True)
+    experiment = read_experiment({**DEMO, "name": name})
+    _conduct(_executed(experiment, engine, workers), page=True)
 
 
 @app.command()
@@ -127,6 +140,8 @@ def run(
     no_report: Annotated[
         bool, typer.Option("--no-report", help="Draw no figures and no page.")
     ] = False,
+    engine: Engine = None,
+    workers: Workers = None,
     allow_large: Large = False,
     runs: Runs = None,
     as_json: AsJson = False,
@@ -145,9 +160,7 @@ def run(
     experiment = load_experiment(file, overrides or ())
     if name is not None:
         experiment = replace(experiment, name=name)
-    if allow_large:
-        execution = replace(experiment.execution, allow_large=True)
-        experiment = replace(experiment, execution=execution)
+    experiment = _executed(experiment, engine, workers, allow_large=allow_large)
     if dry_run:
         build_parts(experiment)
         config = to_config(experiment)
@@ -474,6 +487,23 @@ def _quiet_libraries() -> Iterator[None]:
     finally:
         warnings.showwarning = before
         logger.removeHandler(handler)
+
+
+def _executed(
+    experiment: "Experiment",
+    engine: str | None,
+    workers: int | None,
+    *,
+    allow_large: bool = False,
+) -> "Experiment":
+    """Return an experiment with what the options say about its execution."""
+    changes: dict[str, Any] = {"allow_large": True} if allow_large else {}
+    if engine is not None:
+        changes |= {"engine": engine}
+    if workers is not None:
+        changes |= {"workers": workers}
+    execution = replace(experiment.execution, **changes)
+    return replace(experiment, execution=execution)
 
 
 def _conduct(experiment: "Experiment", *, page: bool) -> None:

@@ -135,6 +135,10 @@ class DependencyError(DflUnlearnError, ImportError):
     exit_code = 2
 
 
+class RayVersionError(DependencyError):
+    """The installed Ray is too old to be run safely."""
+
+
 class TorchvisionBuildError(DependencyError):
     """torchvision's compiled part does not match the installed torch."""
 
@@ -185,6 +189,10 @@ class UnsupportedMechanismError(RefusedError):
     """The accountant does not know the mechanism."""
 
 
+class InsecureRayError(RefusedError):
+    """Ray listens where other machines can reach it."""
+
+
 class InsecureNoiseError(RefusedError):
     """A model with simulated noise was to be exported as secure."""
 
@@ -230,3 +238,16 @@ class ReplayDivergedError(CorruptStateError):
 
 class NoiseStreamChangedError(CorruptStateError):
     """The keyed noise generator gives other values than when the run was made."""
+
+
+# --- the engine ------------------------------------------------------------------
+
+
+class StalledError(DflUnlearnError):
+    """No worker finished its part of a round in time."""
+
+    exit_code = 7
+
+
+class StaleStateError(DflUnlearnError):
+    """A worker does not hold the rows it was asked for; the driver sends them again."""

@@ -19,14 +19,10 @@ from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.data.partition import partitions
 from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.data.sources import datasets
-from dfl_unlearn.engine.config import (
-    ExecutionConfig,
-    SimulationConfig,
-    Trainer,
-    trainers,
-)
+from dfl_unlearn.engine.config import ExecutionConfig, SimulationConfig, trainers
 from dfl_unlearn.engine.run import TrainedRun
-from dfl_unlearn.engine.simulator import retrain, simulate
+from dfl_unlearn.engine.simulator import kept_open, retrain, simulate
+from dfl_unlearn.engine.trainers.contract import Trainer
 from dfl_unlearn.errors import ConfigError
 from dfl_unlearn.evaluation.view import evaluate
 from dfl_unlearn.models.flat import FlatModel
@@ -229,32 +225,47 @@ def run_experiment(
         f"training {topology.n} peers on {topology.name} with {data.name}, "
         f"{experiment.training.rounds} rounds"
     )
-    run = simulate(
-        topology,
-        data,
-        model,
-        experiment.training,
-        execution=experiment.execution,
-        folder=folder.root,
-    )
-    outcomes, tables = [], []
-    for request in requests:
-        reference: TrainedRun | bool = False
-        if experiment.evaluation.reference:
-            tell(f"retraining without {request.size(data)} rows, as the yardstick")
-            reference = retrain(
-                run, data.without(request), execution=experiment.execution
-            )
-        for protocol in experiment.unlearning:
-            tell(f"forgetting {request.request_id} by {protocols.name_of(protocol)}")
-            outcome = unlearn(
-                run, request, protocol, reference=reference, folder=folder.root
-            )
-            outcomes.append(outcome)
-            tables.append(evaluate(outcome, experiment.evaluation.metrics))
+    with kept_open(experiment.execution):
+        run = simulate(
+            topology,
+            data,
+            model,
+            experiment.training,
+            execution=experiment.execution,
+            folder=folder.root,
+        )
+        outcomes = [
+            outcome
+            for request in requests
+            for outcome in _forgotten(experiment, run, request, tell)
+        ]
+    tables = [evaluate(outcome, experiment.evaluation.metrics) for outcome in outcomes]
     tell("drawing figures and the page")
     write_results(folder, run, outcomes, tables, experiment.report)
     return run, outcomes, tables
+
+
+def _forgotten(
+    experiment: Experiment,
+    run: TrainedRun,
+    request: ForgetRequest,
+    tell: Callable[[str], None],
+) -> list[Outcome]:
+    """Carry out one request by every protocol, all beside the same yardstick."""
+    reference: TrainedRun | bool = False
+    if experiment.evaluation.reference:
+        rows = request.size(run.data)
+        tell(f"retraining without {rows} rows, as the yardstick")
+        reference = retrain(
+            run, run.data.without(request), execution=experiment.execution
+        )
+    outcomes = []
+    for protocol in experiment.unlearning:
+        tell(f"forgetting {request.request_id} by {protocols.name_of(protocol)}")
+        outcomes.append(
+            unlearn(run, request, protocol, reference=reference, folder=run.folder)
+        )
+    return outcomes
 
 
 def build_parts(experiment: Experiment) -> tuple[Topology, PeerData, FlatModel]:

@@ -45,8 +45,9 @@ class BatchPlan:
         local: LocalSteps,
         rng: RngTree,
         block_peers: int,
+        blocks: NDArray[np.int64] | None = None,
     ) -> None:
-        """Prepare the plan of all peers.
+        """Prepare the plan of some whole blocks of peers.
 
         Args:
             offsets: Peer i owns the stored rows ``offsets[i] .. offsets[i+1]-1``;
@@ -57,6 +58,8 @@ class BatchPlan:
             local: Batch size and epochs.
             rng: The run's draws.
             block_peers: Peers per block; names the keys.
+            blocks: Number of each of these blocks among all, for the keys; None means
+                that these are all.
         """
         self._offsets = offsets
         self._sizes = np.diff(offsets)
@@ -65,6 +68,7 @@ class BatchPlan:
         self._all_kept = bool(keep.all())
         self._rng = rng
         self._block_peers = block_peers
+        self._blocks = blocks
         self._full = local.batch_size is None
         self._batch_size = local.batch_size or 0
         self._batches = local.batches(self._sizes)
@@ -105,12 +109,13 @@ class BatchPlan:
         """Draw the orders that the given peers of one block enter now."""
         block = int(peers[0]) // self._block_peers  # they share one
         origin = self._offsets[block * self._block_peers]
+        name = block if self._blocks is None else int(self._blocks[block])
         for epoch in np.unique(epochs):
             entering = np.sort(peers[epochs == epoch])
             begin, end = self._offsets[entering[0]], self._offsets[entering[-1] + 1]
             uniforms = self._rng.numpy(
                 "batch",
-                who=f"block:{block}",
+                who=f"block:{name}",
                 round=int(epoch),
                 skip=int(begin - origin),
             ).random(end - begin)

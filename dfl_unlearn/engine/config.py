@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import numpy as np
 import torch
@@ -10,28 +10,13 @@ from numpy.typing import NDArray
 
 from dfl_unlearn import _validate
 from dfl_unlearn.accounting.ledger import PrivacyBudget
+from dfl_unlearn.engine.trainers.contract import Trainer
 from dfl_unlearn.errors import InvalidArgumentError
 from dfl_unlearn.record.plan import RecordPlan
 from dfl_unlearn.registry import Registry
 from dfl_unlearn.topology.graph import TopologySchedule
 
-Form = Literal["atc", "cta"]
 KernelName = Literal["auto", "stacked", "vmap", "loop"]
-
-
-@runtime_checkable
-class Trainer(Protocol):
-    """A gossip training iteration.
-
-    Attributes:
-        form: In which order a round mixes and trains; see ``DSgd``.
-    """
-
-    @property
-    def form(self) -> Form:
-        """``atc`` or ``cta``."""
-        ...
-
 
 trainers: Registry[Trainer] = Registry(
     "trainers", packages=("dfl_unlearn.engine.trainers",)
@@ -186,11 +171,17 @@ class SimulationConfig:
         _validate.one_of(("auto", "stacked", "vmap", "loop"), kernel=self.kernel)
         _validate.integer(evaluate_every=self.evaluate_every, at_least=0)
         _validate.of_type(PrivacyBudget, privacy_budget=self.privacy_budget)
+        self.trainer.check(self)
 
     @property
     def torch_dtype(self) -> torch.dtype:
         """The training type as torch knows it."""
         return torch.float64 if self.dtype == "float64" else torch.float32
+
+    @property
+    def item_size(self) -> int:
+        """Bytes of one number of the training arithmetic."""
+        return 8 if self.dtype == "float64" else 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,10 +189,38 @@ class ExecutionConfig:
     """What changes speed and display only, never results; not hashed.
 
     Attributes:
+        engine: ``inline`` trains in this process; ``ray`` on worker processes; ``auto``
+            starts inline and moves to Ray where measured rounds say that it pays.
+        workers: Ray workers; each owns whole blocks of peers, so there are never more
+            than blocks. With ``auto``, 1 means one per core.
+        checkpoint_every: Rounds between copies of the workers' state that the driver
+            keeps to go back to; ``auto`` is 25.
+        max_block_retries: Times that a round is tried again after a worker was lost.
+        block_timeout_s: Seconds that a round may take before it counts as lost.
         progress: Whether to show a progress bar (on a terminal) or plain lines.
         allow_large: Whether to start although the estimated memory is above 80 % of
             what is available.
     """
 
+    engine: Literal["inline", "ray", "auto"] = "inline"
+    workers: int = 1
+    checkpoint_every: int | Literal["auto"] = "auto"
+    max_block_retries: int = 5
+    block_timeout_s: float = 600.0
     progress: bool = False
     allow_large: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        _validate.one_of(("inline", "ray", "auto"), engine=self.engine)
+        _validate.integer(workers=self.workers, at_least=1, at_most=1024)
+        if self.engine == "inline" and self.workers != 1:
+            raise InvalidArgumentError(
+                f"workers: must be 1 with engine='inline', got {self.workers}; use "
+                "engine='ray' or 'auto'"
+            )
+        if self.checkpoint_every != "auto":
+            _validate.integer(checkpoint_every=self.checkpoint_every, at_least=1)
+        _validate.integer(max_block_retries=self.max_block_retries, at_least=0)
+        _validate.number(block_timeout_s=self.block_timeout_s, above=0)
+        _validate.of_type(bool, progress=self.progress, allow_large=self.allow_large)

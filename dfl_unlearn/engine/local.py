@@ -1,10 +1,13 @@
 """Local work of one round: fixed blocks of peers, cut into chunks that fit a cache."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dfl_unlearn._arrays import contiguous
 from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.engine.batches import BatchPlan
 from dfl_unlearn.engine.config import SimulationConfig
@@ -60,27 +63,101 @@ def resolve_kernel(model: FlatModel, name: str) -> str:
     return name
 
 
+def resolve_chunk(config: SimulationConfig) -> int:
+    """Return how many peers are trained together in cache."""
+    return _CHUNK_PEERS if config.chunk_peers == "auto" else config.chunk_peers
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalData:
+    """What local steps read: the rows of some blocks of peers, and how each counts.
+
+    Attributes:
+        inputs: Shape ``(R, ...)``.
+        labels: Shape ``(R,)``.
+        offsets: Peer i of the part has the rows ``offsets[i] .. offsets[i+1]-1``.
+        keep: Whether a row is retained, shape ``(R,)``.
+        counted: Whether a row counts in its peer's divisor, shape ``(R,)``.
+        scale: Factor on each peer's objective, shape ``(n,)``; see ``peer_scale``.
+        blocks: Number of each of the part's blocks among all blocks, ascending.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    offsets: NDArray[np.int64]
+    keep: NDArray[np.bool_]
+    counted: NDArray[np.bool_]
+    scale: NDArray[np.float64]
+    blocks: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, data: PeerData, config: SimulationConfig) -> "LocalData":
+        """Return all blocks of a store; nothing is copied."""
+        return cls(
+            inputs=data.store.inputs,
+            labels=data.store.labels,
+            offsets=data.offsets,
+            keep=data.keep,
+            counted=data.counted,
+            scale=peer_scale(data, config.peer_weighting),
+            blocks=np.arange(-(-data.n // config.block_peers)),
+        )
+
+    def part(self, blocks: NDArray[np.int64], block_peers: int) -> "LocalData":
+        """Return what some of all blocks hold: views where their rows lie together.
+
+        Args:
+            blocks: Their numbers, ascending.
+            block_peers: Peers per block.
+
+        Returns:
+            The part, its peers numbered anew.
+        """
+        n = len(self.offsets) - 1
+        sizes = np.diff(self.offsets)
+        own = np.concatenate(
+            [np.arange(b * block_peers, min((b + 1) * block_peers, n)) for b in blocks]
+        )
+        rows = np.flatnonzero(np.repeat(np.isin(np.arange(n), own), sizes))
+        together = contiguous(rows)
+        index = torch.from_numpy(rows) if together is None else together
+        return LocalData(
+            inputs=self.inputs[index],
+            labels=self.labels[index],
+            offsets=np.concatenate([[0], np.cumsum(sizes[own])]).astype(np.int64),
+            keep=self.keep[rows],
+            counted=self.counted[rows],
+            scale=self.scale[own],
+            blocks=np.asarray(blocks, dtype=np.int64),
+        )
+
+
 class LocalWork:
-    """Takes the local steps of any chunk of peers in any round."""
+    """Takes the local steps of any chunk of its peers in any round.
+
+    Peers are numbered within the part, whose blocks are whole.
+    """
 
     def __init__(
-        self, data: PeerData, model: FlatModel, config: SimulationConfig, rng: RngTree
+        self,
+        data: LocalData,
+        model: FlatModel,
+        config: SimulationConfig,
+        rng: RngTree,
     ) -> None:
         """Prepare batches and kernel.
 
         Args:
-            data: What each peer holds.
+            data: What the peers of the part hold.
             model: The model.
-            config: Local steps, weighting, blocks and kernel.
+            config: Local steps, blocks and kernel.
             rng: The run's draws.
         """
         self.config = config
-        self.scale = peer_scale(data, config.peer_weighting)
-        self.steps = config.local.per_round(data.sizes)
+        self.scale = data.scale
+        self.steps = config.local.per_round(np.diff(data.offsets))
         self.kernel_name = resolve_kernel(model, config.kernel)
-        self.chunk_peers = (
-            _CHUNK_PEERS if config.chunk_peers == "auto" else config.chunk_peers
-        )
+        self.chunk_peers = resolve_chunk(config)
         self._plan = BatchPlan(
             offsets=data.offsets,
             keep=data.keep,
@@ -88,6 +165,7 @@ class LocalWork:
             local=config.local,
             rng=rng,
             block_peers=config.block_peers,
+            blocks=data.blocks,
         )
         rule = StepRule(
             l2=model.l2,
@@ -97,8 +175,10 @@ class LocalWork:
         )
         self._kernel = self._build_kernel(data, model, rule)
 
-    def _build_kernel(self, data: PeerData, model: FlatModel, rule: StepRule) -> Kernel:
-        inputs, labels = data.store.inputs, data.store.labels
+    def _build_kernel(
+        self, data: LocalData, model: FlatModel, rule: StepRule
+    ) -> Kernel:
+        inputs, labels = data.inputs, data.labels
         dtype = self.config.torch_dtype
         if self.kernel_name == "stacked":
             assert model.structure is not None
@@ -114,23 +194,25 @@ class LocalWork:
             batched=self.kernel_name == "vmap",
         )
 
-    def chunks(self) -> list[NDArray[np.int64]]:
-        """Return the peers of every chunk, blocks in order.
+    def chunks(self) -> list[list[NDArray[np.int64]]]:
+        """Return the peers of every chunk, block by block.
 
         Inside a block, peers with more steps per round come first, so that the steps
         that only some of them take run on a prefix.
         """
-        chunks = []
+        blocks = []
         for begin in range(0, len(self.steps), self.config.block_peers):
             block = np.arange(
                 begin, min(begin + self.config.block_peers, len(self.steps))
             )
             block = block[np.argsort(-self.steps[block], kind="stable")]
-            chunks += [
-                block[i : i + self.chunk_peers]
-                for i in range(0, len(block), self.chunk_peers)
-            ]
-        return chunks
+            blocks.append(
+                [
+                    block[i : i + self.chunk_peers]
+                    for i in range(0, len(block), self.chunk_peers)
+                ]
+            )
+        return blocks
 
     def round(
         self,
@@ -170,16 +252,24 @@ class LocalWork:
             norms[:k] += norm
         return first_loss, norms
 
+    def gradient(
+        self, t: int, peers: NDArray[np.int64], params: Tensor
+    ) -> tuple[Tensor, NDArray[np.float64], NDArray[np.float64]]:
+        """Return the gradients of a chunk's objectives on their batches of round t.
 
-def contiguous(peers: NDArray[np.int64]) -> slice | None:
-    """Return the slice that a chunk is, or None where it is not one."""
-    first, count = int(peers[0]), len(peers)
-    if np.array_equal(peers, np.arange(first, first + count)):
-        return slice(first, first + count)
-    return None
+        Args:
+            t: Round, counted from 0; a round has one batch here.
+            peers: The chunk, shape ``(k,)``.
+            params: Where, shape ``(k, P)``; not written to.
 
-
-def rows_of(state: Tensor, peers: NDArray[np.int64]) -> Tensor:
-    """Return a chunk's rows: a view where they lie together, else a copy."""
-    whole = contiguous(peers)
-    return state[whole] if whole is not None else state[torch.from_numpy(peers)]
+        Returns:
+            Gradients with l2 and weight decay, ``scale`` applied, shape ``(k, P)``; the
+            batch losses and the norms of the data term, shape ``(k,)`` each.
+        """
+        # A step with momentum leaves its gradient in an empty velocity.
+        gradient = torch.zeros_like(params)
+        scale = self.scale[peers]
+        moving = np.where(scale > 0, 1.0, 0.0)
+        batch = self._plan.batch(peers, np.full(len(peers), t))
+        loss, norms = self._kernel.step(params.clone(), batch, moving, scale, gradient)
+        return gradient, loss, norms

@@ -3,7 +3,8 @@
 import hashlib
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ import dfl_unlearn
 from dfl_unlearn import _validate
 from dfl_unlearn.accounting.ledger import PrivacyLedger
 from dfl_unlearn.data.peers import PeerData
-from dfl_unlearn.engine.backends.contract import EngineSetup
+from dfl_unlearn.engine.backends.contract import Backend, EngineSetup
 from dfl_unlearn.engine.backends.inline import Inline
 from dfl_unlearn.engine.callbacks import Callback, ProgressLog, notify
 from dfl_unlearn.engine.config import ExecutionConfig, SimulationConfig
+from dfl_unlearn.engine.local import resolve_chunk, resolve_kernel
+from dfl_unlearn.engine.memory import available_memory
 from dfl_unlearn.engine.run import History, TrainedRun
 from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.engine.threads import blas_report, limited_threads
@@ -210,7 +213,7 @@ def _train(
 ) -> TrainedRun:
     began = time.perf_counter()
     initial = initial_state(model, data.n, config, rng)
-    backend = Inline()
+    backend = _backend(execution)
     progress = ProgressLog(config.rounds, label=label) if execution.progress else None
     hooks = [*callbacks, *([progress] if progress else [])]
     rows: list[_Evaluated] = []
@@ -243,13 +246,15 @@ def _train(
                 notify(hooks, "on_round", info)
             state = backend.gather()
             blas = blas_report()
+            done_by = backend.report()
     finally:
+        backend.close()
         if progress is not None:
             progress.close()
     history = _history(rows)
     arithmetic = {
-        "kernel": backend.work.kernel_name,
-        "chunk_peers": backend.work.chunk_peers,
+        "kernel": resolve_kernel(model, config.kernel),
+        "chunk_peers": resolve_chunk(config),
         "block_peers": config.block_peers,
         "threads": config.threads,
         "blas": blas,
@@ -269,12 +274,42 @@ def _train(
         digest=_digest(state.params, history, arithmetic),
         info={
             "arithmetic": arithmetic,
+            "execution": done_by,
             "versions": versions(),
             "noise_self_check": list(noise_self_check()),
             "seconds": seconds,
             "sample_gradients": config.rounds * samples_per_round(data, config),
         },
     )
+
+
+@contextmanager
+def kept_open(execution: ExecutionConfig) -> Iterator[None]:
+    """Keep what the engine starts for all runs in a block: Ray starts only once.
+
+    Args:
+        execution: Engine and workers of these runs.
+    """
+    if execution.engine != "ray":
+        yield
+        return
+    from dfl_unlearn.engine.backends.ray_runtime import ray_session
+
+    with ray_session(execution.workers):
+        yield
+
+
+def _backend(execution: ExecutionConfig) -> Backend:
+    """Return the backend that was asked for; Ray is imported only for its own."""
+    if execution.engine == "inline":
+        return Inline()
+    if execution.engine == "ray":
+        from dfl_unlearn.engine.backends.ray import RaySharded
+
+        return RaySharded(execution)
+    from dfl_unlearn.engine.backends.auto import Auto
+
+    return Auto(execution)
 
 
 def initial_state(
@@ -371,27 +406,6 @@ def _digest(params: Tensor, history: History, arithmetic: dict[str, Any]) -> str
         digest.update(" ".join(float(v).hex() for v in values.ravel()).encode())
     digest.update(repr(sorted(arithmetic.items())).encode())
     return digest.hexdigest()
-
-
-def available_memory() -> int:
-    """Return the bytes this process may still take, control groups included."""
-    import psutil
-
-    room = int(psutil.virtual_memory().available)
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        (
-            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-        ),
-    ):
-        try:
-            most, now = (Path(p).read_text().strip() for p in (limit, used))
-        except OSError:
-            continue
-        if most != "max":
-            room = min(room, int(most) - int(now))
-    return room
 
 
 def _check_memory(

@@ -22,7 +22,11 @@ def limited_threads(threads: int) -> Iterator[None]:
 
 
 def blas_report() -> list[dict[str, Any]]:
-    """Return name, version, kernels and threads of every loaded BLAS."""
+    """Return name, version, kernels and threads of every BLAS that training may use.
+
+    SciPy's own copy is left out: no training arithmetic runs there, and whether it is
+    loaded depends on what else a program imported.
+    """
     from threadpoolctl import threadpool_info
 
     keep = ("internal_api", "version", "architecture", "num_threads")
@@ -30,5 +34,6 @@ def blas_report() -> list[dict[str, Any]]:
         {key: pool.get(key) for key in keep}
         for pool in threadpool_info()
         if pool.get("user_api") == "blas"
+        and "scipy.libs" not in str(pool.get("filepath"))
     ]
     return sorted(rows, key=str)

@@ -403,6 +403,8 @@ def _refuse_unbounded(dynamics: Dynamics) -> None:
         "the loss is not convex with a known smoothness": not dynamics.convex
         or dynamics.smoothness is None,
         "momentum carries influence in its own state": dynamics.momentum > 0,
+        "a gradient tracker carries influence in its own state": dynamics.form
+        == "gradient_tracking",
     }
     for reason, applies in reasons.items():
         if applies:

@@ -17,8 +17,8 @@ class Dynamics:
     """What the influence recursions need to know of the training iteration.
 
     Attributes:
-        form: ``atc`` (adapt, then combine) or ``cta`` (combine the old rows, then add
-            the local change).
+        form: ``atc`` (adapt, then combine), ``cta`` (combine the old rows, then add
+            the local change) or ``gradient_tracking``.
         local_steps: Gradient steps per round and peer, shape ``(N,)``.
         scale: Factor on each peer's objective, shape ``(N,)``; 0 for a peer that only
             relays.
@@ -31,7 +31,7 @@ class Dynamics:
         clip_norm: Per-sample clipping norm, or None.
     """
 
-    form: Literal["atc", "cta"]
+    form: Literal["atc", "cta", "gradient_tracking"]
     local_steps: NDArray[np.int64]
     scale: NDArray[np.float64]
     decay: float

@@ -5,7 +5,7 @@ same bits.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,4 +65,12 @@ class Backend(Protocol):
 
     def stop(self) -> TrainingRecord:
         """Return what was recorded since ``start``."""
+        ...
+
+    def close(self) -> None:
+        """End what the backend started; may be called at any time, also twice."""
+        ...
+
+    def report(self) -> dict[str, Any]:
+        """Return who did what, for the manifest; it changes no result."""
         ...

@@ -17,9 +17,11 @@ References:
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from dfl_unlearn import _validate
-from dfl_unlearn.engine.config import Form, trainers
+from dfl_unlearn.engine.config import SimulationConfig, trainers
+from dfl_unlearn.engine.trainers.contract import ChunkWork, Form, Report, Rows
 
 
 @trainers.register("d-sgd")
@@ -34,6 +36,30 @@ class DSgd:
 
     form: Form = "atc"
 
+    slots: ClassVar[tuple[str, ...]] = ()
+    mixed: ClassVar[tuple[str, ...]] = ("params",)
+
     def __post_init__(self) -> None:
         """Check the fields."""
         _validate.one_of(("atc", "cta"), form=self.form)
+
+    def check(self, config: SimulationConfig) -> None:
+        """Accept any settings."""
+
+    def start(self, rows: Rows, work: ChunkWork, t: int) -> None:
+        """Fill nothing: there are no slots."""
+
+    def before(self, rows: Rows, work: ChunkWork, t: int) -> Report | None:
+        """Take the local steps (atc)."""
+        if self.form == "cta":
+            return None
+        return work.steps(t, rows["params"], rows)
+
+    def after(self, old: Rows, new: Rows, work: ChunkWork, t: int) -> Report | None:
+        """Add the local change of the un-mixed rows (cta)."""
+        if self.form == "atc":
+            return None
+        local = old["params"].clone()
+        report = work.steps(t, local, new)
+        new["params"].add_(local.sub_(old["params"]))
+        return report
