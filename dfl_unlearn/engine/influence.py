@@ -37,7 +37,7 @@ from dfl_unlearn.engine.replay import Chosen, Replay, refuse_undifferentiable
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.simulator import retrain
 from dfl_unlearn.engine.state import PeerState
-from dfl_unlearn.engine.tangents import Change, DSgdRound
+from dfl_unlearn.engine.tangents import Change, round_of
 from dfl_unlearn.engine.threads import limited_threads
 from dfl_unlearn.errors import (
     InvalidArgumentError,
@@ -120,7 +120,7 @@ def _cheap(
 
 def _exact(replay: Replay, chosen: Chosen, every: int, vectors: bool) -> InfluenceTrace:
     topology, rounds = replay.run.topology, replay.rounds
-    recursion = DSgdRound(replay, chosen)
+    recursion = round_of(replay, chosen)
     change = recursion.start(replay.initial)
     kept, norms, rows = [], [], []
     states = _from(replay, replay.initial, rounds)
@@ -215,7 +215,7 @@ def who_influenced(
                 marks.append(state)
         replay.check_end(marks[-1])
         v, functional = _functional(run, peer, direction, marks[-1])
-        recursion = DSgdRound(replay, None)
+        recursion = round_of(replay, None)
         start = recursion.start(replay.initial)
         start.params[peer] = v
         change = Change(params=start.params, slots=start.slots)
@@ -224,6 +224,7 @@ def who_influenced(
             states = list(_from(replay, begin, end.round - begin.round))
             for before, after in reversed(list(pairwise(states))):
                 change = recursion.backward(before.round, before, after, change, credit)
+        recursion.finish(replay.initial, change, credit)
     return SourceInfluence(
         peer=peer, direction=v.numpy(), values=credit, functional=functional
     )

@@ -20,6 +20,8 @@ from dfl_unlearn.engine.batches import Batch, BatchPlan
 from dfl_unlearn.engine.local import peer_scale
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.state import PeerState
+from dfl_unlearn.engine.trainers.d_sgd import DSgd
+from dfl_unlearn.engine.trainers.gradient_tracking import GradientTracking
 from dfl_unlearn.errors import (
     MissingRecordError,
     ReplayDivergedError,
@@ -28,7 +30,7 @@ from dfl_unlearn.errors import (
 from dfl_unlearn.record.plan import RecordPlan
 from dfl_unlearn.topology.graph import TopologySchedule
 
-_DIFFERENTIABLE = ("atc", "cta")
+_DIFFERENTIABLE = (DSgd, GradientTracking)
 _CHUNK_PEERS = 16  # as in the local work
 
 
@@ -194,7 +196,6 @@ def refuse_undifferentiable(run: TrainedRun) -> None:
         UnsupportedRequestError: For per-sample clipping, and for other trainers.
     """
     local = run.config.local
-    form = getattr(run.config.trainer, "form", None)
     reason = ""
     if local.clip_norm is not None:
         reason = (
@@ -203,7 +204,7 @@ def refuse_undifferentiable(run: TrainedRun) -> None:
         )
     elif getattr(local, "optimizer", "sgd") != "sgd":
         reason = f"optimizer={getattr(local, 'optimizer', '')!r}: it adapts its steps"
-    elif form not in _DIFFERENTIABLE:
+    elif type(run.config.trainer) not in _DIFFERENTIABLE:
         reason = f"trainer {type(run.config.trainer).__name__}: no derivative is known"
     if reason:
         raise UnsupportedRequestError(

@@ -12,7 +12,7 @@ and its derivative
           \dot x^+ = \dot x - \eta \dot v^+,
 
 with :math:`\dot\nabla` the chosen rows' part of the gradient. ``atc`` mixes the result,
-``cta`` adds its change to the mixed rows, gradient tracking is differentiated line by
+``cta`` adds its change to the mixed rows; gradient tracking is differentiated line by
 line. ``backward`` is the transposed map: it takes the derivative of a number in the
 state after a round to that in the state before, and adds up what every peer's rows
 contribute on the way.
@@ -21,7 +21,7 @@ Everything is float64. States at the ends of rounds are the run's own, cast; the
 between local steps of a round are computed again from them in float64.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -164,6 +164,11 @@ class DSgdRound:
             local = mixed + (local - change.params)
         return Change(params=local, slots=velocity)
 
+    def finish(
+        self, state: PeerState, change: Change, credit: NDArray[np.float64]
+    ) -> None:
+        """Add what the initial state's making contributes: nothing."""
+
     def _points(
         self, steps: list[LocalStep], before: PeerState, at: Tensor
     ) -> list[Tensor]:
@@ -179,6 +184,117 @@ class DSgdRound:
 
     def _at(self, step: LocalStep, x: Tensor, direction: Tensor) -> Derivatives:
         return _derivatives(self._loss, self._chosen, step, x, direction)
+
+
+class GradientTrackingRound:
+    r"""One round of gradient tracking.
+
+    With :math:`G^t` the gradients at :math:`X^t` on the batches of round t,
+    :math:`X^+ = W(X - \eta Q)` and :math:`Q^+ = WQ + G^+ - G` give
+    :math:`S^+ = W(S - \eta R)` and :math:`R^+ = WR + \dot G^+ - \dot G`,
+    :math:`R^0 = \dot G^0`.
+    """
+
+    def __init__(self, replay: Replay, chosen: Chosen | None) -> None:
+        """Prepare the round; see ``DSgdRound``."""
+        self._replay = replay
+        self._chosen = chosen
+        self._loss = BatchLoss(replay.run.model, replay.run.data.store)
+
+    def start(self, state: PeerState) -> Change:
+        """Return the change of the initial state: that of the first gradients."""
+        zeros = torch.zeros(state.params.shape, dtype=torch.float64)
+        if self._chosen is None:
+            return Change(
+                params=zeros,
+                slots={"tracker": zeros.clone(), "gradient": zeros.clone()},
+            )
+        rise = self._rise(0, state, zeros)
+        return Change(params=zeros, slots={"tracker": rise, "gradient": rise})
+
+    def forward(
+        self, t: int, before: PeerState, after: PeerState, change: Change
+    ) -> Change:
+        """Carry a change through round t; see ``DSgdRound.forward``."""
+        old = change.slots
+        moved = change.params - self._replay.rates[t] * old["tracker"]
+        params = self._replay.mix(t, moved)
+        rise = self._rise(t + 1, after, params)
+        tracker = self._replay.mix(t, old["tracker"]) + rise - old["gradient"]
+        return Change(params=params, slots={"tracker": tracker, "gradient": rise})
+
+    def backward(
+        self,
+        t: int,
+        before: PeerState,
+        after: PeerState,
+        change: Change,
+        credit: NDArray[np.float64],
+    ) -> Change:
+        """Carry a derivative back through round t; see ``DSgdRound.backward``."""
+        tracker = change.slots["tracker"]
+        along = tracker + change.slots["gradient"]
+        fall = self._fall(t + 1, after, along, credit)
+        params = self._replay.mix(t, change.params + fall, back=True)
+        back = self._replay.mix(t, tracker, back=True)
+        return Change(
+            params=params,
+            slots={
+                "tracker": back - self._replay.rates[t] * params,
+                "gradient": -tracker,
+            },
+        )
+
+    def finish(
+        self, state: PeerState, change: Change, credit: NDArray[np.float64]
+    ) -> None:
+        """Add what the first gradients contribute."""
+        self._fall(0, state, change.slots["tracker"] + change.slots["gradient"], credit)
+
+    def _rise(self, t: int, state: PeerState, change: Tensor) -> Tensor:
+        """Return the change of the gradients of round t at a state."""
+        assert self._chosen is not None
+        total = torch.zeros_like(change)
+        active = Change(params=change).reached
+        active[list(self._chosen.owners)] = True
+        for step, at in self._each(t, active):
+            found = self._at(step, state.params[at].double(), change[at])
+            scale, decay, rate, _ = _columns(step, 0.0)
+            rise = scale * (found.product + found.chosen) + decay * change[at]
+            total[at] = torch.where(rate > 0, rise, 0.0)
+        return total
+
+    def _fall(
+        self, t: int, state: PeerState, along: Tensor, credit: NDArray[np.float64]
+    ) -> Tensor:
+        """Return the gradients' Hessians times a direction; credit the sources."""
+        total = torch.zeros_like(along)
+        for step, at in self._each(t, Change(params=along).reached):
+            found = self._at(step, state.params[at].double(), along[at])
+            scale, decay, rate, _ = _columns(step, 0.0)
+            moving = torch.where(rate > 0, along[at], 0.0)
+            credit[step.peers] += (scale * moving * found.gradient).sum(dim=1).numpy()
+            product = torch.where(rate > 0, scale * found.product, 0.0)
+            total[at] = product + decay * moving
+        return total
+
+    def _each(
+        self, t: int, active: NDArray[np.bool_]
+    ) -> Iterator[tuple[LocalStep, Tensor]]:
+        for steps in self._replay.local_steps(t, active):
+            yield steps[0], torch.from_numpy(steps[0].peers)
+
+    def _at(self, step: LocalStep, x: Tensor, direction: Tensor) -> Derivatives:
+        return _derivatives(self._loss, self._chosen, step, x, direction)
+
+
+def round_of(
+    replay: Replay, chosen: Chosen | None
+) -> DSgdRound | GradientTrackingRound:
+    """Return the round that a run's trainer takes."""
+    tracking = replay.config.trainer.form == "gradient_tracking"
+    kind = GradientTrackingRound if tracking else DSgdRound
+    return kind(replay, chosen)
 
 
 def _derivatives(

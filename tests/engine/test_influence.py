@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from networks import blobs, full_batch, path4, r4_data, r4_request, ridge
-from oracles.training import train
+from oracles.training import track, train
 from scipy.stats import spearmanr
 from torch import nn
 from torch.nn import functional as F
@@ -18,6 +18,7 @@ from dfl_unlearn.engine.config import LocalSteps, SimulationConfig
 from dfl_unlearn.engine.influence import leave_out, track_influence, who_influenced
 from dfl_unlearn.engine.simulator import simulate
 from dfl_unlearn.engine.trainers.d_sgd import DSgd
+from dfl_unlearn.engine.trainers.gradient_tracking import GradientTracking
 from dfl_unlearn.errors import (
     InvalidArgumentError,
     MissingRecordError,
@@ -37,12 +38,28 @@ NORMS = {
 LEAVE_OUT = [0.0607495782, 0.0748482645, 0.1065106815, 0.0869980246]
 BOUND = [0.1084003554, 0.1244899054, 0.1569689541, 0.1402919844]
 SIZES = [3, 9, 2, 6, 5]
+TRACKER = GradientTracking()
+
+
+TRACKED = [
+    [0.0021513186, -0.0767811717],
+    [0.0019994751, -0.0768819494],
+    [0.0017167689, -0.0770676713],
+    [0.0015035204, -0.0772202546],
+]
 
 
 def r4_run(form):
     model = ridge()
     model.init = lambda rng: torch.zeros(2, dtype=torch.float64)
-    return simulate(path4(), r4_data(), model, full_batch(form))
+    return simulate(path4(), r4_data(), model, config_of(form))
+
+
+def config_of(form, **fields):
+    """Full batches; a form of D-SGD, or gradient tracking."""
+    if form == "gradient_tracking":
+        return replace(full_batch(**fields), trainer=TRACKER)
+    return full_batch(form, **fields)
 
 
 @pytest.mark.parametrize("form", ["atc", "cta"])
@@ -53,8 +70,20 @@ def test_r4_gives_the_published_norms(form):
     assert not trace.vacuous.any()
 
 
+def test_r4_gradient_tracking_gives_the_published_derivative():
+    trace = track_influence(
+        r4_run("gradient_tracking"), r4_request("fixed"), vectors=True
+    )
+    np.testing.assert_allclose(trace.vectors[-1], TRACKED, atol=5e-11)
+
+
 @pytest.mark.parametrize(
-    ("form", "first"), [("cta", [3, 2, 1, 2]), ("atc", [2, 1, 1, 1])]
+    ("form", "first"),
+    [
+        ("cta", [3, 2, 1, 2]),
+        ("atc", [2, 1, 1, 1]),
+        ("gradient_tracking", [2, 1, 1, 1]),
+    ],
 )
 def test_r4_reaches_every_peer_in_the_published_round(form, first):
     trace = track_influence(r4_run(form), r4_request("fixed"))
@@ -121,7 +150,7 @@ def trained(model, form, steps=1, data=None, **fields):
     }
     shape = {k: fields.pop(k) for k in list(fields) if hasattr(LocalSteps, k)}
     config = SimulationConfig(
-        trainer=DSgd(form=form),
+        trainer=TRACKER if form == "gradient_tracking" else DSgd(form=form),
         local=LocalSteps(**{**local, **shape}),
         **{"rounds": 5, "dtype": "float64", "common_init": False, **fields},
     )
@@ -140,26 +169,30 @@ def differences(run, rows, losses, *, h=1e-5):
     split = [
         slice(a, b) for a, b in zip(data.offsets[:-1], data.offsets[1:], strict=True)
     ]
+    steps = {
+        "steps": run.record.dynamics.local_steps,
+        "form": run.config.trainer.form,
+        "momentum": local.momentum,
+    }
+    tracking = run.config.trainer is TRACKER
     ends = []
     for omega in (1 + h, 1 - h):
         keep = np.where(rows, omega, 1.0) * data.keep
         ends.append(
-            train(
+            (track if tracking else train)(
                 run.record.initial,
                 losses,
                 [(data.store.inputs[s], data.store.labels[s]) for s in split],
                 torch.from_numpy(run.topology.weights.toarray()),
                 seed=run.config.seed,
                 rates=run.record.step_sizes,
-                steps=run.record.dynamics.local_steps,
                 batch_size=local.batch_size,
                 scale=run.record.dynamics.scale,
                 keep=[keep[s] for s in split],
                 counted=[data.counted[s] for s in split],
-                form=run.config.trainer.form,
                 l2=run.model.l2,
                 weight_decay=local.weight_decay,
-                momentum=local.momentum,
+                **({} if tracking else steps),
             )
         )
     return ((ends[0] - ends[1]) / (2 * h)).numpy()
@@ -185,10 +218,24 @@ def test_exact_influence_is_the_derivative_of_training(model, form, fields):
     assert np.linalg.norm(exact - numeric) <= 1e-6 * np.linalg.norm(numeric)
 
 
-@pytest.mark.parametrize("form", ["atc", "cta"])
+@pytest.mark.parametrize("model", ["softmax", "tanh"])
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"batch_size": None, "peer_weighting": "size", "lr_schedule": "cosine"}],
+    ids=str,
+)
+def test_exact_influence_is_the_derivative_of_gradient_tracking(model, fields):
+    run = trained(model, "gradient_tracking", **fields)
+    exact = track_influence(run, 1, vectors=True, every=100).vectors[-1]
+    numeric = differences(run, run.data.owner == 1, MODELS[model][1])
+    assert np.linalg.norm(exact - numeric) <= 1e-6 * np.linalg.norm(numeric)
+
+
+@pytest.mark.parametrize("form", ["atc", "cta", "gradient_tracking"])
 def test_part_of_a_peers_data_in_a_network_that_forgot_before(form):
     forgotten = blobs(SIZES, dtype=np.float64).without(ForgetRequest.whole_peer(2))
-    run = trained("softmax", form, steps=2, data=forgotten)
+    steps = 1 if form == "gradient_tracking" else 2
+    run = trained("softmax", form, steps=steps, data=forgotten)
     request = ForgetRequest.samples(3, indices=[0, 4, 5], normalization="fixed")
     trace = track_influence(run, request, vectors=True)
     numeric = differences(run, request.mask(run.data), softmax_losses)
@@ -241,6 +288,18 @@ def test_the_adjoint_gives_every_source_at_once(model, form, momentum):
     assert np.linalg.norm(found.direction) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("model", ["softmax", "tanh"])
+def test_the_adjoint_of_gradient_tracking_gives_every_source(model):
+    data = blobs(SIZES, dtype=np.float64).without(ForgetRequest.whole_peer(2))
+    run = trained(model, "gradient_tracking", data=data, rounds=7)
+    found = who_influenced(run, 1)
+    forward = [
+        track_influence(run, u, vectors=True).vectors[-1, 1] @ found.direction
+        for u in range(len(SIZES))
+    ]
+    np.testing.assert_allclose(found.values, forward, rtol=1e-9, atol=1e-13)
+
+
 def test_the_adjoint_of_the_test_loss_follows_its_gradient():
     run = trained("softmax", "atc")
     found = who_influenced(run, 2, "test_loss")
@@ -253,10 +312,10 @@ def test_the_adjoint_of_the_test_loss_follows_its_gradient():
         who_influenced(run, 2, torch.ones(3))
 
 
-@pytest.mark.parametrize("form", ["atc", "cta"])
+@pytest.mark.parametrize("form", ["atc", "cta", "gradient_tracking"])
 def test_nothing_is_felt_outside_the_light_cone(form):
     data = blobs([4] * 9, dtype=np.float64)
-    config = full_batch(form, rounds=8)
+    config = config_of(form, rounds=8)
     run = simulate(load_topology("path", n=9), data, "logistic", config)
     trace = track_influence(run, 0)
     reached = trace.rounds[:, None] >= first_contact(run.topology, 0, form)
