@@ -5,6 +5,7 @@ number for ever: forgetting marks rows as dropped and moves nothing, so that ano
 peer's forgetting changes neither batches nor indices.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -51,6 +52,10 @@ class PeerData:
         dropped: Which rows are forgotten, bool, shape ``(R,)``; None if none is.
         vacated: Which forgotten rows still count in their peer's divisor (requests
             with ``normalization="fixed"``), bool, shape ``(R,)``; None if none does.
+        feature_bound: Public bound on the size of every feature, stated without looking
+            at the rows and checked against them, or None. Bounds of gradients, and so
+            noise that covers a worst case, follow from it. Images of bytes become
+            numbers in [0, 1] and have the bound 1 by their type.
         recipe: How ``load`` made it, so that a stored run can be read again; None for
             arrays of your own.
 
@@ -69,6 +74,7 @@ class PeerData:
     name: str
     dropped: NDArray[np.bool_] | None = None
     vacated: NDArray[np.bool_] | None = None
+    feature_bound: float | None = None
     recipe: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -115,6 +121,7 @@ class PeerData:
         check_values(
             self.test, self.num_classes, "test", lambda row: f"test, record {row}"
         )
+        self._check_bound()
 
     @classmethod
     def load(
@@ -175,6 +182,7 @@ class PeerData:
             test=dataset.test,
             num_classes=dataset.num_classes,
             name=dataset.name,
+            feature_bound=dataset.feature_bound,
             recipe=recipe,
         )
 
@@ -187,6 +195,7 @@ class PeerData:
         num_classes: int | None = None,
         name: str = "tensors",
         dtype: torch.dtype | None = None,
+        feature_bound: float | None = None,
     ) -> "PeerData":
         """Take arrays of your own, one pair per peer, of any number of rows each.
 
@@ -199,6 +208,7 @@ class PeerData:
             name: Shown in reports.
             dtype: ``torch.float32`` or ``torch.float64`` to convert floating-point
                 inputs and targets; None keeps what was given.
+            feature_bound: Public bound on the size of every feature, or None.
 
         Returns:
             The peers' data; ``origin`` counts the rows as they were given.
@@ -230,12 +240,51 @@ class PeerData:
             test=tested,
             num_classes=num_classes,
             name=name,
+            feature_bound=feature_bound,
         )
 
     @property
     def n(self) -> int:
         """Number of peers N."""
         return len(self.offsets) - 1
+
+    def _check_bound(self) -> None:
+        """Refuse rows that pass the public bound."""
+        if self.feature_bound is None:
+            return
+        _validate.number(feature_bound=self.feature_bound, above=0)
+        for name, batch in (("store", self.store), ("test", self.test)):
+            if len(batch) and batch.inputs.is_floating_point():
+                largest = float(batch.inputs.abs().max())
+                if largest > self.feature_bound:
+                    raise DataError(
+                        f"feature_bound: must be at least every feature of the {name}, "
+                        f"got {self.feature_bound:g} and a feature of size "
+                        f"{largest:g}; state a larger bound or clip the features"
+                    )
+
+    def input_radius(self, *, bias: bool) -> tuple[float, bool]:
+        """Return a bound on the norm of every input as models see it.
+
+        Args:
+            bias: Whether a 1 is appended to each input.
+
+        Returns:
+            The bound, and whether it is public: from ``feature_bound`` or the type of
+            the images; else it is the largest norm among the stored rows, which is
+            information about them.
+        """
+        width = math.prod(self.store.inputs.shape[1:])
+        bound = self.feature_bound
+        if self.store.inputs.dtype == torch.uint8:
+            bound = 1.0
+        if bound is not None:
+            return math.sqrt(width * bound**2 + bias), True
+        largest = 0.0
+        for part in self.store.inputs.split(4096):
+            x = part.reshape(len(part), -1).double()
+            largest = max(largest, float(x.square().sum(1).max()))
+        return math.sqrt(largest + bias), False
 
     @cached_property
     def sizes(self) -> NDArray[np.int64]:

@@ -26,6 +26,8 @@ class Dataset:
         name: Registered name, or one of your own.
         source: Where it comes from, in a sentence.
         sha256: Of both parts' inputs and labels.
+        feature_bound: Public bound on the size of every feature, known without
+            looking at the rows, or None; images of bytes have 1 in any case.
     """
 
     train: TensorBatch
@@ -34,6 +36,7 @@ class Dataset:
     name: str
     source: str
     sha256: str = ""
+    feature_bound: float | None = None
 
     def __post_init__(self) -> None:
         """Check the types and fill the hash."""
@@ -71,6 +74,7 @@ def digits() -> Dataset:
         name="digits",
         source="scikit-learn: test part of Optical Recognition of Handwritten Digits "
         "(E. Alpaydin and C. Kaynak, 1998, UCI)",
+        feature_bound=1.0,
     )
 
 

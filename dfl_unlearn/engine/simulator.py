@@ -24,6 +24,7 @@ from dfl_unlearn.engine.callbacks import Callback, ProgressLog, notify
 from dfl_unlearn.engine.config import ExecutionConfig, SimulationConfig
 from dfl_unlearn.engine.local import resolve_chunk, resolve_kernel
 from dfl_unlearn.engine.memory import available_memory
+from dfl_unlearn.engine.objective import network_objective
 from dfl_unlearn.engine.run import History, TrainedRun
 from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.engine.threads import blas_report, limited_threads
@@ -247,6 +248,11 @@ def _train(
             state = backend.gather()
             blas = blas_report()
             done_by = backend.report()
+            record = backend.stop()
+            if "training_residual" in config.record.parts:
+                objective = network_objective(model, data, config.peer_weighting)
+                residual = float(objective.gradient(state.mean()).norm())
+                record = replace(record, training_residual={state.round: residual})
     finally:
         backend.close()
         if progress is not None:
@@ -267,7 +273,7 @@ def _train(
         model=model,
         config=config,
         state=state,
-        record=backend.stop(),
+        record=record,
         history=history,
         ledger=PrivacyLedger(config.privacy_budget),
         rng=rng,

@@ -398,6 +398,9 @@ def _record_plan(record: TrainingRecord) -> dict[str, Any]:
         "every": record.plan.every,
         "memory_budget": record.plan.memory_budget,
         "checkpoints": sorted(record.checkpoints),
+        "training_residual": {
+            str(t): value for t, value in record.training_residual.items()
+        },
         "common_initial": record.initial is not None and record.initial.stride(0) == 0,
         "dynamics": {
             **dynamics,
@@ -462,6 +465,9 @@ def _read_record(
             for t in known["checkpoints"]
         },
         gradient_norms=None if norms is None else norms.numpy(),
+        training_residual={
+            int(t): value for t, value in known.get("training_residual", {}).items()
+        },
     )
 
 

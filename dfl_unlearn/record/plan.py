@@ -6,7 +6,9 @@ from typing import Any, Literal, get_args
 from dfl_unlearn import _validate
 from dfl_unlearn.errors import InvalidArgumentError
 
-RecordPart = Literal["initial_state", "checkpoints", "gradient_norms"]
+RecordPart = Literal[
+    "initial_state", "checkpoints", "gradient_norms", "training_residual"
+]
 
 _MOST_CHECKPOINTS = 8
 
@@ -18,8 +20,9 @@ class RecordPlan:
     Batches are never kept: the keyed draws give them again.
 
     Attributes:
-        parts: Any of ``initial_state``, ``checkpoints`` (the state after some rounds)
-            and ``gradient_norms`` (one number per round and peer, for influence).
+        parts: Any of ``initial_state``, ``checkpoints`` (the state after some rounds),
+            ``gradient_norms`` (one number per round and peer, for influence) and
+            ``training_residual`` (how far the last mean model is from a minimizer).
         every: Rounds between checkpoints; ``"auto"`` spreads at most eight of them
             evenly, fewer if they would not fit the budget.
         memory_budget: Bytes that checkpoints may take in memory.

@@ -54,6 +54,10 @@ class TrainingRecord:
         checkpoints: Round number -> state **after** that many rounds, ``(N, P)``.
         gradient_norms: Per round and peer the sum over local steps of the norm of the
             batch gradient's data term, shape ``(T, N)``, float64, or None.
+        training_residual: Round number -> norm of the gradient of the network's
+            objective at the mean of all models after that many rounds. Measured at the
+            end of training, before any request, by two sums over all peers: everybody
+            knows that mean model from then on.
     """
 
     plan: RecordPlan
@@ -62,6 +66,7 @@ class TrainingRecord:
     initial: Tensor | None = None
     checkpoints: Mapping[int, Tensor] = field(default_factory=dict)
     gradient_norms: NDArray[np.float64] | None = None
+    training_residual: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def rounds(self) -> int:

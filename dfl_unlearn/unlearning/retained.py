@@ -1,11 +1,9 @@
 """The network's objective on what is kept, and its exact minimizer."""
 
-import numpy as np
-
 from dfl_unlearn.curvature.newton import NewtonPath, newton_minimize
 from dfl_unlearn.curvature.operators import Objective
 from dfl_unlearn.data.peers import PeerData
-from dfl_unlearn.engine.local import peer_scale
+from dfl_unlearn.engine.objective import network_objective as objective_of
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.threads import limited_threads
 from dfl_unlearn.errors import UnsupportedRequestError
@@ -24,16 +22,7 @@ def network_objective(run: TrainedRun, data: PeerData | None = None) -> Objectiv
         of the peer's mean (see ``PeerData.counted``).
     """
     data = run.data if data is None else data
-    share = peer_scale(data, run.config.peer_weighting) / data.n
-    counted = np.add.reduceat(data.counted, data.offsets[:-1], dtype=np.int64)
-    divisor = np.maximum(counted, 1)
-    per_row = np.repeat(share / divisor, data.sizes)
-    return Objective(
-        model=run.model,
-        inputs=data.store.inputs,
-        labels=data.store.labels,
-        weights=np.where(data.keep, per_row, 0.0),
-    )
+    return objective_of(run.model, data, run.config.peer_weighting)
 
 
 def exact_minimizer(

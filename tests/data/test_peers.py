@@ -270,3 +270,24 @@ def test_batches_say_what_they_are():
     assert len(TensorBatch(torch.zeros(2, 1), torch.zeros(2).long())) == 2
     with pytest.raises(InvalidTypeError, match="inputs: must be a Tensor"):
         TensorBatch([[1.0]], torch.zeros(1))
+
+
+def test_a_public_feature_bound_is_checked_and_gives_a_public_radius():
+    x, y = torch.tensor([[0.5, -2.0], [1.0, 1.0]]), torch.tensor([0, 1])
+    with pytest.raises(DataError, match=r"feature_bound: .* got 1.5 and .* size 2"):
+        PeerData.from_tensors([(x, y)], test=(x, y), feature_bound=1.5)
+    data = PeerData.from_tensors([(x, y)], test=(x, y), feature_bound=2.0)
+    assert data.input_radius(bias=True) == (3.0, True)
+    assert PeerData.load("digits", peers=2).input_radius(bias=False) == (8.0, True)
+
+
+def test_images_of_bytes_have_a_public_radius_by_their_type():
+    x = torch.zeros(3, 2, 2, dtype=torch.uint8)
+    data = PeerData.from_tensors([(x, torch.tensor([0, 1, 0]))], test=(x, [0, 1, 0]))
+    assert data.input_radius(bias=False) == (2.0, True)
+
+
+def test_without_a_bound_the_radius_is_the_largest_norm_and_not_public():
+    x, y = torch.tensor([[3.0, 4.0], [0.0, 1.0]]), torch.tensor([0, 1])
+    data = PeerData.from_tensors([(x, y)], test=(x, y))
+    assert data.input_radius(bias=False) == (5.0, False)

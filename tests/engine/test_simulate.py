@@ -485,3 +485,20 @@ def test_the_number_of_threads_is_restored(run):
 def test_a_run_shows_itself_in_a_notebook(run):
     assert run.digest[:16] in run._repr_html_()
     assert "5 peers" in run._repr_html_()
+
+
+def test_the_record_says_how_far_the_mean_model_is_from_a_minimizer():
+    run = simulate("ring", DATA, "logistic", SHORT)
+    mean = run.state.mean()
+    total = sum(
+        torch.autograd.functional.jacobian(
+            lambda p, i=i: run.model.loss(
+                p, (DATA.local(i).inputs.double(), DATA.local(i).labels)
+            ),
+            mean,
+        )
+        for i in range(DATA.n)
+    )
+    found = run.record.training_residual
+    assert list(found) == [6]
+    np.testing.assert_allclose(found[6], float(total.norm()) / DATA.n, rtol=1e-10)
