@@ -20,6 +20,7 @@ What :math:`\omega` means:
 only. ``leave_out`` trains without them.
 """
 
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,16 +36,29 @@ from dfl_unlearn import _validate
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.replay import Chosen, Replay, refuse_undifferentiable
 from dfl_unlearn.engine.run import TrainedRun
-from dfl_unlearn.engine.simulator import retrain
+from dfl_unlearn.engine.simulator import retrain, samples_per_round
 from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.engine.tangents import Change, round_of
 from dfl_unlearn.engine.threads import limited_threads
 from dfl_unlearn.errors import (
     InvalidArgumentError,
     MissingRecordError,
+    ReplayDivergedError,
     UnsupportedRequestError,
 )
-from dfl_unlearn.record.influence import InfluenceMode, InfluenceTrace, influence_trace
+from dfl_unlearn.record.influence import (
+    InfluenceMode,
+    InfluenceTrace,
+    best_trace,
+    influence_trace,
+    mixing_power,
+)
+
+_LOG = logging.getLogger(__name__)
+
+# Per-sample gradients of the run times parameters up to which a replay is made unasked.
+_AFFORDABLE = 2.5e8
+_AUTOGRAD = 10  # a model without closed forms takes about so many times longer
 
 
 def track_influence(
@@ -146,6 +160,33 @@ def _exact(replay: Replay, chosen: Chosen, every: int, vectors: bool) -> Influen
 def _from(replay: Replay, start: PeerState, rounds: int) -> Iterator[PeerState]:
     yield start
     yield from replay.states(start, rounds)
+
+
+def best_influence(run: TrainedRun, source: int) -> InfluenceTrace:
+    """Return the most exact trace of a peer's influence that is worth its time.
+
+    The derivative where a replay takes a second or two at most (counted in
+    multiplications, never by a clock) and can be made; else what was recorded: the norm
+    bound where it says something, else the mixing power.
+
+    Args:
+        run: The trained run.
+        source: The peer.
+
+    Returns:
+        The trace of all rounds; its ``mode`` says which it is.
+    """
+    if run.record is None:
+        return mixing_power(run.topology, source, run.config.rounds)
+    work = run.record.rounds * samples_per_round(run.data, run.config) * run.model.size
+    if work * (1 if run.model.convex else _AUTOGRAD) <= _AFFORDABLE:
+        try:
+            return track_influence(run, source)
+        except (MissingRecordError, UnsupportedRequestError) as error:
+            _LOG.debug("no exact influence: %s", error)
+        except ReplayDivergedError as error:
+            _LOG.warning("no exact influence: %s", error)
+    return best_trace(run.record, run.topology, source)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
