@@ -1,6 +1,6 @@
 """How does one peer's influence cross different networks?
 
-    python experiments/influence_spread.py                     # about 4 minutes
+    python experiments/influence_spread.py                     # about 5 minutes
     python experiments/influence_spread.py --preset quick      # seconds
 
 Softmax regression on digits, split unevenly over the peers (Dirichlet), is trained by
@@ -11,13 +11,16 @@ weight, ``track_influence``), and compared with leaving the rows out (``leave_ou
 1. When does a tenth, and half, of the even share arrive at the farthest peer and on
    average (``front``), and among how many peers is the influence spread?
 2. Do the exact norms rank the peers as the counterfactual does (Spearman)? Per source
-   over the peers (worst and mean), and over all (source, peer) pairs. The form is
+   over the peers (worst and mean), and over all (source, peer) pairs, which also
+   compares the sizes of different sources' influence. Half of a peer's rows is a large
+   change for a first-order quantity. The form is
    ``cta``, where every peer keeps a model of its own: under ``atc`` the complete graph
    leaves all peers with one model, and there is no ranking of peers to compare.
 3. Do fronts come later where 1 - spectral gap is larger? Rank correlation over the six
    networks of a size.
 
-Prints one line per network and writes ``runs/influence_spread/``: ``table.csv``,
+An ``inf`` is a front that did not arrive within the rounds trained. Prints one line per
+network and writes ``runs/influence_spread/``: ``table.csv``,
 ``heatmaps.png`` (round by peer, nearest first) and ``fronts.png`` (front against gap).
 """
 
@@ -178,7 +181,7 @@ def line(row: dict[str, object]) -> str:
 
 def correlation(rows: list[dict[str, object]]) -> str:
     """Return how the fronts of one size's networks rank with 1 - spectral gap."""
-    slow = [1 - row["spectral_gap"] for row in rows]
+    slow = [round(1 - row["spectral_gap"], 9) for row in rows]  # equal gaps tie
     words = []
     for key in ("front_0.1_farthest", "front_0.5_farthest", "front_0.5_mean"):
         found = spearmanr(slow, [row[key] for row in rows]).statistic
@@ -244,7 +247,8 @@ def fronts(rows: list[dict[str, object]]) -> Figure:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("spectral gap")
-    axes.set_ylabel("round in which the farthest peer holds half the even share")
+    axes.set_ylabel("first round")
+    axes.set_title("half of the even share at the farthest peer")
     axes.legend()
     return figure
 

@@ -38,6 +38,7 @@ from dfl_unlearn.engine.replay import Chosen, Replay, refuse_undifferentiable
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.simulator import retrain, samples_per_round
 from dfl_unlearn.engine.state import PeerState
+from dfl_unlearn.engine.stored_influence import kept_influence
 from dfl_unlearn.engine.tangents import Change, round_of
 from dfl_unlearn.engine.threads import limited_threads
 from dfl_unlearn.errors import (
@@ -57,7 +58,7 @@ from dfl_unlearn.record.influence import (
 _LOG = logging.getLogger(__name__)
 
 # Per-sample gradients of the run times parameters up to which a replay is made unasked.
-_AFFORDABLE = 2.5e8
+_AFFORDABLE = 5e8
 _AUTOGRAD = 10  # a model without closed forms takes about so many times longer
 
 
@@ -165,9 +166,9 @@ def _from(replay: Replay, start: PeerState, rounds: int) -> Iterator[PeerState]:
 def best_influence(run: TrainedRun, source: int) -> InfluenceTrace:
     """Return the most exact trace of a peer's influence that is worth its time.
 
-    The derivative where a replay takes a second or two at most (counted in
-    multiplications, never by a clock) and can be made; else what was recorded: the norm
-    bound where it says something, else the mixing power.
+    What the run's folder keeps; else the derivative where a replay takes a second or
+    two at most (counted in multiplications, never by a clock) and can be made; else
+    what was recorded: the norm bound where it says something, else the mixing power.
 
     Args:
         run: The trained run.
@@ -176,6 +177,9 @@ def best_influence(run: TrainedRun, source: int) -> InfluenceTrace:
     Returns:
         The trace of all rounds; its ``mode`` says which it is.
     """
+    kept = kept_influence(run, source)
+    if kept is not None:
+        return kept
     if run.record is None:
         return mixing_power(run.topology, source, run.config.rounds)
     work = run.record.rounds * samples_per_round(run.data, run.config) * run.model.size
