@@ -207,7 +207,7 @@ class FixedPoint:
                 "known there"
             )
         smooth = float(self._scale.max()) * self._smoothness()
-        return least, spread + self.rate * (smooth + float(decay.max()) / self.rate)
+        return least, spread + self.rate * smooth + float(decay.max())
 
     def _smoothness(self) -> float:
         """Return a bound on the Hessians of the data terms."""

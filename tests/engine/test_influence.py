@@ -218,6 +218,21 @@ def test_exact_influence_is_the_derivative_of_training(model, form, fields):
     assert np.linalg.norm(exact - numeric) <= 1e-6 * np.linalg.norm(numeric)
 
 
+@pytest.mark.parametrize("model", ["mlp", "small-cnn"])
+def test_networks_with_kinks_are_differentiated_piece_by_piece(model):
+    data = blobs([4, 5, 3], features=16, dtype=np.float64)
+    local = LocalSteps(batch_size=3, learning_rate=0.1, steps=2)
+    config = SimulationConfig(rounds=3, local=local, dtype="float64")
+    run = simulate("path", data, model, config)
+
+    def losses(p, x, y):
+        return run.model.sample_losses(p, (x, y))
+
+    exact = track_influence(run, 1, vectors=True).vectors[-1]
+    numeric = differences(run, run.data.owner == 1, losses, h=1e-6)
+    assert np.linalg.norm(exact - numeric) <= 1e-6 * np.linalg.norm(numeric)
+
+
 @pytest.mark.parametrize("model", ["softmax", "tanh"])
 @pytest.mark.parametrize(
     "fields",
