@@ -236,6 +236,10 @@ class LedgerFormatError(CorruptStateError):
     """A ledger line has a value that the format does not allow."""
 
 
+class ReplayDivergedError(CorruptStateError):
+    """A replay of training ends in another state than the run's."""
+
+
 class NoiseStreamChangedError(CorruptStateError):
     """The keyed noise generator gives other values than when the run was made."""
 

@@ -22,6 +22,7 @@ from dfl_unlearn.data.sources import datasets
 from dfl_unlearn.engine.config import ExecutionConfig, SimulationConfig, trainers
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.simulator import kept_open, retrain, simulate
+from dfl_unlearn.engine.stored_influence import keep_influence
 from dfl_unlearn.engine.trainers.contract import Trainer
 from dfl_unlearn.errors import ConfigError
 from dfl_unlearn.evaluation.view import evaluate
@@ -335,6 +336,8 @@ def write_results(
                 write(place)
     source: Any = list(outcomes) if outcomes else run
     view = ResultsView.of(source, list(tables) if outcomes else None)
+    if (report.figures or report.html) and view.influence().mode == "exact":
+        keep_influence(run.replaced(folder=folder.root), view.influence())
     if report.figures:
         figures = folder.path("figures")
         figures.mkdir(exist_ok=True)

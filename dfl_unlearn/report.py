@@ -224,12 +224,14 @@ def _influence(view: ResultsView) -> Html:
         f"over {spread:.1f} of {view.topology.n} peers; its distance to an even spread "
         f"was {trace.distance_to_uniform()[-1]:.3g} (0 is even, 1 is one place). "
     )
-    words += (
-        "Shares are norm bounds on the sensitivity of each model to that data."
-        if trace.mode == "norm_bound"
-        else "Shares follow the mixing matrix alone: for this training no bound on the "
-        "sensitivity itself is known."
-    )
+    words += {
+        "exact": "Shares are norms of the exact derivative of each model in the weight "
+        "of that data: what a small change does, not what leaving all of it out does.",
+        "norm_bound": "Shares are norm bounds on the sensitivity of each model to that "
+        "data.",
+        "mixing_power": "Shares follow the mixing matrix alone: for this training no "
+        "bound on the sensitivity itself is at hand.",
+    }[trace.mode]
     return h.section(
         "Where the influence went",
         h.tag("p", words),

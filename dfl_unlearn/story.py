@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from dfl_unlearn.engine.influence import best_influence
 from dfl_unlearn.engine.run import TrainedRun
-from dfl_unlearn.record.influence import best_trace
 from dfl_unlearn.store.table import NETWORK, ResultsTable
 from dfl_unlearn.unlearning.contracts import Outcome
 
@@ -27,11 +27,11 @@ def influence_lines(trained: TrainedRun, source: int) -> list[str]:
     """Return a peer's influence by hop and round; nothing without a record."""
     if trained.record is None:
         return []
-    trace = best_trace(trained.record, trained.topology, source)
+    trace = best_influence(trained, source)
     shares, spread = trace.by_hop(), trace.effective_spread()
     rounds = len(trace.rounds)
     chosen = sorted({min(r, rounds) for r in (*_ROUNDS, rounds)})
-    how = "norm bound" if trace.mode == "norm_bound" else "mixing power"
+    how = trace.mode.replace("_", " ")
     lines = [
         f"INFLUENCE  of peer {source}, mean share per peer by hop ({how})",
         "  hop " + "".join(f"{f'round {r}':>11}" for r in chosen),

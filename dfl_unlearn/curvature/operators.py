@@ -287,6 +287,7 @@ class DiagonalFisher:
         damping: float,
         rng: RngTree,
         request: str,
+        sparsify: float | None = None,
     ) -> "DiagonalFisher":
         """Compute the diagonal at a point.
 
@@ -296,6 +297,8 @@ class DiagonalFisher:
             damping: Added to every entry, >= 0.
             rng: Draws the labels, purpose ``method``.
             request: Request id that names the draw.
+            sparsify: Share in (0, 1] of the entries that are kept, the largest ones;
+                the others become ``damping``. None keeps all.
 
         Returns:
             The operator.
@@ -310,6 +313,10 @@ class DiagonalFisher:
         else:
             values = _sampled_diagonal(objective, theta, rng, request)
         values = values + (objective.model.l2 + damping)
+        if sparsify is not None:
+            dropped = len(values) - max(1, round(sparsify * len(values)))
+            order = values.argsort(stable=True)
+            values[order[:dropped]] = damping
         smallest = float(values.min())
         if not smallest > 0:
             raise NonPositiveCurvatureError(

@@ -155,8 +155,12 @@ def influence_front(view: ResultsView, figure: Figure) -> None:
 
 def _title(trace: InfluenceTrace, words: str) -> str:
     text = words.format(trace.source)
-    bound = "norm bound" if trace.mode == "norm_bound" else "mixing matrix"
-    return f"{text[0].upper()}{text[1:]} ({bound})"
+    how = {
+        "exact": "exact",
+        "norm_bound": "norm bound",
+        "mixing_power": "mixing matrix",
+    }[trace.mode]
+    return f"{text[0].upper()}{text[1:]} ({how})"
 
 
 def _name_curves(

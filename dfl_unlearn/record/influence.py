@@ -16,6 +16,12 @@ Give peer u's data the weight :math:`\omega` and let :math:`S_i = \partial x_i /
 * ``mixing_power`` looks at the network alone: :math:`\frac1T \sum_{k=1}^T (W^k)_{iu}`.
 
 Both are exactly 0 outside the light cone: where no message can have carried the data.
+The derivative itself (mode ``exact``) takes a replay of training:
+``engine.influence.track_influence``.
+
+What the network alone says: ``first_contact`` (the light cone), ``influence_matrix``
+(whom every model comes from) and ``resolvent_weights`` (how a correction of the mean
+model is shared out).
 """
 
 from collections.abc import Mapping
@@ -23,7 +29,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import scipy.sparse as sp
 from numpy.typing import NDArray
+from scipy.sparse.csgraph import shortest_path
+from scipy.sparse.linalg import spsolve
 
 from dfl_unlearn import _validate
 from dfl_unlearn.errors import (
@@ -33,9 +42,12 @@ from dfl_unlearn.errors import (
     UnsupportedRequestError,
 )
 from dfl_unlearn.record.training import Dynamics, TrainingRecord
-from dfl_unlearn.topology.graph import Topology
+from dfl_unlearn.topology.graph import Topology, TopologySchedule
 
-InfluenceMode = Literal["norm_bound", "mixing_power"]
+InfluenceMode = Literal["exact", "norm_bound", "mixing_power"]
+Form = Literal["atc", "cta"]
+
+_LARGEST_DENSE = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +56,15 @@ class InfluenceTrace:
 
     Attributes:
         source: The peer whose data spread.
-        mode: ``norm_bound`` (in the parameters' units) or ``mixing_power`` (shares of
-            a walk; no training data needed).
+        mode: ``exact`` (norms of the derivative :math:`S_i`, the parameters' units),
+            ``norm_bound`` (an upper bound of them) or ``mixing_power`` (shares of a
+            walk; no training data needed).
         rounds: Rounds completed, shape ``(T',)``.
         norms: Influence on each peer, shape ``(T', N)``, float64, >= 0.
         hops: Hop distance of each peer from the source, shape ``(N,)``.
-        vacuous: Whether a peer's bound is too loose to say anything, shape ``(N,)``.
+        vacuous: Whether a peer's bound is too loose to say anything, shape ``(N,)``;
+            never for ``exact``.
+        vectors: The derivatives themselves, shape ``(T', N, P)`` float64, or None.
     """
 
     source: int
@@ -58,6 +73,7 @@ class InfluenceTrace:
     norms: NDArray[np.float64]
     hops: NDArray[np.int64]
     vacuous: NDArray[np.bool_]
+    vectors: NDArray[np.float64] | None = None
 
     def shares(self) -> NDArray[np.float64]:
         """Return each peer's share of the influence, shape ``(T', N)``.
@@ -116,7 +132,7 @@ def influence_trace(
     record: TrainingRecord,
     topology: Topology,
     source: int,
-    mode: InfluenceMode = "norm_bound",
+    mode: Literal["norm_bound", "mixing_power"] = "norm_bound",
     *,
     gradient_norms: NDArray[np.float64] | None = None,
 ) -> InfluenceTrace:
@@ -140,10 +156,7 @@ def influence_trace(
         UnsupportedRequestError: If the training iteration has no such bound.
     """
     _validate.one_of(("norm_bound", "mixing_power"), mode=mode)
-    if not 0 <= source < topology.n:
-        raise UnknownPeerError(
-            f"source: must be a peer in 0..{topology.n - 1}, got {source}"
-        )
+    _check_peer(topology, source)
     if mode == "mixing_power":
         return mixing_power(topology, source, record.rounds)
     if gradient_norms is None:
@@ -233,6 +246,137 @@ def mixing_power(topology: Topology, source: int, rounds: int) -> InfluenceTrace
     )
 
 
+def first_contact(topology: Topology, source: int, form: str) -> NDArray[np.int64]:
+    """Return the first round after which a peer's data can have moved each peer.
+
+    Before that round the influence is exactly 0 (the light cone).
+
+    Args:
+        topology: The network.
+        source: The peer.
+        form: ``cta`` takes one round to leave the peer, so hop distance + 1; ``atc``
+            and ``gradient_tracking`` send what was just learned, so at least 1 and
+            else the hop distance.
+
+    Returns:
+        Rounds counted from 1, shape ``(N,)``.
+    """
+    _validate.one_of(("atc", "cta", "gradient_tracking"), form=form)
+    hops = topology.hops(source)
+    return hops + 1 if form == "cta" else np.maximum(hops, 1)
+
+
+def influence_matrix(topology: TopologySchedule, rounds: int) -> NDArray[np.float64]:
+    r"""Return where every peer's model comes from, by mixing alone.
+
+    :math:`C = \frac1T \sum_{k=1}^{T} W_T \cdots W_k`, which is
+    :math:`\frac1T \sum_k W^k` on a network that does not change: what every peer holds
+    after T rounds of what each peer added, equally, in each of them. A symmetric W is
+    taken apart once, whatever T; otherwise T sparse products.
+
+    Args:
+        topology: A network, or a schedule of networks.
+        rounds: T >= 1.
+
+    Returns:
+        Shape ``(N, N)``; row i says whose additions peer i holds and sums to 1 (for
+        row-stochastic W). Exactly 0 outside the light cone.
+
+    Example:
+        >>> from dfl_unlearn import load_topology
+        >>> influence_matrix(load_topology("ring", n=4), 1)[0].round(3).tolist()
+        [0.333, 0.333, 0.0, 0.333]
+    """
+    _validate.integer(rounds=rounds, at_least=1)
+    n = topology.n
+    if isinstance(topology, Topology) and n <= _LARGEST_DENSE:
+        dense = topology.weights.toarray()
+        if np.array_equal(dense, dense.T):
+            values, basis = np.linalg.eigh(dense)
+            gap = 1 - values
+            # A geometric series; at the eigenvalue 1 every term is 1.
+            near = gap < 1e-12
+            series = np.where(
+                near,
+                1.0,
+                values * (1 - values**rounds) / np.where(near, 1.0, gap) / rounds,
+            )
+            matrix: NDArray[np.float64] = (basis * series) @ basis.T
+            if rounds < n - 1:  # farther apart no two peers can be
+                apart = shortest_path(topology.weights, unweighted=True)
+                matrix[apart > rounds] = 0.0
+            return np.maximum(matrix, 0.0)
+    total = np.zeros((n, n))
+    eye = np.eye(n)
+    for t in range(rounds):
+        total = topology.at(t).weights @ (total + eye)
+    return total / rounds
+
+
+def resolvent_weights(
+    topology: Topology,
+    source: int,
+    learning_rate: float,
+    curvature: float,
+    form: Form = "cta",
+) -> NDArray[np.float64]:
+    r"""Return how much of a mean-model correction each peer is due.
+
+    D-SGD with the uniform curvature h answers a small change of the source's gradient
+    by the multiples (decentralized-certified 2.3, [derived])
+
+    - cta: :math:`a = N\eta h\,(I - W + \eta h I)^{-1} e_u`,
+    - atc: :math:`a = N\eta h\,(I - (1 - \eta h) W)^{-1} W e_u`
+
+    of the change of the mean; for :math:`\eta h \ll 1 - \rho` all tend to 1.
+
+    Args:
+        topology: The network; doubly stochastic weights.
+        source: The peer u whose gradient changes.
+        learning_rate: Step size, above 0.
+        curvature: h, above 0, e.g. the mean of the Hessian's diagonal;
+            ``learning_rate * curvature`` at most 1.
+        form: ``cta`` or ``atc``.
+
+    Returns:
+        a, shape ``(N,)``, >= 0, with sum N.
+
+    Raises:
+        UnknownPeerError: If ``source`` is not a peer.
+        InvalidArgumentError: If a number is out of bounds or W is not doubly
+            stochastic.
+    """
+    _validate.one_of(("atc", "cta"), form=form)
+    _check_peer(topology, source)
+    _validate.number(learning_rate=learning_rate, above=0)
+    _validate.number(curvature=curvature, above=0)
+    step = learning_rate * curvature
+    if not step <= 1:
+        raise InvalidArgumentError(
+            "curvature: times learning_rate must be at most 1, got "
+            f"{learning_rate:g} * {curvature:g}; D-SGD does not converge there"
+        )
+    if topology.stochastic != "doubly":
+        raise InvalidArgumentError(
+            "topology: must have doubly stochastic weights, got "
+            f"{topology.stochastic!r}; use mixing='metropolis-hastings'"
+        )
+    n, weights = topology.n, topology.weights
+    unit = np.zeros(n)
+    unit[source] = 1.0
+    identity = sp.eye_array(n, format="csr")
+    if form == "cta":
+        system, right = (1 + step) * identity - weights, unit
+    else:
+        system, right = identity - (1 - step) * weights, weights @ unit
+    if n <= _LARGEST_DENSE:
+        solution = np.linalg.solve(system.toarray(), right)
+    else:
+        solution = spsolve(system.tocsc(), right)
+    shares: NDArray[np.float64] = n * step * solution
+    return shares
+
+
 def best_trace(
     record: TrainingRecord, topology: Topology, source: int
 ) -> InfluenceTrace:
@@ -244,6 +388,14 @@ def best_trace(
     if trace.vacuous.any():
         return mixing_power(topology, source, record.rounds)
     return trace
+
+
+def _check_peer(topology: Topology, source: int) -> None:
+    _validate.integer(source=source)
+    if not 0 <= source < topology.n:
+        raise UnknownPeerError(
+            f"source: must be a peer in 0..{topology.n - 1}, got {source}"
+        )
 
 
 def _refuse_unbounded(dynamics: Dynamics) -> None:

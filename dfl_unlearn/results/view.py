@@ -9,10 +9,11 @@ from dfl_unlearn import _validate
 from dfl_unlearn.accounting.certificate import Certificate
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.config import trainers
+from dfl_unlearn.engine.influence import best_influence
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.errors import InvalidArgumentError, UnknownNameError
 from dfl_unlearn.evaluation.view import evaluate
-from dfl_unlearn.record.influence import InfluenceTrace, best_trace, mixing_power
+from dfl_unlearn.record.influence import InfluenceTrace
 from dfl_unlearn.store.table import ResultsTable
 from dfl_unlearn.topology.graph import Topology
 from dfl_unlearn.unlearning.contracts import Outcome
@@ -153,8 +154,8 @@ class ResultsView:
             request: Whose requester; None is the first outcome's.
 
         Returns:
-            The norm bound where training recorded it and it says something, else the
-            mixing power.
+            The exact derivative where it costs little, else the norm bound where
+            training recorded it and it says something, else the mixing power.
         """
         source = self.source_peer if request is None else request.requester
         return self._traces(source)
@@ -162,11 +163,7 @@ class ResultsView:
     def _traces(self, source: int) -> InfluenceTrace:
         kept = self._kept
         if source not in kept:
-            kept[source] = (
-                mixing_power(self.topology, source, self.run.config.rounds)
-                if self.run.record is None
-                else best_trace(self.run.record, self.topology, source)
-            )
+            kept[source] = best_influence(self.run, source)
         return kept[source]
 
     @cached_property

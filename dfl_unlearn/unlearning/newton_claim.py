@@ -7,30 +7,27 @@ what it rests on; the certificate follows once the release is in the ledger.
 from typing import TYPE_CHECKING
 
 from dfl_unlearn.accounting.certificate import Assumption, Certificate, certify
-from dfl_unlearn.accounting.release import GaussianRelease
-from dfl_unlearn.curvature.newton import NewtonPath
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.run import TrainedRun
+from dfl_unlearn.unlearning.newton_correction import Correction, proves
+from dfl_unlearn.unlearning.newton_release import (
+    ROUNDING_SHARE,
+    ReleasePlan,
+    owners_of,
+)
 
 if TYPE_CHECKING:
     from dfl_unlearn.unlearning.protocols.newton_fisher import NewtonFisher
 
-# Share of the cap that is set aside for rounding the released model to its dtype.
-ROUNDING_SHARE = 0.01
-
-
-def owners_of(request: ForgetRequest) -> tuple[str, ...]:
-    """Return the ledger's names of the peers whose data goes."""
-    return tuple(f"peer:{i}" for i in request.peers)
+_EARLIER = "earlier releases of the same owner"
 
 
 def assumptions_of(
     protocol: "NewtonFisher",
     run: TrainedRun,
     request: ForgetRequest,
-    path: NewtonPath,
+    correction: Correction,
     rounding: float,
-    provable: bool,
 ) -> list[Assumption]:
     """Return every constant of the claim; read before the release is charged.
 
@@ -38,9 +35,8 @@ def assumptions_of(
         protocol: Its fields.
         run: The trained network, with this attempt's ledger.
         request: The resolved request.
-        path: Where the corrections led.
-        rounding: How far rounding may move the released model.
-        provable: Whether the residual bounds the distance to the exact minimizer.
+        correction: The models before the noise, and their distance to the target.
+        rounding: How far rounding may move a released model.
 
     Returns:
         The assumptions with their sources and states.
@@ -68,14 +64,15 @@ def assumptions_of(
             note="public; the noise is calibrated to it and to nothing measured",
         ),
     ]
-    if provable:
+    if protocol.stacked:
+        assumptions[1] = _stacked_convexity(run)
+    if proves(protocol, run):
         assumptions += [
             Assumption(
-                name="distance to the exact minimizer",
-                value=path.residuals[-1] / model.l2,
+                name=_distance_name(protocol),
+                value=correction.distance,
                 source="measured",
-                note="|grad F-| / lambda at the corrected model, in float64 over "
-                "all retained rows; at most the cap",
+                note=_distance_note(protocol),
             ),
             Assumption(
                 name="rounding of the released model",
@@ -88,7 +85,7 @@ def assumptions_of(
     else:
         assumptions.append(
             Assumption(
-                name="distance to the exact minimizer",
+                name=_distance_name(protocol),
                 value="no bound",
                 source="estimated",
                 note="assumed within the cap; "
@@ -99,19 +96,120 @@ def assumptions_of(
                 ),
             )
         )
-    assumptions.append(
-        Assumption(
-            name="one release",
-            value="all peers start from the same noised model",
-            source="proven",
-            note="so the joint observer sees one Gaussian release; recovery "
-            "rounds use retained rows only and are post-processing",
-        )
-    )
+        if protocol.curvature == "diag_fisher":
+            assumptions.append(
+                Assumption(
+                    name="Fisher error",
+                    value="diagonal"
+                    if protocol.sparsify is None
+                    else f"diagonal, {protocol.sparsify:g} of it kept",
+                    source="estimated",
+                    note="how far it is from the Hessian is not bounded",
+                )
+            )
+    assumptions += _placement(protocol, run)
     earlier = _releases(run, request)
     if earlier:
         assumptions.append(_earlier_releases(earlier))
     return assumptions
+
+
+def _stacked_convexity(run: TrainedRun) -> Assumption:
+    return Assumption(
+        name="strong convexity (lambda)",
+        value=run.model.l2 + run.config.local.weight_decay,
+        source="proven",
+        note="l2 and weight decay of every peer that takes steps; with a symmetric "
+        "mixing matrix the Jacobian I - W + rate H is bounded below by its smallest "
+        "eigenvalue with H at this value",
+    )
+
+
+def _distance_name(protocol: "NewtonFisher") -> str:
+    if protocol.stacked:
+        return "distance to the exact fixed point"
+    return "distance to the exact minimizer"
+
+
+def _distance_note(protocol: "NewtonFisher") -> str:
+    if protocol.stacked:
+        return (
+            "|R-| / mu over the stack of all peers' models, R- the residual of D-SGD "
+            "on all retained rows, in float64; at most the cap"
+        )
+    bound = "|grad F-| / lambda at the corrected model, in float64 over all retained "
+    if protocol.noise_placement == "broadcast_model":
+        return bound + "rows; at most the cap"
+    return (
+        bound + "rows, plus the largest distance of a peer's corrected model from it; "
+        "at most the cap"
+    )
+
+
+def _placement(protocol: "NewtonFisher", run: TrainedRun) -> list[Assumption]:
+    """Return what the place of the noise adds to the claim."""
+    if protocol.noise_placement == "broadcast_model":
+        return [
+            Assumption(
+                name="one release",
+                value="all peers start from the same noised model",
+                source="proven",
+                note="so the joint observer sees one Gaussian release; recovery "
+                "rounds use retained rows only and are post-processing",
+            )
+        ]
+    found = []
+    if protocol.stacked:
+        found.append(
+            Assumption(
+                name="one release",
+                value="all peers' models at once, noise of its own on each",
+                source="proven",
+                note="the cap bounds the shift of all models together; recovery "
+                "rounds use retained rows only and are post-processing",
+            )
+        )
+    elif protocol.noise_placement == "independent":
+        joint = protocol.scope == "joint"
+        found.append(
+            Assumption(
+                name="independent releases",
+                value=run.topology.n,
+                source="proven",
+                note="one per peer, noise of its own; "
+                + (
+                    "all together shift by at most sqrt(N) times the cap"
+                    if joint
+                    else "one of them shifts by at most the cap"
+                ),
+            )
+        )
+    else:
+        uniform = protocol.influence_weights == "uniform"
+        found.append(
+            Assumption(
+                name="influence weights",
+                value=protocol.influence_weights,
+                source="proven" if uniform else "estimated",
+                note="all 1, whatever the data"
+                if uniform
+                else "they come from the data and scale the noise, so the noise is "
+                "not the same with and without them",
+            )
+        )
+    mixed = protocol.scope == "release" and not protocol.stacked
+    if mixed and protocol.recovery_rounds:
+        found.append(
+            Assumption(
+                name="recovery rounds",
+                value=protocol.recovery_rounds,
+                source="proven",
+                state="violated",
+                note="a peer mixes several peers' models in them, and together those "
+                "are not covered; set recovery_rounds=0",
+            )
+        )
+    return found
 
 
 def certificate_of(
@@ -119,8 +217,7 @@ def certificate_of(
     run: TrainedRun,
     request: ForgetRequest,
     assumptions: list[Assumption],
-    release: GaussianRelease,
-    provable: bool,
+    plan: ReleasePlan,
 ) -> Certificate:
     """Return the claim after the release was charged.
 
@@ -129,8 +226,7 @@ def certificate_of(
         run: The trained network, with this attempt's ledger.
         request: The resolved request.
         assumptions: What ``assumptions_of`` gave.
-        release: The release, for its noise and sensitivity.
-        provable: Whether the residual is a bound.
+        plan: The releases, for noise and sensitivity.
 
     Returns:
         The certificate; epsilon composes all releases of the same owner.
@@ -139,7 +235,7 @@ def certificate_of(
         run.ledger.epsilon(owner, "public", protocol.delta)
         for owner in owners_of(request)
     )
-    earlier = len(_releases(run, request)) > 1
+    earlier = any(a.name == _EARLIER for a in assumptions)
     return certify(
         method="newton-fisher",
         request_id=request.request_id,
@@ -147,20 +243,38 @@ def certificate_of(
         scope=protocol.scope,
         epsilon=max(composed, protocol.epsilon) if earlier else protocol.epsilon,
         delta=protocol.delta,
-        sensitivity=release.sensitivity,
-        bound="capped" if provable else "none",
-        noise_std=release.noise_std,
+        sensitivity=plan.sensitivity,
+        bound="capped" if proves(protocol, run) else "none",
+        noise_std=plan.release.noise_std,
         accountant="exact_gaussian",
         assumptions=assumptions,
         observers=("public",),
         exposure=(
             f"messages of {run.state.round} training rounds, sent before the request",
-            "sums over all peers of models, and of the gradients and curvature "
-            "products that the correction takes, carry no noise: scope "
-            f"{protocol.scope} covers final models",
+            _messages(protocol),
         ),
-        notes=_notes(earlier),
+        notes=_notes(protocol, earlier),
         adaptive=request.adaptive,
+    )
+
+
+def _messages(protocol: "NewtonFisher") -> str:
+    """Return which messages after the request the claim does not cover."""
+    if protocol.stacked:
+        return (
+            "models and corrections that neighbours exchange carry no noise: scope "
+            f"{protocol.scope} covers final models"
+        )
+    own = {
+        "broadcast_model": "",
+        "broadcast_correction": "; two peers' final models differ by no noise, so "
+        "whoever sees both is not covered",
+        "independent": "; so does the correction that every peer is sent",
+    }[protocol.noise_placement]
+    return (
+        "sums over all peers of models, and of the gradients and curvature products "
+        f"that the correction takes, carry no noise: scope {protocol.scope} covers "
+        f"final models{own}"
     )
 
 
@@ -180,20 +294,30 @@ def _earlier_releases(releases: dict[str, str]) -> Assumption:
     proven = statuses <= {"certified"}
     estimated = bool(statuses & {"heuristic", "pending"})
     return Assumption(
-        name="earlier releases of the same owner",
+        name=_EARLIER,
         value=len(releases),
         source="proven" if proven else "estimated" if estimated else "assumed",
         note="epsilon adds them up; the sum says no more than the weakest of them",
     )
 
 
-def _notes(earlier: bool) -> tuple[str, ...]:
+def _notes(protocol: "NewtonFisher", earlier: bool) -> tuple[str, ...]:
+    target = (
+        "fixed point of D-SGD on what is kept"
+        if protocol.stacked
+        else "minimizer of the retained objective"
+    )
     notes = [
-        "compares with the exact minimizer of the retained objective plus the same "
-        "noise and recovery rounds, not with a finite retraining run",
+        f"compares with the exact {target} plus the same noise and recovery rounds, "
+        "not with a finite retraining run",
         "how many rows each peer stores, and which of them are gone (their places in "
         "the batches of recovery rounds stay empty), is taken as public",
     ]
+    if protocol.noise_placement == "independent" and protocol.scope == "release":
+        notes.append(
+            "the ledger charges every observer with all peers' releases, as if all "
+            "were published"
+        )
     if earlier:
         notes.append(
             "epsilon is that of all releases so far that depend on the same owner"

@@ -93,3 +93,43 @@ def train(
                 moved[i] = moved[i] - rate * g
         x = w @ moved if form == "atc" else w @ x + (moved - x)
     return x
+
+
+def track(
+    initial,
+    losses,
+    peers,
+    w,
+    *,
+    seed,
+    rates,
+    batch_size,
+    scale,
+    keep,
+    counted,
+    l2=0.0,
+    weight_decay=0.0,
+    block_peers=16,
+):
+    """Gradient tracking: X+ = W(X - rate Q), Q+ = WQ + G+ - G, Q0 = G0."""
+    sizes = [len(y) for _, y in peers]
+
+    def gradients(x, t):
+        total = torch.zeros_like(x)
+        for i, (inputs, labels) in enumerate(peers):
+            if scale[i] == 0:
+                continue
+            rows = rows_of_step(seed, sizes, i, t, batch_size, block_peers)
+            weights = keep[i][rows] / max(1, int(counted[i][rows].sum()))
+            g = gradient(losses, x[i], inputs[rows], labels[rows], weights, None)
+            total[i] = scale[i] * (g + l2 * x[i]) + weight_decay * x[i]
+        return total
+
+    x = initial.double().clone()
+    g = gradients(x, 0)
+    q = g
+    for t, rate in enumerate(rates):
+        x = w @ (x - rate * q)
+        new = gradients(x, t + 1)
+        q, g = w @ q + new - g, new
+    return x

@@ -1,9 +1,13 @@
 import numpy as np
 import pandas as pd
 import pytest
+from networks import blobs
 from results.handmade import made_outcome, made_run, three_outcomes
 
 from dfl_unlearn.data.forget import ForgetRequest
+from dfl_unlearn.engine.config import SimulationConfig
+from dfl_unlearn.engine.influence import track_influence
+from dfl_unlearn.engine.simulator import simulate
 from dfl_unlearn.errors import InvalidArgumentError, InvalidTypeError
 from dfl_unlearn.evaluation.view import evaluate
 from dfl_unlearn.record.influence import influence_trace, mixing_power
@@ -83,7 +87,14 @@ def test_given_tables_are_used_one_per_outcome():
         ResultsView.of(outcomes, tables[:1])
 
 
-def test_influence_is_the_norm_bound_where_training_recorded_it():
+def test_influence_is_exact_where_that_costs_little():
+    run = simulate("ring", blobs([5, 6, 4, 5]), "logistic", SimulationConfig(rounds=6))
+    trace = ResultsView.of(run).influence()
+    assert trace.mode == "exact"
+    np.testing.assert_array_equal(trace.norms, track_influence(run, 0).norms)
+
+
+def test_influence_is_the_norm_bound_where_it_cannot_be_replayed(caplog):
     run = made_run(n=6)
     trace = ResultsView.of(made_outcome(run)).influence()
     expected = influence_trace(run.record, run.topology, 1)

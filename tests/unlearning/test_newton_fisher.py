@@ -30,6 +30,7 @@ from dfl_unlearn.models.zoo import models
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.topology.graph import Topology
 from dfl_unlearn.unlearning.apply import unlearn
+from dfl_unlearn.unlearning.protocols import newton_fisher
 from dfl_unlearn.unlearning.protocols.newton_fisher import NewtonFisher
 from dfl_unlearn.unlearning.protocols.retrain import Retrain
 from dfl_unlearn.unlearning.retained import exact_minimizer
@@ -447,7 +448,7 @@ def test_a_cap_below_the_rounding_of_the_dtype_is_refused(run):
 def test_a_budget_that_is_too_small_is_refused_before_any_work(monkeypatch):
     budget = PrivacyBudget(epsilon_max=0.9)
     run = simulate("ring", DATA, "logistic", replace(CONFIG, privacy_budget=budget))
-    monkeypatch.setattr(NewtonFisher, "_correct", None)
+    monkeypatch.setattr(newton_fisher, "correct_mean", None)
     with pytest.raises(PrivacyBudgetExceededError, match="Nothing was sent"):
         unlearn(run, REQUEST, NewtonFisher())
     monkeypatch.undo()

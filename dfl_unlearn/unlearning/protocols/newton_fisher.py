@@ -1,4 +1,4 @@
-r"""Newton/Fisher correction with calibrated noise, broadcast to all peers.
+r"""Newton/Fisher correction with calibrated noise, handed to all peers.
 
 A rigorous reconstruction after Wu, Tao, Zhou, Chen, Dressler and Yu, *Certified
 Unlearning in Decentralized Federated Learning* (arXiv 2601.06436, 2026), whose theorems
@@ -11,38 +11,32 @@ symbol                          name here
 :math:`F^-`                     ``network_objective`` of the retained data
 :math:`\hat\theta = \bar x`     mean of the peers' models
 :math:`\tilde\theta`            the corrected model
+:math:`a_i`                     ``influence_weights``
 :math:`\lambda`                 ``model.l2``
 :math:`\Delta_{max}`            ``residual_cap``
 :math:`\sigma`                  ``noise_std``
 ==============================  ==================================================
 
-Steps: average the models; take Newton steps on :math:`F^-` until the bound
-:math:`\|\nabla F^-(\tilde\theta)\| / \lambda` on the distance to the exact minimizer is
-at most a **public** cap; add one Gaussian noise vector calibrated to the cap (never to
-the measured bound, which depends on the forgotten data); send the one noised model to
-everybody; train a few more rounds on retained data, which is post-processing.
+Steps: correct the average model by Newton steps on :math:`F^-` (or the stack of all
+models towards where D-SGD itself would rest, ``target="dsgd_fixed_point"``) until a
+bound on the distance to the target is at most a **public** cap; add Gaussian noise
+calibrated to the cap (never to the measured bound, which depends on the forgotten
+data); hand it to everybody; train a few more rounds on retained data.
 
-The claim compares with the exact minimizer of :math:`F^-` plus the same noise (and the
-same post-processing), not with a finite retraining run.
+The claim compares with the exact target plus the same noise (and the same
+post-processing), not with a finite retraining run.
 """
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dfl_unlearn import _validate
-from dfl_unlearn.accounting.certificate import (
-    status_of,
-)
-from dfl_unlearn.accounting.gaussian import gaussian_noise_std
-from dfl_unlearn.accounting.mechanisms import GaussianMechanism
-from dfl_unlearn.accounting.release import GaussianRelease
-from dfl_unlearn.curvature.newton import NewtonPath, newton_minimize, newton_step
-from dfl_unlearn.curvature.operators import DiagonalFisher, Objective
+from dfl_unlearn.accounting.certificate import status_of
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.simulator import continue_training
@@ -56,15 +50,27 @@ from dfl_unlearn.errors import (
 )
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.unlearning.contracts import Cost, Outcome, protocols
-from dfl_unlearn.unlearning.newton_claim import (
+from dfl_unlearn.unlearning.fixed_point import FixedPoint
+from dfl_unlearn.unlearning.influence_weights import InfluenceWeights, check_weights
+from dfl_unlearn.unlearning.newton_claim import assumptions_of, certificate_of
+from dfl_unlearn.unlearning.newton_correction import (
+    Correction,
+    correct_mean,
+    correct_stack,
+    proves,
+)
+from dfl_unlearn.unlearning.newton_release import (
     ROUNDING_SHARE,
-    assumptions_of,
-    certificate_of,
+    ReleasePlan,
+    observers_of,
     owners_of,
+    released_rows,
 )
 from dfl_unlearn.unlearning.retained import network_objective
 
-Curvature = Literal["exact_cg", "diag_fisher"]
+Target = Literal["consensus", "dsgd_fixed_point"]
+Curvature = Literal["exact_cg", "diag_fisher", "linearized_gossip"]
+NoisePlacement = Literal["broadcast_model", "broadcast_correction", "independent"]
 
 _EPS = {torch.float32: 2.0**-23, torch.float64: 2.0**-52}
 
@@ -72,7 +78,7 @@ _EPS = {torch.float32: 2.0**-23, torch.float64: 2.0**-52}
 @protocols.register("newton-fisher")
 @dataclass(frozen=True, kw_only=True)
 class NewtonFisher:
-    """Newton correction of the average model, one noised model for all peers.
+    """Newton correction of all peers' models, released with calibrated noise.
 
     Certified for strongly convex models (linear and logistic with l2 > 0); on networks
     the same steps give a ``heuristic`` result, whose numbers are nominal only.
@@ -81,30 +87,50 @@ class NewtonFisher:
         epsilon: Privacy loss of the release.
         delta: Failure probability of the claim.
         scope: ``joint``: an observer of all peers' final models; ``release``: of one.
+        target: ``consensus``: the minimizer of the network's objective, for all peers;
+            ``dsgd_fixed_point``: where D-SGD itself would rest, a model per peer (for
+            full-batch cta with one local step and a constant rate; with
+            ``curvature="linearized_gossip"`` and ``noise_placement="independent"``).
         curvature: ``exact_cg``: conjugate gradients on exact Hessian products;
-            ``diag_fisher``: the diagonal of the Fisher information.
+            ``diag_fisher``: the diagonal of the Fisher information;
+            ``linearized_gossip``: exact, by messages to neighbours alone.
         damping: Added to the curvature's diagonal. Networks need some: 0.1 to 1 kept
             a perceptron on digits within five points of retraining, 0.01 did not.
+        sparsify: Share of the Fisher diagonal that is kept, the largest entries; the
+            others become ``damping``. None keeps all.
         newton_steps: Corrections taken at least.
         newton_steps_max: Corrections taken at most to get under the cap.
-        residual_cap: Public cap on the distance to the exact minimizer (in parameter
-            units); the noise is calibrated to it.
+        residual_cap: Public cap on the distance of every peer's model to its target
+            (in parameter units; for ``dsgd_fixed_point`` of all at once); the noise is
+            calibrated to it.
         assume_stationary: Take only the removed data's gradient, as if training had
             converged; costs no communication, proves nothing.
+        influence_weights: Part of the mean model's correction that each peer takes,
+            where peers keep models of their own: ``resolvent``, ``uniform``,
+            ``empirical`` or ``exact``; see ``unlearning.influence_weights``.
+        noise_placement: ``broadcast_model``: all peers take one noised model;
+            ``broadcast_correction``: each adds its multiple of one noised correction
+            (scope ``release`` only); ``independent``: each adds its part and noise of
+            its own.
         dissemination: ``tree`` (N-1 messages) or ``flood`` (2|E|-N+1).
-        recovery_rounds: Rounds of ordinary training on retained data afterwards.
+        recovery_rounds: Rounds of ordinary training on retained data afterwards; free
+            post-processing only where all models together are covered.
         disclose_m: Whether the certificate names the number of forgotten rows.
     """
 
     epsilon: float = 1.0
     delta: float = 1e-5
     scope: Literal["joint", "release"] = "joint"
+    target: Target = "consensus"
     curvature: Curvature = "exact_cg"
     damping: float = 0.0
+    sparsify: float | None = None
     newton_steps: int = 1
     newton_steps_max: int = 10
     residual_cap: float = 1e-3
     assume_stationary: bool = False
+    influence_weights: InfluenceWeights = "resolvent"
+    noise_placement: NoisePlacement = "broadcast_model"
     dissemination: Dissemination = "tree"
     recovery_rounds: int = 1
     disclose_m: bool = False
@@ -112,7 +138,7 @@ class NewtonFisher:
     claim: ClassVar[Literal["certified"]] = "certified"
 
     def __post_init__(self) -> None:
-        """Check the fields."""
+        """Check the fields, each alone and then together."""
         wrong = InvalidHyperparameterError
         _validate.number(
             epsilon=self.epsilon, above=0, error=InvalidPrivacyParameterError
@@ -120,9 +146,18 @@ class NewtonFisher:
         _validate.number(
             delta=self.delta, above=0, below=1, error=InvalidPrivacyParameterError
         )
-        _validate.one_of(("joint", "release"), scope=self.scope)
-        _validate.one_of(("exact_cg", "diag_fisher"), curvature=self.curvature)
+        for name, kind in (
+            ("scope", Literal["joint", "release"]),
+            ("target", Target),
+            ("curvature", Curvature),
+            ("influence_weights", InfluenceWeights),
+            ("noise_placement", NoisePlacement),
+            ("dissemination", Dissemination),
+        ):
+            _validate.one_of(get_args(kind), **{name: getattr(self, name)})
         _validate.number(damping=self.damping, at_least=0, error=wrong)
+        if self.sparsify is not None:
+            _validate.number(sparsify=self.sparsify, above=0, at_most=1, error=wrong)
         _validate.integer(newton_steps=self.newton_steps, at_least=1, error=wrong)
         _validate.integer(
             newton_steps_max=self.newton_steps_max,
@@ -133,24 +168,83 @@ class NewtonFisher:
         _validate.of_type(
             bool, assume_stationary=self.assume_stationary, disclose_m=self.disclose_m
         )
-        _validate.one_of(("tree", "flood"), dissemination=self.dissemination)
         _validate.integer(recovery_rounds=self.recovery_rounds, at_least=0, error=wrong)
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Refuse fields that contradict each other.
+
+        Raises:
+            InvalidHyperparameterError: Naming one field and what it must be.
+        """
+        stacked = {
+            "curvature": "linearized_gossip",
+            "noise_placement": "independent",
+            "assume_stationary": False,
+            "damping": 0.0,
+        }
+        for name, needed in stacked.items() if self.stacked else ():
+            if getattr(self, name) != needed:
+                raise InvalidHyperparameterError(
+                    f"{name}: must be {needed!r} with target='dsgd_fixed_point', got "
+                    f"{getattr(self, name)!r}; set it or use target='consensus'"
+                )
+        if self.curvature == "linearized_gossip" and not self.stacked:
+            raise InvalidHyperparameterError(
+                "curvature: must be 'exact_cg' or 'diag_fisher' with "
+                "target='consensus', got 'linearized_gossip'; it solves for "
+                "target='dsgd_fixed_point'"
+            )
+        if self.sparsify is not None and (
+            self.curvature != "diag_fisher" or not self.damping > 0
+        ):
+            raise InvalidHyperparameterError(
+                "sparsify: must be None unless curvature='diag_fisher' and damping > "
+                f"0, got {self.sparsify:g} with curvature={self.curvature!r} and "
+                f"damping={self.damping:g}; dropped entries become the damping"
+            )
+        if self.noise_placement == "broadcast_correction" and self.scope == "joint":
+            raise InvalidHyperparameterError(
+                "scope: must be 'release' with noise_placement='broadcast_correction', "
+                "got 'joint'; the differences of two peers' models carry no noise "
+                "there: use 'broadcast_model' or 'independent' for a joint claim"
+            )
+
+    @property
+    def stacked(self) -> bool:
+        """Whether every peer has a target of its own."""
+        return self.target == "dsgd_fixed_point"
 
     @classmethod
     def preset(cls, name: str) -> "NewtonFisher":
-        """Return a named choice of fields; ``rigorous`` is the defaults.
+        """Return a named choice of fields.
 
         Args:
-            name: ``"rigorous"``.
+            name: ``rigorous``: the defaults. ``wu2026``: as far as it is known, the
+                protocol of the source: the removed data's gradient alone, a sparsified
+                Fisher diagonal, even weights, one noise vector on a correction that is
+                flooded, one round of training after; always ``heuristic``. Its share
+                of kept entries and damping are ours.
 
         Returns:
             The protocol.
         """
-        _validate.one_of(("rigorous",), preset=name)
-        return cls()
+        _validate.one_of(("rigorous", "wu2026"), preset=name)
+        if name == "rigorous":
+            return cls()
+        return cls(
+            scope="release",
+            curvature="diag_fisher",
+            damping=0.1,
+            sparsify=0.5,
+            assume_stationary=True,
+            influence_weights="uniform",
+            noise_placement="broadcast_correction",
+            dissemination="flood",
+        )
 
     def check(self, run: TrainedRun, request: ForgetRequest) -> None:
-        """Refuse a network of one peer, and a release that the budget has no room for.
+        """Refuse what cannot work, and a release that the budget has no room for.
 
         Args:
             run: The trained network.
@@ -164,21 +258,25 @@ class NewtonFisher:
                 "newton-fisher: needs a network of at least 2 peers, got 1; use "
                 "retrain or fine-tune on a single model"
             )
+        if self.stacked:
+            FixedPoint(run, run.data.without(request))
+        elif self.noise_placement != "broadcast_model":
+            for owner in request.peers:
+                check_weights(self.influence_weights, run, owner)
         # What the release costs is public and known now: a copy of the ledger refuses
         # before anything is computed or sent.
-        release = self._release()
-        run.ledger.fork().charge_owners(
-            request.request_id,
-            owners_of(request),
-            _observers(run, request),
-            GaussianMechanism(
-                noise_std=release.noise_std, sensitivity=release.sensitivity
-            ),
-            scope=self.scope,
-        )
+        plan, trial = ReleasePlan.of(self, run.topology.n), run.ledger.fork()
+        for _ in range(plan.count):
+            trial.charge_owners(
+                request.request_id,
+                owners_of(request),
+                observers_of(run, request),
+                plan.mechanism,
+                scope=self.scope,
+            )
 
     def unlearn(self, run: TrainedRun, request: ForgetRequest, rng: RngTree) -> Outcome:
-        """Correct the average model, release it with noise, overwrite every peer.
+        """Correct the models, release them with noise, overwrite every peer.
 
         Args:
             run: The trained network.
@@ -189,61 +287,47 @@ class NewtonFisher:
             The outcome; its certificate lists every constant and its origin.
 
         Raises:
-            ResidualExceedsCapError: If the cap is missed; nothing was sent then.
+            ResidualExceedsCapError: If the cap is missed; nothing was released then.
         """
-        data = run.data.without(request)
-        transport = run.transport()
+        data, transport = run.data.without(request), run.transport()
         kept = network_objective(run, data)
-        provable = (
-            kept.model.convex and kept.model.l2 > 0 and not self.assume_stationary
+        correction = (
+            correct_stack(self, run, data, request, transport)
+            if self.stacked
+            else correct_mean(self, run, kept, request, rng, transport)
         )
-        start = run.state.mean()
-        transport.all_reduce("mean model", 8 * run.model.size, request.requester)
-        correction = self._correct(run, kept, start, request, rng, transport, provable)
-        theta = correction.theta
-        rounding = 2 * _EPS[run.state.params.dtype] * float(theta.norm())
-        self._check_residual(run, correction, rounding, provable)
-
-        assumptions = assumptions_of(self, run, request, correction, rounding, provable)
-        release = self._release()
-        noised = release(
-            theta,
-            ledger=run.ledger,
-            request_id=request.request_id,
-            owner=owners_of(request),
-            observers=_observers(run, request),
-            rng=rng,
-            scope=self.scope,
-            group_size=request.size(run.data) if self.disclose_m else None,
+        rounding = self._rounding(run, correction)
+        self._check_residual(run, correction, rounding)
+        assumptions = assumptions_of(self, run, request, correction, rounding)
+        plan = ReleasePlan.of(self, run.topology.n, float(correction.weights.min()))
+        rows = released_rows(
+            plan,
+            self,
+            run,
+            request,
+            correction,
+            rng,
             status=status_of(assumptions, adaptive=request.adaptive),
             assumptions=tuple(a.name for a in assumptions),
         )
-        transport.broadcast(
-            request.requester,
-            "noised model",
-            run.model.size * run.state.params.element_size(),
-            self.dissemination,
-        )
+        self._disseminate(run, request, transport)
         run.ledger.commit(request.request_id)
 
-        row = noised.to(run.state.params.dtype)
-        released = PeerState(
-            params=row.expand(run.topology.n, -1).clone(), round=run.state.round
-        )
+        dtype = run.state.params.dtype
+        released = PeerState(params=rows.to(dtype).clone(), round=run.state.round)
         state, gradients = continue_training(run, data, released, self.recovery_rounds)
         for _ in range(self.recovery_rounds):
-            transport.exchange("recovery", run.model.size * row.element_size())
-        certificate = certificate_of(self, run, request, assumptions, release, provable)
+            transport.exchange("recovery", run.model.size * dtype.itemsize)
         return Outcome(
             run=run,
             request=request,
             protocol=self,
             state=state,
-            certificate=certificate,
+            certificate=certificate_of(self, run, request, assumptions, plan),
             cost=Cost(
                 rounds=self.recovery_rounds,
-                sample_gradients=gradients + correction.gradients * kept.rows,
-                hvps=correction.solver_iterations * kept.rows,
+                sample_gradients=gradients + correction.sample_gradients,
+                hvps=correction.hvps,
                 solver_iterations=correction.solver_iterations,
             ),
             ledger=run.ledger,
@@ -252,116 +336,76 @@ class NewtonFisher:
                 "gradient_norm": np.array(correction.residuals),
                 "solver_residual": np.array(correction.solver_residuals),
             },
-            info={
-                "correction_norm": float((theta - start).norm()),
-                "noise_norm": float((noised - theta).norm()),
-                "model_norm": float(theta.norm()),
-                "expected_noise_norm": release.noise_std * math.sqrt(run.model.size),
-                "retained_rows": kept.rows,
-            },
+            info=self._info(run, correction, rows, plan, kept.rows),
         )
 
-    def _correct(
-        self,
-        run: TrainedRun,
-        kept: Objective,
-        start: Tensor,
-        request: ForgetRequest,
-        rng: RngTree,
-        transport: Transport,
-        provable: bool,
-    ) -> NewtonPath:
-        """Return where the corrections lead; counts their messages."""
-        payload = 8 * run.model.size
-        if self.curvature == "exact_cg" and provable:
-            path = newton_minimize(
-                kept,
-                start,
-                target=self.residual_cap * kept.model.l2,
-                least_steps=self.newton_steps,
-                most_steps=self.newton_steps_max,
-                damping=self.damping,
-            )
-        else:
-            path = self._fixed_steps(run, kept, start, request, rng, provable)
-        if not self.assume_stationary:
-            for _ in range(path.gradients):
-                transport.all_reduce("gradient", payload, request.requester)
-        for _ in range(path.solver_iterations):
-            transport.all_reduce("curvature product", payload, request.requester)
-        if self.curvature == "diag_fisher":
-            for _ in range(len(path.residuals) - 1):
-                transport.all_reduce("fisher diagonal", payload, request.requester)
-        return path
-
-    def _fixed_steps(
-        self,
-        run: TrainedRun,
-        kept: Objective,
-        start: Tensor,
-        request: ForgetRequest,
-        rng: RngTree,
-        provable: bool,
-    ) -> NewtonPath:
-        """Take corrections; without a provable bound ``newton_steps`` of them."""
-        theta = start.clone()
-        full = network_objective(run) if self.assume_stationary else None
-        target = self.residual_cap * kept.model.l2 if provable else math.inf
-        norms: list[float] = []
-        solver: tuple[float, ...] = ()
-        gradients = 0
-        for step in range(self.newton_steps_max + 1):
-            gradient = kept.gradient(theta)
-            gradients += 1
-            norms.append(float(gradient.norm()))
-            done = step >= self.newton_steps and norms[-1] <= target
-            if done or step == self.newton_steps_max:
-                break
-            if full is not None:
-                gradient = gradient - full.gradient(theta)
-                gradients += 1
-            if self.curvature == "diag_fisher":
-                fisher = DiagonalFisher.at(
-                    kept,
-                    theta,
-                    damping=self.damping,
-                    rng=rng,
-                    request=request.request_id,
-                )
-                gradients += 1
-                theta = theta - fisher.solve(gradient)
-            else:
-                move, residuals = newton_step(
-                    kept,
-                    theta,
-                    gradient,
-                    damping=self.damping,
-                    tolerance=1e-6,
-                    max_iterations=1000,
-                )
-                solver += residuals
-                theta = theta + move
-        return NewtonPath(
-            theta=theta,
-            residuals=tuple(norms),
-            gradients=gradients,
-            solver_iterations=len(solver),
-            solver_residuals=solver,
+    def _disseminate(
+        self, run: TrainedRun, request: ForgetRequest, transport: Transport
+    ) -> None:
+        """Count the messages that carry the correction to all peers."""
+        if self.stacked:
+            return  # every peer made its own
+        kind, number = {
+            "broadcast_model": ("noised model", run.state.params.element_size()),
+            "broadcast_correction": ("noised correction", 8),
+            "independent": ("correction", 8),
+        }[self.noise_placement]
+        transport.broadcast(
+            request.requester, kind, run.model.size * number, self.dissemination
         )
+
+    def _info(
+        self,
+        run: TrainedRun,
+        correction: Correction,
+        rows: Tensor,
+        plan: ReleasePlan,
+        retained: int,
+    ) -> dict[str, float | str]:
+        """Return sizes for readers, per peer (root mean square)."""
+        peers, size = rows.shape
+        whole = math.sqrt(peers)
+        moved = (
+            correction.rows - run.state.params.double()
+            if correction.move is None
+            else correction.move.expand(peers, -1)
+        )
+        weight = float(np.sqrt(np.mean(correction.weights**2)))
+        scaled = self.noise_placement == "broadcast_correction"
+        return {
+            "correction_norm": float(moved.norm()) / whole,
+            "noise_norm": float((rows - correction.rows).norm()) / whole,
+            "model_norm": float(correction.rows.norm()) / whole,
+            "expected_noise_norm": plan.release.noise_std
+            * math.sqrt(size)
+            * (weight if scaled else 1.0),
+            "retained_rows": retained,
+        }
+
+    def _rounding(self, run: TrainedRun, correction: Correction) -> float:
+        """Return how far rounding to the dtype may move a model (a stack: all)."""
+        norms = correction.rows.norm(dim=1)
+        size = float(norms.norm() if self.stacked else norms.max())
+        return 2 * _EPS[run.state.params.dtype] * size
 
     def _check_residual(
-        self, run: TrainedRun, path: NewtonPath, rounding: float, provable: bool
+        self, run: TrainedRun, correction: Correction, rounding: float
     ) -> None:
-        """Refuse before anything is charged or sent."""
-        if not provable:
+        """Refuse before anything is charged or released."""
+        if not proves(self, run):
             return
-        bound = path.residuals[-1] / run.model.l2
-        if not bound <= self.residual_cap:
+        if not correction.distance <= self.residual_cap:
+            spread = (
+                "; that includes how far the peers' models lie apart"
+                if self.noise_placement != "broadcast_model" and not self.stacked
+                else ""
+            )
             raise ResidualExceedsCapError(
-                f"residual_cap: the distance to the exact minimizer is bounded by "
-                f"{bound:.3g} after {len(path.residuals) - 1} corrections, above the "
-                f"cap {self.residual_cap:g}; nothing was sent: raise newton_steps_max "
-                "or residual_cap, use curvature='exact_cg', or retrain"
+                f"residual_cap: the distance to the exact target is bounded by "
+                f"{correction.distance:.3g} after {len(correction.residuals) - 1} "
+                f"corrections, above the cap {self.residual_cap:g}{spread}; nothing "
+                "was sent: raise newton_steps_max or residual_cap, use "
+                "curvature='exact_cg' and noise_placement='broadcast_model', or retrain"
             )
         slack = ROUNDING_SHARE * self.residual_cap
         if not rounding <= slack:
@@ -371,17 +415,3 @@ class NewtonFisher:
                 f"{slack:.3g} set aside (1 % of the cap); nothing was sent: raise "
                 "residual_cap or train in float64"
             )
-
-    def _release(self) -> GaussianRelease:
-        """Return the release, calibrated to public numbers only."""
-        sensitivity = self.residual_cap * (1 + ROUNDING_SHARE)
-        return GaussianRelease(
-            sensitivity=sensitivity,
-            noise_std=gaussian_noise_std(self.epsilon, self.delta, sensitivity),
-        )
-
-
-def _observers(run: TrainedRun, request: ForgetRequest) -> tuple[str, ...]:
-    """Return everybody who receives the release but the owners, and the public."""
-    others = (i for i in range(run.topology.n) if i not in request.peers)
-    return (*(f"peer:{i}" for i in others), "public")

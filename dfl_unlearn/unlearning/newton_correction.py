@@ -1,0 +1,282 @@
+"""The Newton/Fisher correction itself: every peer's model before the noise.
+
+Two targets: the minimizer of the network's objective, reached from the mean model
+(``correct_mean``), and the point where D-SGD itself would rest, reached from the stack
+of all models (``correct_stack``). Either way the result carries a bound on how far each
+peer's model is from what a retrained network has there.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dfl_unlearn.curvature.newton import NewtonPath, newton_minimize, newton_step
+from dfl_unlearn.curvature.operators import DiagonalFisher, Objective
+from dfl_unlearn.data.forget import ForgetRequest
+from dfl_unlearn.data.peers import PeerData
+from dfl_unlearn.engine.run import TrainedRun
+from dfl_unlearn.engine.transport import Transport
+from dfl_unlearn.errors import UnsupportedRequestError
+from dfl_unlearn.rng import RngTree
+from dfl_unlearn.unlearning.fixed_point import FixedPoint, stacked_newton
+from dfl_unlearn.unlearning.influence_weights import correction_weights
+from dfl_unlearn.unlearning.retained import network_objective
+
+if TYPE_CHECKING:
+    from dfl_unlearn.unlearning.protocols.newton_fisher import NewtonFisher
+
+_FLOAT = 8  # bytes of one number of a correction
+
+# Share of the cap for the mean model where peers keep models of their own; the rest is
+# for how far these lie from it.
+_MEAN_SHARE = 0.1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Correction:
+    """Every peer's corrected model, and how far it may be from its target.
+
+    Attributes:
+        rows: Models before the noise, shape ``(N, P)`` float64.
+        move: What was added to the mean model, shape ``(P,)``; None for a stack.
+        weights: The multiple of ``move`` that each peer takes, shape ``(N,)``.
+        distance: Bound on the largest distance of a peer's model to its target; for a
+            stack on the Frobenius distance of all; inf where nothing is proven.
+        residuals: Norms of what is to vanish, at the start and after every step.
+        solver_residuals: Of the linear solver.
+        solver_iterations: Its iterations.
+        sample_gradients: Per-sample gradients taken.
+        hvps: Per-sample Hessian-vector products taken.
+    """
+
+    rows: Tensor
+    move: Tensor | None
+    weights: NDArray[np.float64]
+    distance: float
+    residuals: tuple[float, ...]
+    solver_residuals: tuple[float, ...]
+    solver_iterations: int
+    sample_gradients: int
+    hvps: int
+
+
+def correct_mean(
+    protocol: "NewtonFisher",
+    run: TrainedRun,
+    kept: Objective,
+    request: ForgetRequest,
+    rng: RngTree,
+    transport: Transport,
+) -> Correction:
+    """Correct the mean model and hand every peer its part of the correction.
+
+    Args:
+        protocol: Its fields.
+        run: The trained network.
+        kept: The objective on what is kept.
+        request: The resolved request.
+        rng: The run's draws.
+        transport: Counts the messages.
+
+    Returns:
+        The correction; with ``broadcast_model`` all rows are the corrected mean model.
+
+    Raises:
+        UnsupportedRequestError: If a peer's weight is not positive where noise is
+            scaled by it.
+    """
+    provable = proves(protocol, run)
+    start = run.state.mean()
+    transport.all_reduce("mean model", _FLOAT * run.model.size, request.requester)
+    path = _mean_path(protocol, run, kept, start, request, rng, transport, provable)
+    bound = path.residuals[-1] / run.model.l2 if provable else math.inf
+    move, n = path.theta - start, run.topology.n
+    gradients, products = path.gradients * kept.rows, path.solver_iterations * kept.rows
+    if protocol.noise_placement == "broadcast_model":
+        weights, rows = np.ones(n), path.theta.expand(n, -1)
+    else:
+        how = protocol.influence_weights
+        weights = correction_weights(how, run, request, kept, start, rng)
+        if protocol.noise_placement == "broadcast_correction" and weights.min() <= 0:
+            peer = int(weights.argmin())
+            raise UnsupportedRequestError(
+                "influence_weights: must give every peer a positive weight for "
+                f"noise_placement='broadcast_correction', got {weights[peer]:.3g} at "
+                f"peer {peer} with {how!r}; use 'uniform' or 'resolvent'"
+            )
+        if how != "uniform":
+            transport.all_reduce("influence weights", _FLOAT, request.requester)
+        gradients += kept.rows if how == "resolvent" else 0
+        if how == "exact":  # the replay and its derivative
+            trained = int(run.info.get("sample_gradients", 0))
+            gradients, products = gradients + 2 * trained, products + trained
+        rows = run.state.params.double() + torch.from_numpy(weights)[:, None] * move
+        if provable:
+            bound += float((rows - path.theta).norm(dim=1).max())
+            transport.all_reduce("largest distance", _FLOAT, request.requester)
+    return Correction(
+        rows=rows,
+        move=move,
+        weights=weights,
+        distance=bound,
+        residuals=path.residuals,
+        solver_residuals=path.solver_residuals,
+        solver_iterations=path.solver_iterations,
+        sample_gradients=gradients,
+        hvps=products,
+    )
+
+
+def correct_stack(
+    protocol: "NewtonFisher",
+    run: TrainedRun,
+    data: PeerData,
+    request: ForgetRequest,
+    transport: Transport,
+) -> Correction:
+    """Correct every peer's model towards where D-SGD would rest without the data.
+
+    Args:
+        protocol: Its fields.
+        run: The trained network.
+        data: What is kept.
+        request: The resolved request.
+        transport: Counts the messages: rows to neighbours only, and one number all
+            around per evaluation to know when to stop.
+
+    Returns:
+        The correction.
+    """
+    equation = FixedPoint(run, data)
+    path = stacked_newton(
+        equation,
+        run.state.params,
+        target=protocol.residual_cap * equation.contraction,
+        least_steps=protocol.newton_steps,
+        most_steps=protocol.newton_steps_max,
+    )
+    payload = _FLOAT * run.model.size
+    for _ in range(path.evaluations):
+        transport.exchange("model", payload)
+        transport.all_reduce("residual norm", _FLOAT, request.requester)
+    for _ in range(path.gossip_rounds):
+        transport.exchange("correction", payload)
+    return Correction(
+        rows=path.state,
+        move=None,
+        weights=np.ones(run.topology.n),
+        distance=path.residuals[-1] / equation.contraction,
+        residuals=path.residuals,
+        solver_residuals=(),
+        solver_iterations=path.gossip_rounds,
+        sample_gradients=path.evaluations * equation.rows,
+        hvps=path.gossip_rounds * equation.rows,
+    )
+
+
+def proves(protocol: "NewtonFisher", run: TrainedRun) -> bool:
+    """Tell whether the residual will bound the distance to the target."""
+    return run.model.convex and run.model.l2 > 0 and not protocol.assume_stationary
+
+
+def _mean_path(
+    protocol: "NewtonFisher",
+    run: TrainedRun,
+    kept: Objective,
+    start: Tensor,
+    request: ForgetRequest,
+    rng: RngTree,
+    transport: Transport,
+    provable: bool,
+) -> NewtonPath:
+    """Return where the corrections lead; counts their messages."""
+    payload = _FLOAT * run.model.size
+    if protocol.curvature == "exact_cg" and provable:
+        path = newton_minimize(
+            kept,
+            start,
+            target=_mean_target(protocol, kept),
+            least_steps=protocol.newton_steps,
+            most_steps=protocol.newton_steps_max,
+            damping=protocol.damping,
+        )
+    else:
+        path = _fixed_steps(protocol, run, kept, start, request, rng, provable)
+    if not protocol.assume_stationary:
+        for _ in range(path.gradients):
+            transport.all_reduce("gradient", payload, request.requester)
+    for _ in range(path.solver_iterations):
+        transport.all_reduce("curvature product", payload, request.requester)
+    if protocol.curvature == "diag_fisher":
+        for _ in range(len(path.residuals) - 1):
+            transport.all_reduce("fisher diagonal", payload, request.requester)
+    return path
+
+
+def _mean_target(protocol: "NewtonFisher", kept: Objective) -> float:
+    """Return the gradient norm to reach at the corrected mean model."""
+    own = protocol.noise_placement != "broadcast_model"
+    share = _MEAN_SHARE if own else 1.0
+    return share * protocol.residual_cap * kept.model.l2
+
+
+def _fixed_steps(
+    protocol: "NewtonFisher",
+    run: TrainedRun,
+    kept: Objective,
+    start: Tensor,
+    request: ForgetRequest,
+    rng: RngTree,
+    provable: bool,
+) -> NewtonPath:
+    """Take corrections; without a provable bound ``newton_steps`` of them."""
+    theta = start.clone()
+    full = network_objective(run) if protocol.assume_stationary else None
+    target = _mean_target(protocol, kept) if provable else math.inf
+    norms: list[float] = []
+    solver: tuple[float, ...] = ()
+    gradients = 0
+    for step in range(protocol.newton_steps_max + 1):
+        gradient = kept.gradient(theta)
+        gradients += 1
+        norms.append(float(gradient.norm()))
+        done = step >= protocol.newton_steps and norms[-1] <= target
+        if done or step == protocol.newton_steps_max:
+            break
+        if full is not None:
+            gradient = gradient - full.gradient(theta)
+            gradients += 1
+        if protocol.curvature == "diag_fisher":
+            fisher = DiagonalFisher.at(
+                kept,
+                theta,
+                damping=protocol.damping,
+                rng=rng,
+                request=request.request_id,
+                sparsify=protocol.sparsify,
+            )
+            gradients += 1
+            theta = theta - fisher.solve(gradient)
+        else:
+            move, residuals = newton_step(
+                kept,
+                theta,
+                gradient,
+                damping=protocol.damping,
+                tolerance=1e-6,
+                max_iterations=1000,
+            )
+            solver += residuals
+            theta = theta + move
+    return NewtonPath(
+        theta=theta,
+        residuals=tuple(norms),
+        gradients=gradients,
+        solver_iterations=len(solver),
+        solver_residuals=solver,
+    )

@@ -1,0 +1,156 @@
+r"""The Newton/Fisher release: where the noise goes and what it is calibrated to.
+
+With the public cap :math:`\Delta` on every peer's distance to its target (1 % more for
+rounding) and s the noise that (epsilon, delta) asks for at distance 1
+(decentralized-certified 3.6):
+
+=======================  =========================  ==============================
+placement                noise                      distance of what is seen
+=======================  =========================  ==============================
+``broadcast_model``      one vector                 :math:`\Delta`, by all together
+``broadcast_correction`` one vector, times a_i      :math:`\Delta / a_i`, by one peer
+``independent``          one vector per peer        joint :math:`\sqrt N \Delta`,
+                                                    of one peer :math:`\Delta`
+stack                    one vector of N P numbers  :math:`\Delta`, by all together
+=======================  =========================  ==============================
+
+The cap of a stack (``target="dsgd_fixed_point"``) is on the distance of all models at
+once, so its release is one vector too.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dfl_unlearn.accounting.gaussian import gaussian_noise_std
+from dfl_unlearn.accounting.mechanisms import GaussianMechanism
+from dfl_unlearn.accounting.release import GaussianRelease
+from dfl_unlearn.data.forget import ForgetRequest
+from dfl_unlearn.engine.run import TrainedRun
+from dfl_unlearn.rng import RngTree
+from dfl_unlearn.unlearning.newton_correction import Correction
+
+if TYPE_CHECKING:
+    from dfl_unlearn.unlearning.protocols.newton_fisher import NewtonFisher
+
+# Share of the cap that is set aside for rounding the released models to their dtype.
+ROUNDING_SHARE = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleasePlan:
+    """Which Gaussian releases make up the outcome; from public numbers alone.
+
+    Attributes:
+        release: One of them, with its noise.
+        count: How many there are, all alike and independent.
+        sensitivity: Shift of all that the claim's observer sees, for this noise.
+    """
+
+    release: GaussianRelease
+    count: int
+    sensitivity: float
+
+    @classmethod
+    def of(
+        cls, protocol: "NewtonFisher", peers: int, least_weight: float = 1.0
+    ) -> "ReleasePlan":
+        """Return the plan of a protocol.
+
+        Args:
+            protocol: Its fields.
+            peers: N.
+            least_weight: Smallest influence weight, for ``broadcast_correction``; the
+                noise over the sensitivity does not depend on it.
+
+        Returns:
+            The plan.
+        """
+        one = protocol.residual_cap * (1 + ROUNDING_SHARE)
+        count, seen = 1, one
+        if protocol.noise_placement == "broadcast_correction":
+            one = seen = one / least_weight
+        elif protocol.noise_placement == "independent" and not protocol.stacked:
+            count = peers
+            seen = one * math.sqrt(peers) if protocol.scope == "joint" else one
+        noise_std = gaussian_noise_std(protocol.epsilon, protocol.delta, seen)
+        return cls(
+            release=GaussianRelease(sensitivity=one, noise_std=noise_std),
+            count=count,
+            sensitivity=seen,
+        )
+
+    @property
+    def mechanism(self) -> GaussianMechanism:
+        """What one release costs."""
+        return GaussianMechanism(
+            noise_std=self.release.noise_std, sensitivity=self.release.sensitivity
+        )
+
+
+def released_rows(
+    plan: ReleasePlan,
+    protocol: "NewtonFisher",
+    run: TrainedRun,
+    request: ForgetRequest,
+    correction: Correction,
+    rng: RngTree,
+    *,
+    status: str,
+    assumptions: tuple[str, ...],
+) -> Tensor:
+    """Charge the ledger, add the noise, and return every peer's model.
+
+    Args:
+        plan: The releases.
+        protocol: Its fields.
+        run: The trained network, with this attempt's ledger.
+        request: The resolved request.
+        correction: The models before the noise.
+        rng: The run's draws.
+        status: Of the certificate.
+        assumptions: Names of what the claim rests on.
+
+    Returns:
+        Shape ``(N, P)``, float64.
+    """
+
+    def release(value: Tensor) -> Tensor:
+        return plan.release(
+            value,
+            ledger=run.ledger,
+            request_id=request.request_id,
+            owner=owners_of(request),
+            observers=observers_of(run, request),
+            rng=rng,
+            scope=protocol.scope,
+            group_size=request.size(run.data) if protocol.disclose_m else None,
+            status=status,
+            assumptions=assumptions,
+        )
+
+    rows = correction.rows
+    if protocol.noise_placement == "broadcast_model":
+        return release(rows[0]).expand(len(rows), -1)
+    if protocol.noise_placement == "broadcast_correction":
+        assert correction.move is not None
+        noised = release(correction.move)
+        weights = torch.from_numpy(correction.weights)[:, None]
+        return run.state.params.double() + weights * noised
+    if protocol.stacked:
+        return release(rows)
+    return torch.stack([release(row) for row in rows])
+
+
+def owners_of(request: ForgetRequest) -> tuple[str, ...]:
+    """Return the ledger's names of the peers whose data goes."""
+    return tuple(f"peer:{i}" for i in request.peers)
+
+
+def observers_of(run: TrainedRun, request: ForgetRequest) -> tuple[str, ...]:
+    """Return everybody who receives the release but the owners, and the public."""
+    others = (i for i in range(run.topology.n) if i not in request.peers)
+    return (*(f"peer:{i}" for i in others), "public")
