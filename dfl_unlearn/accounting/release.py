@@ -73,8 +73,11 @@ def project_ball_(vector: Tensor, radius: float, centre: Tensor | None = None) -
     distance = float(torch.linalg.vector_norm(offset))
     reach = float(torch.linalg.vector_norm(middle.double())) + radius
     check_scale(distance=distance, reach=reach)
-    if distance > radius:
-        vector.copy_(middle.double() + offset * (radius / distance))
+    # Sum of squares, root, quotient and product err by at most this share together.
+    slack = (vector.numel() + 8) * 2.0**-53
+    if distance * (1 + slack) > radius:
+        shrink = min(1.0, radius / distance * (1 - 2 * slack))
+        vector.copy_(middle.double() + offset * shrink)
     return 2 * (radius + torch.finfo(vector.dtype).eps * reach)
 
 
