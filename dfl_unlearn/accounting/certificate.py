@@ -23,7 +23,7 @@ from dfl_unlearn._stats import round_up
 from dfl_unlearn.accounting.entries import SCOPES, Observer, Scope, members
 from dfl_unlearn.accounting.gaussian import gaussian_delta
 from dfl_unlearn.accounting.mechanisms import GaussianMechanism, check_scale
-from dfl_unlearn.accounting.rdp import RdpCurve
+from dfl_unlearn.accounting.rdp import RdpCurve, rdp_to_epsilon
 from dfl_unlearn.errors import InvalidArgumentError, StoreCorruptError
 
 __all__ = ["Assumption", "Certificate", "Status", "certify", "status_of"]
@@ -244,6 +244,14 @@ class Certificate:
             ) from error
 
     def _check_noise(self) -> None:
+        if self.accountant == "rdp":
+            least = rdp_to_epsilon(self.rdp_orders, self.rdp, self.delta or 0.0).epsilon
+            if not least <= (self.epsilon or 0.0):
+                raise InvalidArgumentError(
+                    f"epsilon: must be at least what the curve gives, {least!r}, got "
+                    f"{self.epsilon!r}"
+                )
+            return
         noise = GaussianMechanism(
             noise_std=self.noise_std, sensitivity=self.sensitivity
         )

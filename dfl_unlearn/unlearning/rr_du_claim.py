@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from dfl_unlearn.accounting.certificate import Assumption, Certificate, certify
 from dfl_unlearn.accounting.gaussian import gaussian_epsilon, gaussian_noise_std
 from dfl_unlearn.accounting.mechanisms import GaussianMechanism
-from dfl_unlearn.accounting.network import lamri_noise_std, walk_mu
+from dfl_unlearn.accounting.network import lamri_noise_std, walk_mu, walk_rdp
+from dfl_unlearn.accounting.rdp import DEFAULT_ORDERS, RdpCurve, rdp_to_epsilon
 from dfl_unlearn.accounting.release import GaussianRelease
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.local import peer_scale
@@ -179,22 +180,14 @@ class Claim:
             The certificate; epsilon composes all releases of the same owner.
         """
         protocol = self.protocol
-        epsilon: float | None = None
-        if protocol.calibration == "lamri_view":
-            epsilon = protocol.epsilon  # nominal only: what the source claims
-        elif self.mu < math.inf:
-            spent = max(
-                run.ledger.epsilon(owner, "public", protocol.delta)
-                for owner in owners_of(request)
-            )
-            alone = gaussian_epsilon(self.mu, protocol.delta) if self.mu > 0 else 0.0
-            # Calibrated noise is rounded up: the asked epsilon is the honest round one.
-            within = alone <= protocol.epsilon <= alone * (1 + 1e-6)
-            epsilon = max(spent, protocol.epsilon if within else alone)
+        epsilon = self._epsilon(run, request)
+        curve = self.curve
+        if curve is not None and epsilon != self.alone:
+            curve = None  # earlier releases: the ledger's total
         shift = self.start.sensitivity if self.scope == _VIEW else 0.0
         together = self.visits > 0 and self.visit.sensitivity > 0
         noise = self.start.noise_std
-        if together and 0 < self.mu < math.inf:
+        if curve is None and together and 0 < self.mu < math.inf:
             shift = shift or self.visit.sensitivity
             noise = shift / self.mu
         return certify(
@@ -207,7 +200,14 @@ class Claim:
             sensitivity=shift,
             bound="capped" if self.scope == _VIEW else "none",
             noise_std=noise,
-            accountant="exact_gaussian" if self.mu > 0 else "none",
+            accountant=(
+                "rdp"
+                if curve is not None
+                else "exact_gaussian"
+                if self.mu > 0
+                else "none"
+            ),
+            curve=curve,
             assumptions=self.assumptions,
             observers=observers_of(run, request),
             exposure=(
@@ -217,6 +217,57 @@ class Claim:
             notes=self._notes(run, together),
             adaptive=request.adaptive,
         )
+
+    @property
+    def curve(self) -> RdpCurve | None:
+        """What a walk with hidden visits costs by Rényi's measure; else None."""
+        rate = self.protocol.segment_subsampling
+        if rate is None or not 0 < self.mu < math.inf:
+            return None
+        return RdpCurve(
+            orders=DEFAULT_ORDERS,
+            values=walk_rdp(
+                DEFAULT_ORDERS,
+                start_shift=self.start.sensitivity if self.scope == _VIEW else 0.0,
+                start_noise=self.start.noise_std,
+                visit_sensitivity=self.visit.sensitivity,
+                visit_noise=self.visit.noise_std,
+                visits=self.visits + 1,
+                rate=rate,
+            ),
+            adjacency="unlearn",
+            description=f"start and {self.visits} visits, each taking part with "
+            f"hidden probability {rate:g}",
+            normalize=True,
+        )
+
+    @property
+    def alone(self) -> float:
+        """Epsilon of this walk by itself; the asked one where noise was calibrated."""
+        protocol = self.protocol
+        curve = self.curve
+        if curve is not None:
+            alone = curve.to_epsilon(protocol.delta).epsilon
+        else:
+            alone = gaussian_epsilon(self.mu, protocol.delta) if self.mu > 0 else 0.0
+        # Calibrated noise is rounded up: the asked epsilon is the honest round one.
+        within = alone <= protocol.epsilon <= alone * (1 + 1e-6)
+        return protocol.epsilon if within else alone
+
+    def _epsilon(self, run: TrainedRun, request: ForgetRequest) -> float | None:
+        """Return what the certificate says; nominal only for the published noise."""
+        if self.protocol.calibration == "lamri_view":
+            return self.protocol.epsilon
+        if self.mu == math.inf:
+            return None
+        earlier = any(a.name.startswith("earlier releases") for a in self.assumptions)
+        if self.curve is not None and not earlier:
+            return self.alone
+        spent = max(
+            run.ledger.epsilon(owner, "public", self.protocol.delta)
+            for owner in owners_of(request)
+        )
+        return max(spent, self.alone)
 
     def _notes(self, run: TrainedRun, together: bool) -> tuple[str, ...]:
         if self.scope == "transcript":
@@ -239,7 +290,13 @@ class Claim:
                 "from retained data, and little of the trained model is left; a "
                 "smaller residual_cap makes a better start"
             )
-        if together:
+        if self.curve is not None:
+            notes.append(
+                f"the start carries noise {self.start_noise:.3g}, each of "
+                f"{self.visits} visits {self.visit_noise:.3g}; which of them read "
+                "forgotten rows stays hidden, and the ledger charges all in full"
+            )
+        elif together:
             notes.append(
                 f"the noise shown is that of one release as costly as all: the start "
                 f"carries {self.start_noise:.3g}, each of {self.visits} visits "
@@ -280,6 +337,8 @@ def _noise(
         halves = math.sqrt(2) if costly else 1.0
         start = shift * scale * halves
         visit = sensitivity * scale * halves * math.sqrt(visits)
+    if protocol.segment_subsampling is not None and costly:
+        visit = _hidden_noise(protocol, shift, start, sensitivity, visits)
     if protocol.release_noise_std is not None and protocol.certify == "retrain":
         start = protocol.release_noise_std
     if protocol.visit_noise_std is not None:
@@ -288,6 +347,35 @@ def _noise(
         GaussianRelease(sensitivity=shift, noise_std=start),
         GaussianRelease(sensitivity=sensitivity, noise_std=visit),
     )
+
+
+def _hidden_noise(
+    protocol: "RrDu", shift: float, start: float, sensitivity: float, visits: int
+) -> float:
+    """Return the least noise of hidden visits within the budget, rounded up."""
+    rate = protocol.segment_subsampling
+    assert rate is not None
+
+    def enough(noise: float) -> bool:
+        values = walk_rdp(
+            DEFAULT_ORDERS,
+            start_shift=shift,
+            start_noise=start,
+            visit_sensitivity=sensitivity,
+            visit_noise=noise,
+            visits=visits + 1,
+            rate=rate,
+        )
+        found = rdp_to_epsilon(DEFAULT_ORDERS, values, protocol.delta)
+        return found.epsilon <= protocol.epsilon
+
+    low, high = 0.0, sensitivity
+    while not enough(high):
+        low, high = high, 2 * high
+    while high - low > 1e-7 * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
 
 
 def _steps(protocol: "RrDu", route: Route, sensitivity: float) -> Assumption:

@@ -116,7 +116,8 @@ class Token:
         zero = torch.zeros_like(theta)
         retained = forgotten = zero
         if protocol.alignment == "lightweight":
-            forgotten = self._forgotten(theta)
+            if self._takes_part(hop):
+                forgotten = self._forgotten(theta)
         else:
             retained = self._data_term(theta, source, hop)
         direction = -visit_direction(
@@ -134,6 +135,20 @@ class Token:
         if self._claim.visit_noise > 0:
             direction = self._released(direction, self._claim.visit, visit=visit)
         return direction
+
+    def _takes_part(self, hop: int) -> bool:
+        """Toss the hidden coin of a visit."""
+        rate = self._protocol.segment_subsampling
+        if rate is None:
+            return True
+        coin = self._rng.numpy(
+            "method",
+            who=self._route.source,
+            request=self._request.request_id,
+            round=hop,
+            draw=1,
+        )
+        return bool(coin.random() < rate)
 
     def _forgotten(self, theta: Tensor) -> Tensor:
         """Return the mean of the forgotten rows' clipped gradients."""

@@ -10,6 +10,8 @@ from scipy import stats
 
 from dfl_unlearn.accounting.budget import PrivacyBudget
 from dfl_unlearn.accounting.gaussian import gaussian_epsilon, gaussian_noise_std
+from dfl_unlearn.accounting.network import walk_rdp
+from dfl_unlearn.accounting.rdp import rdp_to_epsilon
 from dfl_unlearn.data.batch import TensorBatch
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.data.peers import PeerData
@@ -133,6 +135,34 @@ def test_visits_that_read_forgotten_rows_are_charged_and_share_the_budget(run):
     np.testing.assert_allclose(start.mu**2, total / 2, rtol=1e-9)
     alone = gaussian_epsilon(np.sqrt(total), 1e-5)
     assert 0.99999 < alone <= 1.0
+
+
+def test_hidden_visits_need_less_noise_for_the_same_epsilon(run):
+    fields = {"alignment": "lightweight", "clip_norm": 1.0, **QUICK}
+    open_ = unlearn(run, REQUEST, RrDu(**fields))
+    hidden = unlearn(run, REQUEST, RrDu(segment_subsampling=0.1, **fields))
+    certificate = hidden.certificate
+    assert (certificate.status, certificate.accountant) == ("certified", "rdp")
+    assert certificate.epsilon == 1.0
+    visits = int(hidden.info["visits"])
+    noise, full = hidden.info["visit_noise_std"], open_.info["visit_noise_std"]
+    assert noise < 0.5 * full
+    curve = walk_rdp(
+        certificate.rdp_orders,
+        start_shift=certificate.sensitivity,
+        start_noise=hidden.info["start_noise_std"],
+        visit_sensitivity=3 / 20,
+        visit_noise=noise,
+        visits=visits,
+        rate=0.1,
+    )
+    found = rdp_to_epsilon(certificate.rdp_orders, curve, 1e-5).epsilon
+    np.testing.assert_allclose(found, 1.0, rtol=1e-5)
+    assert len(hidden.ledger.entries) == visits
+    # Reading no forgotten row in a visit is the common case, adding no noise never is.
+    assert hidden.cost.sample_gradients < open_.cost.sample_gradients
+    with pytest.raises(InvalidHyperparameterError, match="segment_subsampling: must"):
+        RrDu(segment_subsampling=0.1)
 
 
 def test_the_transcript_claim_is_no_claim_of_unlearning(run):

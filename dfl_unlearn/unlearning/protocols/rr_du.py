@@ -100,6 +100,8 @@ class RrDu:
         release_noise_std: Noise of the start; None calibrates it.
         visit_noise_std: Noise of each visit; None calibrates it, 0 where a visit reads
             no forgotten row.
+        segment_subsampling: Hidden probability with which a ``lightweight`` visit reads
+            forgotten rows at all; it adds its noise either way. None is always.
         calibration: ``derived``, or ``lamri_view``: the published noise, with no noise
             at the start; heuristic.
         max_visits: The walk ends before a visit more than this; None has no limit.
@@ -128,6 +130,7 @@ class RrDu:
     delta0: Literal["proven", "assumed"] = "proven"
     release_noise_std: float | None = None
     visit_noise_std: float | None = None
+    segment_subsampling: float | None = None
     calibration: Literal["derived", "lamri_view"] = "derived"
     max_visits: int | None = None
     dissemination: Dissemination = "tree"
@@ -193,6 +196,20 @@ class RrDu:
                 "clip_norm: must be given with alignment='lightweight', whose steps "
                 "read forgotten rows, got None; e.g. clip_norm=1.0"
             )
+        if self.segment_subsampling is not None:
+            _validate.number(
+                segment_subsampling=self.segment_subsampling,
+                above=0,
+                below=1,
+                error=InvalidHyperparameterError,
+            )
+            if self.alignment != "lightweight" or self.calibration != "derived":
+                raise InvalidHyperparameterError(
+                    "segment_subsampling: must be None unless visits read forgotten "
+                    "rows (alignment='lightweight', calibration='derived'), got "
+                    f"{self.segment_subsampling:g} with {self.alignment}, "
+                    f"{self.calibration}"
+                )
         if self.delta0 == "assumed" and self.residual_cap is None:
             raise InvalidHyperparameterError(
                 "residual_cap: must be given with delta0='assumed', got None; it is "
