@@ -34,7 +34,9 @@ _MAX_ROWS = 10**7
 _MAX_ENCODED = 2**24  # bytes of one encoded image
 _MAX_PIXELS = 2**24  # of one image: 4096 x 4096
 _MAX_CLASSES = 10**5
-_BATCH = 256  # images decoded at a time
+# Rows read at a time. A file of a kilobyte can repeat one large value in every row, so
+# this times _MAX_ENCODED, half a GiB, is what such a file can make us hold.
+_BATCH = 32
 _FORMATS = ("PNG", "JPEG")
 _MODES = {"L": 1, "RGB": 3}  # and the channels of each
 
@@ -375,7 +377,7 @@ class _Store:
 
     def add(self, data: bytes, where: str) -> None:
         """Decode one image; nothing is decoded before its header fits."""
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
 
         if len(data) > _MAX_ENCODED:
             raise InputTooLargeError(
@@ -392,6 +394,11 @@ class _Store:
                     pixels = np.asarray(picture, dtype=np.uint8)
             except (DataError, InputTooLargeError):
                 raise
+            except UnidentifiedImageError as error:
+                raise DataError(
+                    f"{where}: must be an undamaged PNG or JPEG image, got "
+                    f"{len(data)} other bytes; replace or drop the row"
+                ) from error
             except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
                 raise InputTooLargeError(
                     f"{where}: an image must have at most {_MAX_PIXELS} pixels, got "

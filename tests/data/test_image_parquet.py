@@ -275,6 +275,26 @@ def test_many_large_images_are_counted_before_the_store_is_made(tmp_path):
         build(tmp_path)
 
 
+def test_a_large_value_repeated_by_a_small_file_is_not_held_for_all_rows(tmp_path):
+    value = b"\x89PNG\r\n\x1a\n" + bytes(4 * 2**20)
+    zeros = np.zeros(2_000, dtype=np.int64)
+    column = pa.DictionaryArray.from_arrays(pa.array(zeros.astype(np.int32)), [value])
+    for part in ("train", "test"):
+        path = tmp_path / f"{part}.parquet"
+        pq.write_table(
+            pa.table({"img": column, "label": zeros}),
+            path,
+            compression="zstd",
+            dictionary_pagesize_limit=2**30,
+            store_schema=False,
+        )
+        assert path.stat().st_size < 5_000  # for 8 GB
+    with pytest.raises(DataError, match="row 0: must be an undamaged PNG"):
+        build(tmp_path)
+    # Other tests share the pool and hold little.
+    assert pa.default_memory_pool().max_memory() < 2**29
+
+
 def test_an_animation_is_refused(tmp_path):
     frames = [Image.fromarray(image) for image in pixels(2)]
     buffer = io.BytesIO()
