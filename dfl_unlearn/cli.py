@@ -272,7 +272,11 @@ def report(
         Path | None, typer.Option(help="The page  [default: RUN/report.html]")
     ] = None,
     figures: Annotated[
-        str, typer.Option(help="Formats of the figures: png, svg or both.")
+        str,
+        typer.Option(
+            help="Formats of the figures, png, svg, or both as png,svg; gif adds the "
+            "influence moving through the network."
+        ),
     ] = "png",
     runs: Runs = None,
     as_json: AsJson = False,
@@ -290,9 +294,10 @@ def report(
 
     formats = tuple(part.strip() for part in figures.split(","))
     for kind in formats:
-        if kind not in ("png", "svg"):
+        if kind not in ("png", "svg", "gif"):
             raise InvalidArgumentError(
-                f"--figures: must be png, svg or png,svg, got {clean(kind)!r}"
+                "--figures: must be png, svg, gif or several of them with commas, got "
+                f"{clean(kind)!r}"
             )
     trained = load_run(_folder(run_name))
     outcomes = load_outcomes(trained)

@@ -341,7 +341,13 @@ def write_results(
     if report.figures:
         figures = folder.path("figures")
         figures.mkdir(exist_ok=True)
-        save_figures(view, figures, formats=report.figures)
+        still = [kind for kind in report.figures if kind != "gif"]
+        save_figures(view, figures, formats=still)
+        if "gif" in report.figures:
+            from dfl_unlearn.plots.animation import write_influence_gif
+
+            trace = view.influence()
+            write_influence_gif(view.topology, trace, figures / "influence.gif")
     if not report.html:
         return None
     return write_report(view, page if page is not None else folder.path("report.html"))

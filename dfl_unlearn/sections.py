@@ -123,11 +123,12 @@ class ReportSection:
     """Which pictures are written.
 
     Attributes:
-        figures: File formats of the figures; none are drawn without one.
+        figures: File formats of the figures; none are drawn without one. ``gif`` adds
+            ``influence.gif``, the network moving through the rounds.
         html: Whether ``report.html`` is written.
     """
 
-    figures: tuple[Literal["png", "svg"], ...] = ("png",)
+    figures: tuple[Literal["png", "svg", "gif"], ...] = ("png",)
     html: bool = True
 
 

@@ -5,7 +5,7 @@
     python experiments/quickstart.py peer=5 epsilon=0.5
 
 Writes the figures and ``report.html`` into ``runs/quickstart/``. The picture at the top
-of the README is this script's ``topology.png``.
+of the README is this script's ``influence.gif``, the still ones its ``topology.png``.
 """
 
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from dfl_unlearn import (
     write_report,
 )
 from dfl_unlearn.plots import save_figures
+from dfl_unlearn.plots.animation import write_influence_gif
 from dfl_unlearn.results.view import ResultsView
 
 
@@ -70,7 +71,9 @@ def main(arguments: list[str] | None = None) -> None:
     print(evaluate(newton))
 
     outcomes = [newton, tuned, retrained]
-    save_figures(ResultsView.of(outcomes), folder)
+    view = ResultsView.of(outcomes)
+    save_figures(view, folder)
+    write_influence_gif(topology, view.influence(), folder / "influence.gif")
     print(f"page and figures: {write_report(outcomes, folder / 'report.html').parent}")
 
 

@@ -63,11 +63,13 @@ def test_a_trial_leaves_the_run_alone_and_a_commit_changes_it(runs, capsys):
 
 def test_a_report_is_drawn_again(runs, tmp_path, capsys):
     page = tmp_path / "page.html"
-    words = ("report", "demo", "--runs", runs, "--out", page, "--figures", "svg")
+    words = ("report", "demo", "--runs", runs, "--out", page, "--figures", "svg,gif")
     assert call(*words) == 0
     assert capsys.readouterr().out.strip() == str(page)
     assert page.read_text().startswith("<!DOCTYPE html>")
-    assert (runs / "demo" / "figures" / "topology.svg").is_file()
+    figures = runs / "demo" / "figures"
+    assert (figures / "topology.svg").is_file()
+    assert (figures / "influence.gif").read_bytes().startswith(b"GIF89a")
 
 
 def test_a_class_request_and_json(runs, capsys):
@@ -112,7 +114,7 @@ def test_every_kind_is_listed_with_help(kind, capsys):
         ("unlearn demo --peer 1 --all --protocol newton", 2, "'newton-fisher'"),
         ("unlearn demo --peer 1 --all residual_cap=1e-9", 4, "nothing was sent"),
         ("unlearn nothing --peer 1 --all", 2, "must be a run folder"),
-        ("report demo --figures pdf", 2, "--figures: must be png, svg"),
+        ("report demo --figures pdf", 2, "--figures: must be png, svg, gif"),
         ("list things", 2, "KIND: must be one of"),
         ("demo --name ../x", 2, "run name: must match"),
     ],

@@ -48,7 +48,12 @@ class Dataset:
 
 
 datasets: Registry[Dataset] = Registry(
-    "datasets", packages=("dfl_unlearn.data.sources", "dfl_unlearn.data.vision")
+    "datasets",
+    packages=(
+        "dfl_unlearn.data.sources",
+        "dfl_unlearn.data.vision",
+        "dfl_unlearn.data.parquet",
+    ),
 )
 
 

@@ -91,7 +91,7 @@ def logistic(
     Raises:
         UnsupportedModelError: If the task is a regression.
     """
-    outputs, _ = _head(num_classes)
+    outputs, _ = head(num_classes)
     if num_classes == 0:
         raise UnsupportedModelError(
             "logistic: must have at least 2 classes, got num_classes=0 (regression); "
@@ -126,7 +126,7 @@ def mlp(
     _validate.of_type((list, tuple), hidden=hidden)
     for width in hidden:
         _validate.integer(hidden=width, at_least=1)
-    outputs, loss = _head(num_classes)
+    outputs, loss = head(num_classes)
     return FlatModel(_dense(input_shape, hidden, outputs, bias), loss, l2=l2)
 
 
@@ -162,11 +162,11 @@ def small_cnn(
         )
     for count in channels:
         _validate.integer(channels=count, at_least=1)
-    image = _image_shape(input_shape)
+    image = image_shape(input_shape)
     features = channels[1] * (image[1] // 4) * (image[2] // 4)
-    outputs, loss = _head(num_classes)
+    outputs, loss = head(num_classes)
     module = nn.Sequential(
-        _AsImage(image),
+        AsImage(image),
         nn.Conv2d(image[0], channels[0], 3, padding=1, bias=bias),
         nn.MaxPool2d(2),
         nn.ReLU(),
@@ -179,14 +179,16 @@ def small_cnn(
     return FlatModel(module, loss, l2=l2)
 
 
-class _AsImage(nn.Module):
+class AsImage(nn.Module):
     """Gives every sample the shape (C, H, W)."""
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
+        """Take the shape."""
         super().__init__()
         self.shape = shape
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Return the inputs reshaped, ``(B, C, H, W)``."""
         return inputs.reshape(len(inputs), *self.shape)
 
 
@@ -204,7 +206,7 @@ def _dense(
     return nn.Sequential(*layers)
 
 
-def _head(num_classes: int) -> tuple[int, KnownLoss]:
+def head(num_classes: int) -> tuple[int, KnownLoss]:
     """Return the number of outputs and the loss that a task needs."""
     _validate.integer(num_classes=num_classes, at_least=0)
     if num_classes == 1:
@@ -222,7 +224,7 @@ def _checked(input_shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(input_shape)
 
 
-def _image_shape(input_shape: Sequence[int]) -> tuple[int, int, int]:
+def image_shape(input_shape: Sequence[int]) -> tuple[int, int, int]:
     """Return (C, H, W) of an image that may come without channels or flattened."""
     shape = _checked(input_shape)
     if len(shape) == 1 and isqrt(shape[0]) ** 2 == shape[0]:

@@ -46,7 +46,7 @@ def topology(view: ResultsView, figure: Figure) -> None:
     norm = influence_scale(network.n)
     places = layout(network, trace.source)
     for axes, k in zip(panels, shown, strict=False):
-        _draw_network(axes, network, places, shares[k], norm, trace.source)
+        draw_network(axes, network, places, shares[k], norm, trace.source)
         axes.set_title(f"round {trace.rounds[k]}", fontsize=9.5, loc="center", pad=4)
         axes.text(
             0.5,
@@ -92,7 +92,8 @@ def share_ticks(axes: Axes, n: int, which: str) -> None:
     low = lowest_share(n)
     ticks = [t for t in (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5) if t >= low]
     # The even share is labelled; a round tick too near to it would overlap.
-    ticks = [t for t in ticks if abs(np.log10(t * n)) > 0.35]
+    near = 0.45 if which == "x" else 0.35
+    ticks = [t for t in ticks if abs(np.log10(t * n)) > near]
     texts = [percent(t) for t in ticks] + [f"even: {percent(1 / n)}"]
     axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_ticks([*ticks, 1 / n], texts)
@@ -154,31 +155,45 @@ def layout(topology: Topology, top: int) -> NDArray[np.float64]:
     return centred
 
 
-def _draw_network(
+def draw_network(
     axes: Axes,
     network: Topology,
     places: NDArray[np.float64],
     shares: NDArray[np.float64],
     norm: LogNorm,
     source: int,
+    *,
+    zoom: float = 1.0,
 ) -> None:
+    """Draw the network once, every peer coloured by its share.
+
+    Args:
+        axes: Empty; they get equal scales and no frame.
+        network: The network.
+        places: Of the peers, as ``layout`` gives them, shape ``(N, 2)``.
+        shares: Of the influence, shape ``(N,)``; exactly 0 is drawn white.
+        norm: The colour scale.
+        source: The peer that gets a ring.
+        zoom: How much larger than in one of several panels the peers are drawn.
+    """
     n = network.n
     edges = network.edges
-    thin = float(np.clip(60 / max(len(edges), 1), 0.15, 1.0))
+    thin = zoom * float(np.clip(60 / max(len(edges), 1), 0.15, 1.0))
     axes.add_collection(
         LineCollection(list(places[edges]), colors="#aab1bb", linewidths=thin, zorder=1)
     )
-    scale = 1.0 if n <= _SMALL else 2.6  # area of a panel
-    size = float(np.clip(1500 * scale / n, 5, 190))
+    scale = 1.0 if n <= _SMALL and zoom == 1 else 2.6  # area of a panel
+    size = zoom**2 * float(np.clip(1500 * scale / n, 5, 190))
     # A share below the scale still was reached; 0 is outside the light cone.
     reached = np.where(shares > 0, np.maximum(shares, lowest_share(n)), 1e-300)
+    levels = norm(reached)
     # The most influenced last, so that a crowd does not hide them.
     order = np.argsort(shares, kind="stable")
     axes.scatter(
         places[order, 0],
         places[order, 1],
         s=size,
-        c=INFLUENCE(norm(reached))[order],
+        c=INFLUENCE(levels)[order],
         edgecolors="#7b828d",
         linewidths=0.25 if n > _LABELLED else 0.7,
         zorder=2,
@@ -186,7 +201,7 @@ def _draw_network(
     axes.scatter(
         places[source, :1],
         places[source, 1:],
-        s=size + (10 if n > _LABELLED else 75),
+        s=size + (10 if n > _LABELLED else 75) * zoom,
         facecolors="none",
         edgecolors=INK,
         linewidths=1.4,
@@ -194,14 +209,14 @@ def _draw_network(
     )
     if n <= _LABELLED:
         for i, (x, y) in enumerate(places):
-            dark = shares[i] > 0 and float(norm(shares[i])) > 0.55
+            dark = shares[i] > 0 and levels[i] > 0.55
             axes.text(
                 x,
                 y,
                 str(i),
                 ha="center",
                 va="center_baseline",
-                fontsize=7 if n <= 16 else 6,
+                fontsize=zoom * (7 if n <= 16 else 6 if n <= 40 else 5),
                 color="white" if dark else INK,
                 zorder=3,
             )

@@ -7,10 +7,12 @@ from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.data.sources import Dataset, datasets
 from dfl_unlearn.errors import MissingDataError
 
+FROM_FILES = ("mnist", "cifar10", "image-parquet")
+
 
 def entries():
     return [
-        pytest.param(name, marks=pytest.mark.data if name == "mnist" else ())
+        pytest.param(name, marks=pytest.mark.data if name in FROM_FILES else ())
         for name in datasets.names()
     ]
 
