@@ -37,6 +37,7 @@ from dfl_unlearn.store.folder import RunFolder
 from dfl_unlearn.topology.graph import Topology
 from dfl_unlearn.unlearning import store
 from dfl_unlearn.unlearning.apply import unlearn
+from dfl_unlearn.unlearning.protocols import newton_fisher
 from dfl_unlearn.unlearning.protocols.fine_tune import FineTune
 from dfl_unlearn.unlearning.protocols.newton_fisher import NewtonFisher
 from dfl_unlearn.unlearning.protocols.retrain import Retrain
@@ -375,7 +376,7 @@ def test_a_budget_that_is_spent_leaves_nothing_and_computes_nothing(
     run = simulate("ring", DATA, "logistic", config, folder=tmp_path / "a")
     run = commit_outcome(unlearn(run, REQUEST, "newton-fisher", folder=run.folder))
     before = files(run)
-    monkeypatch.setattr(NewtonFisher, "_correct", None)
+    monkeypatch.setattr(newton_fisher, "correct_mean", None)
     more = ForgetRequest.samples(peer=1, indices=[1])
     with pytest.raises(PrivacyBudgetExceededError, match=r"needs ε=1\.46\d* in total"):
         unlearn(run, more, "newton-fisher", folder=run.folder)

@@ -5,6 +5,7 @@ import pytest
 from networks import blobs
 
 from dfl_unlearn import load_run
+from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.config import SimulationConfig
 from dfl_unlearn.engine.influence import best_influence, track_influence
 from dfl_unlearn.engine.simulator import simulate
@@ -12,6 +13,8 @@ from dfl_unlearn.engine.stored_influence import keep_influence, kept_influence
 from dfl_unlearn.errors import InvalidArgumentError, StoreCorruptError
 from dfl_unlearn.results.view import ResultsView
 from dfl_unlearn.store.folder import RunFolder
+from dfl_unlearn.unlearning.apply import unlearn
+from dfl_unlearn.unlearning.store import commit_outcome
 
 DATA = blobs([5, 6, 4, 5])
 
@@ -49,6 +52,14 @@ def test_a_view_reads_what_was_kept(run):
 def test_a_trace_of_another_state_is_not_taken(run):
     keep_influence(run, track_influence(run, 0))
     assert kept_influence(run.replaced(digest="00" * 32), 0) is None
+
+
+def test_a_commit_removes_traces_made_with_the_forgotten_data(run):
+    place = keep_influence(run, track_influence(run, 1))
+    request = ForgetRequest.samples(peer=1, indices=[0])
+    after = commit_outcome(unlearn(run, request, "retrain", folder=run.folder))
+    assert not place.exists()
+    assert kept_influence(after, 1) is None
 
 
 def test_a_run_in_memory_has_no_place_and_a_damaged_file_is_named(run):
