@@ -21,7 +21,8 @@ weight, ``track_influence``), and compared with leaving the rows out (``leave_ou
 
 An ``inf`` is a front that did not arrive within the rounds trained. Prints one line per
 network and writes ``runs/influence_spread/``: ``table.csv``,
-``heatmaps.png`` (round by peer, nearest first) and ``fronts.png`` (front against gap).
+``heatmaps.png`` (round by peer, nearest first), ``fronts.png`` (front against gap) and
+a moving picture of each network, ``<network>.gif``.
 """
 
 import time
@@ -48,6 +49,7 @@ from dfl_unlearn.engine.influence import leave_out, track_influence
 from dfl_unlearn.engine.trainers.d_sgd import DSgd
 from dfl_unlearn.plots import render
 from dfl_unlearn.plots._style import INFLUENCE, STYLE
+from dfl_unlearn.plots.animation import write_influence_gif
 from dfl_unlearn.record.influence import InfluenceTrace, first_contact
 from dfl_unlearn.topology.graph import Topology
 
@@ -101,6 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
             rows.append(row)
             if n == settings.shown:
                 traces[name] = trace
+                write_influence_gif(topology, trace, folder / f"{name}.gif")
             print(line(row), flush=True)
         print(correlation([row for row in rows if row["peers"] == n]), flush=True)
     table = folder / "table.csv"
