@@ -19,8 +19,8 @@ from dfl_unlearn.record.training import TrainingRecord
 
 _log = logging.getLogger(__name__)
 
-# Measured on two cores: start of Ray and of workers that import torch, with a margin.
-START_SECONDS = 12.0
+# Measured on two cores: Ray starts, workers import torch and get their data.
+START_SECONDS = 8.0
 # One round's calls, and one byte from worker to worker, put and get together.
 CALL_SECONDS = 0.004
 BYTE_SECONDS = 1.0e-9
