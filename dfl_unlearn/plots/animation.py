@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from dfl_unlearn import _validate
 from dfl_unlearn.errors import InvalidArgumentError
 from dfl_unlearn.plots._style import GREY, INFLUENCE, INK, STYLE, label
+from dfl_unlearn.plots.influence import trace_title
 from dfl_unlearn.plots.topology import (
     draw_network,
     influence_scale,
@@ -99,8 +100,7 @@ def write_influence_gif(
         why=f"{len(rows)} frames need {_SHORTEST:g} s each",
     )
     if title is None:
-        bound = "norm bound" if trace.mode == "norm_bound" else "mixing matrix"
-        title = f"Peer {trace.source}'s influence on every peer ({bound})"
+        title = trace_title(trace, "peer {}'s influence on every peer")
     data = _draw(topology, trace, rows, label(title, 56), _times(len(rows), seconds))
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -56,7 +56,7 @@ def influence_hops(view: ResultsView, figure: Figure) -> None:
     axes.grid(axis="y")
     axes.set_xlabel("round")
     axes.set_ylabel("mean share per peer")
-    axes.set_title(_title(trace, "share of peer {}'s influence by hop distance"))
+    axes.set_title(trace_title(trace, "share of peer {}'s influence by hop distance"))
     _name_curves(axes, trace, hops, colours, low)
 
 
@@ -95,7 +95,7 @@ def influence_heatmap(view: ResultsView, figure: Figure) -> None:
     for border in borders if len(borders) <= _ROW_LABELS else ():
         axes.axhline(float(border), color="white", linewidth=1.2)
     _name_rows(axes, trace, order)
-    axes.set_title(_title(trace, "share of peer {}'s influence at every peer"))
+    axes.set_title(trace_title(trace, "share of peer {}'s influence at every peer"))
     bar = figure.colorbar(image, ax=axes, aspect=28, pad=0.02, fraction=0.05)
     bar.outline.set_visible(False)
     share_ticks(bar.ax, n, which="y")
@@ -149,11 +149,17 @@ def influence_front(view: ResultsView, figure: Figure) -> None:
     axes.grid(axis="y")
     axes.set_xlabel(f"hops from peer {trace.source}")
     axes.set_ylabel("first round")
-    axes.set_title(_title(trace, "when peer {}'s influence arrives"))
+    axes.set_title(trace_title(trace, "when peer {}'s influence arrives"))
     axes.legend(loc="lower right")
 
 
-def _title(trace: InfluenceTrace, words: str) -> str:
+def trace_title(trace: InfluenceTrace, words: str) -> str:
+    """Return a title that names the source and how its influence was measured.
+
+    Args:
+        trace: Whose influence.
+        words: Words with ``{}`` for the source.
+    """
     text = words.format(trace.source)
     how = {
         "exact": "exact",

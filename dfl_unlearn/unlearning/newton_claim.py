@@ -13,13 +13,11 @@ from dfl_unlearn.unlearning.newton_correction import Correction, proves
 from dfl_unlearn.unlearning.newton_release import (
     ROUNDING_SHARE,
     ReleasePlan,
-    owners_of,
 )
+from dfl_unlearn.unlearning.parties import EARLIER, earlier_releases, owners_of
 
 if TYPE_CHECKING:
     from dfl_unlearn.unlearning.protocols.newton_fisher import NewtonFisher
-
-_EARLIER = "earlier releases of the same owner"
 
 
 def assumptions_of(
@@ -108,10 +106,8 @@ def assumptions_of(
                 )
             )
     assumptions += _placement(protocol, run)
-    earlier = _releases(run, request)
-    if earlier:
-        assumptions.append(_earlier_releases(earlier))
-    return assumptions
+    earlier = earlier_releases(run, request)
+    return assumptions if earlier is None else [*assumptions, earlier]
 
 
 def _stacked_convexity(run: TrainedRun) -> Assumption:
@@ -235,7 +231,7 @@ def certificate_of(
         run.ledger.epsilon(owner, "public", protocol.delta)
         for owner in owners_of(request)
     )
-    earlier = any(a.name == _EARLIER for a in assumptions)
+    earlier = any(a.name == EARLIER for a in assumptions)
     return certify(
         method="newton-fisher",
         request_id=request.request_id,
@@ -275,29 +271,6 @@ def _messages(protocol: "NewtonFisher") -> str:
         "sums over all peers of models, and of the gradients and curvature products "
         f"that the correction takes, carry no noise: scope {protocol.scope} covers "
         f"final models{own}"
-    )
-
-
-def _releases(run: TrainedRun, request: ForgetRequest) -> dict[str, str]:
-    """Return the releases that any owner was charged with, and their status."""
-    owners = owners_of(request)
-    return {
-        e.release_id: e.status
-        for e in run.ledger.entries
-        if e.owner in owners and e.noise_drawn
-    }
-
-
-def _earlier_releases(releases: dict[str, str]) -> Assumption:
-    """Return what composing with earlier releases rests on: their own claims."""
-    statuses = set(releases.values())
-    proven = statuses <= {"certified"}
-    estimated = bool(statuses & {"heuristic", "pending"})
-    return Assumption(
-        name=_EARLIER,
-        value=len(releases),
-        source="proven" if proven else "estimated" if estimated else "assumed",
-        note="epsilon adds them up; the sum says no more than the weakest of them",
     )
 
 

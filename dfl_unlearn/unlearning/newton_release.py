@@ -32,6 +32,7 @@ from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.unlearning.newton_correction import Correction
+from dfl_unlearn.unlearning.parties import observers_of, owners_of
 
 if TYPE_CHECKING:
     from dfl_unlearn.unlearning.protocols.newton_fisher import NewtonFisher
@@ -143,14 +144,3 @@ def released_rows(
     if protocol.stacked:
         return release(rows)
     return torch.stack([release(row) for row in rows])
-
-
-def owners_of(request: ForgetRequest) -> tuple[str, ...]:
-    """Return the ledger's names of the peers whose data goes."""
-    return tuple(f"peer:{i}" for i in request.peers)
-
-
-def observers_of(run: TrainedRun, request: ForgetRequest) -> tuple[str, ...]:
-    """Return everybody who receives the release but the owners, and the public."""
-    others = (i for i in range(run.topology.n) if i not in request.peers)
-    return (*(f"peer:{i}" for i in others), "public")

@@ -4,6 +4,9 @@ from dfl_unlearn._assumption import Assumption
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.run import TrainedRun
 
+EARLIER = "earlier releases of the same owner"
+"""Name of the assumption that composing with them makes."""
+
 
 def owners_of(request: ForgetRequest) -> tuple[str, ...]:
     """Return the ledger's names of the peers whose data goes."""
@@ -38,7 +41,7 @@ def earlier_releases(run: TrainedRun, request: ForgetRequest) -> Assumption | No
     proven = statuses <= {"certified"}
     estimated = bool(statuses & {"heuristic", "pending"})
     return Assumption(
-        name="earlier releases of the same owner",
+        name=EARLIER,
         value=len(releases),
         source="proven" if proven else "estimated" if estimated else "assumed",
         note="epsilon adds them up; the sum says no more than the weakest of them",

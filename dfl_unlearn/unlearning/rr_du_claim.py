@@ -30,7 +30,12 @@ from dfl_unlearn.accounting.release import GaussianRelease
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.local import peer_scale
 from dfl_unlearn.engine.run import TrainedRun
-from dfl_unlearn.unlearning.parties import earlier_releases, observers_of, owners_of
+from dfl_unlearn.unlearning.parties import (
+    EARLIER,
+    earlier_releases,
+    observers_of,
+    owners_of,
+)
 from dfl_unlearn.unlearning.shift import start_shift
 from dfl_unlearn.unlearning.token_walk import Route
 
@@ -260,7 +265,7 @@ class Claim:
             return self.protocol.epsilon
         if self.mu == math.inf:
             return None
-        earlier = any(a.name.startswith("earlier releases") for a in self.assumptions)
+        earlier = any(a.name == EARLIER for a in self.assumptions)
         if self.curve is not None and not earlier:
             return self.alone
         spent = max(

@@ -11,7 +11,8 @@ from dfl_unlearn.errors import InvalidArgumentError, InvalidTypeError, StoreWrit
 from dfl_unlearn.plots import animation
 from dfl_unlearn.plots._style import INFLUENCE
 from dfl_unlearn.plots.animation import write_influence_gif
-from dfl_unlearn.record.influence import mixing_power
+from dfl_unlearn.plots.influence import trace_title
+from dfl_unlearn.record.influence import InfluenceTrace, mixing_power
 from dfl_unlearn.topology.files import load_topology
 
 
@@ -183,3 +184,24 @@ def test_networks_of_any_size_stay_small_files(family, n, tmp_path):
     trace = mixing_power(topology, 0, 200)
     path = write_influence_gif(topology, trace, tmp_path / "a.gif")
     assert path.stat().st_size < 1.5e6
+
+
+@pytest.mark.parametrize(
+    ("mode", "words"),
+    [
+        ("exact", "exact"),
+        ("norm_bound", "norm bound"),
+        ("mixing_power", "mixing matrix"),
+    ],
+)
+def test_the_title_says_how_influence_was_measured(mode, words):
+    trace = InfluenceTrace(
+        source=1,
+        mode=mode,
+        rounds=np.array([1]),
+        norms=np.eye(3)[1:2],
+        hops=np.array([1, 0, 1]),
+        vacuous=np.zeros(3, dtype=bool),
+    )
+    title = trace_title(trace, "peer {}'s influence on every peer")
+    assert title == f"Peer 1's influence on every peer ({words})"

@@ -62,10 +62,9 @@ from dfl_unlearn.unlearning.newton_correction import (
 from dfl_unlearn.unlearning.newton_release import (
     ROUNDING_SHARE,
     ReleasePlan,
-    observers_of,
-    owners_of,
     released_rows,
 )
+from dfl_unlearn.unlearning.parties import observers_of, owners_of
 from dfl_unlearn.unlearning.retained import network_objective
 
 Target = Literal["consensus", "dsgd_fixed_point"]
