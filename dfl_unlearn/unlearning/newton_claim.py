@@ -9,12 +9,17 @@ from typing import TYPE_CHECKING
 from dfl_unlearn.accounting.certificate import Assumption, Certificate, certify
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.run import TrainedRun
+from dfl_unlearn.unlearning.claims import (
+    EARLIER,
+    convexity,
+    earlier_releases,
+    owners_of,
+)
 from dfl_unlearn.unlearning.newton_correction import Correction, proves
 from dfl_unlearn.unlearning.newton_release import (
     ROUNDING_SHARE,
     ReleasePlan,
 )
-from dfl_unlearn.unlearning.parties import EARLIER, earlier_releases, owners_of
 
 if TYPE_CHECKING:
     from dfl_unlearn.unlearning.protocols.newton_fisher import NewtonFisher
@@ -41,20 +46,7 @@ def assumptions_of(
     """
     model = run.model
     assumptions = [
-        Assumption(
-            name="convex loss",
-            value=model.loss_name if model.convex else "not convex",
-            source="proven",
-            state="held" if model.convex else "violated",
-            note="by the model's registered type",
-        ),
-        Assumption(
-            name="strong convexity (lambda)",
-            value=model.l2,
-            source="proven",
-            state="held" if model.convex and model.l2 > 0 else "violated",
-            note="the model's l2 term; part of every peer's objective",
-        ),
+        *convexity(model),
         Assumption(
             name="residual cap (Delta_max)",
             value=protocol.residual_cap,

@@ -31,8 +31,8 @@ from dfl_unlearn.accounting.release import GaussianRelease
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.rng import RngTree
+from dfl_unlearn.unlearning.claims import observers_of, owners_of
 from dfl_unlearn.unlearning.newton_correction import Correction
-from dfl_unlearn.unlearning.parties import observers_of, owners_of
 
 if TYPE_CHECKING:
     from dfl_unlearn.unlearning.protocols.newton_fisher import NewtonFisher

@@ -30,7 +30,7 @@ from dfl_unlearn.accounting.release import GaussianRelease
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.local import peer_scale
 from dfl_unlearn.engine.run import TrainedRun
-from dfl_unlearn.unlearning.parties import (
+from dfl_unlearn.unlearning.claims import (
     EARLIER,
     earlier_releases,
     observers_of,

@@ -34,6 +34,7 @@ from dfl_unlearn.engine.objective import row_weights
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.errors import InvalidHyperparameterError, ResidualExceedsCapError
 from dfl_unlearn.models.flat import FlatModel
+from dfl_unlearn.unlearning.claims import convexity
 
 if TYPE_CHECKING:
     from dfl_unlearn.unlearning.protocols.rr_du import RrDu
@@ -158,20 +159,7 @@ def start_shift(
         constants += source
         cap = removal.worst(run.data, request, bound) / model.l2
     constants = [
-        Assumption(
-            name="convex loss",
-            value=model.loss_name if model.convex else "not convex",
-            source="proven",
-            state="held" if model.convex else "violated",
-            note="by the model's registered type",
-        ),
-        Assumption(
-            name="strong convexity (lambda)",
-            value=model.l2,
-            source="proven",
-            state="held" if provable else "violated",
-            note="the model's l2 term; part of every peer's objective",
-        ),
+        *convexity(model),
         *constants,
         Assumption(
             name="residual cap (Delta_0)",

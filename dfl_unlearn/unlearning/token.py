@@ -17,7 +17,7 @@ from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.models.flat import FlatModel
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.unlearning.alignment import visit_direction
-from dfl_unlearn.unlearning.parties import observers_of, owners_of
+from dfl_unlearn.unlearning.claims import observers_of, owners_of
 from dfl_unlearn.unlearning.rr_du_claim import Claim
 from dfl_unlearn.unlearning.token_walk import Route
 

@@ -46,9 +46,9 @@ from dfl_unlearn.errors import (
     InvalidHyperparameterError,
     InvalidPrivacyParameterError,
     ResidualExceedsCapError,
-    TopologyError,
 )
 from dfl_unlearn.rng import RngTree
+from dfl_unlearn.unlearning.claims import observers_of, owners_of, refuse_single
 from dfl_unlearn.unlearning.contracts import Cost, Outcome, protocols
 from dfl_unlearn.unlearning.fixed_point import FixedPoint
 from dfl_unlearn.unlearning.influence_weights import InfluenceWeights, check_weights
@@ -64,7 +64,6 @@ from dfl_unlearn.unlearning.newton_release import (
     ReleasePlan,
     released_rows,
 )
-from dfl_unlearn.unlearning.parties import observers_of, owners_of
 from dfl_unlearn.unlearning.retained import network_objective
 
 Target = Literal["consensus", "dsgd_fixed_point"]
@@ -248,15 +247,8 @@ class NewtonFisher:
         Args:
             run: The trained network.
             request: The resolved request.
-
-        Raises:
-            TopologyError: If there is only one peer.
         """
-        if run.topology.n < 2:
-            raise TopologyError(
-                "newton-fisher: needs a network of at least 2 peers, got 1; use "
-                "retrain or fine-tune on a single model"
-            )
+        refuse_single(run, "newton-fisher")
         if self.stacked:
             FixedPoint(run, run.data.without(request))
         elif self.noise_placement != "broadcast_model":

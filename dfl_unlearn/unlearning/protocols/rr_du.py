@@ -43,13 +43,13 @@ from dfl_unlearn.engine.transport import Dissemination
 from dfl_unlearn.errors import (
     InvalidHyperparameterError,
     InvalidPrivacyParameterError,
-    TopologyError,
     UnsupportedRequestError,
 )
 from dfl_unlearn.record.plan import RecordPart
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.topology.walks import Walk
 from dfl_unlearn.unlearning.alignment import ALIGNMENTS, Alignment
+from dfl_unlearn.unlearning.claims import refuse_single
 from dfl_unlearn.unlearning.contracts import Cost, Outcome, protocols
 from dfl_unlearn.unlearning.rr_du_claim import Claim
 from dfl_unlearn.unlearning.token import Token
@@ -253,14 +253,9 @@ class RrDu:
             request: The resolved request.
 
         Raises:
-            TopologyError: If there is only one peer.
             UnsupportedRequestError: If ``lightweight`` is asked for several owners.
         """
-        if run.topology.n < 2:
-            raise TopologyError(
-                "rr-du: needs a network of at least 2 peers, got 1; use retrain or "
-                "fine-tune on a single model"
-            )
+        refuse_single(run, "rr-du")
         if self.alignment == "lightweight" and len(request.peers) > 1:
             raise UnsupportedRequestError(
                 f"request: must have one owner with alignment='lightweight', got "

@@ -1,8 +1,10 @@
-"""Who is who in the ledger and on certificates."""
+"""What the claims of several protocols share: parties, network, convexity, history."""
 
 from dfl_unlearn._assumption import Assumption
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.run import TrainedRun
+from dfl_unlearn.errors import TopologyError
+from dfl_unlearn.models.flat import FlatModel
 
 EARLIER = "earlier releases of the same owner"
 """Name of the assumption that composing with them makes."""
@@ -46,3 +48,40 @@ def earlier_releases(run: TrainedRun, request: ForgetRequest) -> Assumption | No
         source="proven" if proven else "estimated" if estimated else "assumed",
         note="epsilon adds them up; the sum says no more than the weakest of them",
     )
+
+
+def convexity(model: FlatModel) -> list[Assumption]:
+    """Return the two assumptions of a strongly convex objective, held or not."""
+    return [
+        Assumption(
+            name="convex loss",
+            value=model.loss_name if model.convex else "not convex",
+            source="proven",
+            state="held" if model.convex else "violated",
+            note="by the model's registered type",
+        ),
+        Assumption(
+            name="strong convexity (lambda)",
+            value=model.l2,
+            source="proven",
+            state="held" if model.convex and model.l2 > 0 else "violated",
+            note="the model's l2 term; part of every peer's objective",
+        ),
+    ]
+
+
+def refuse_single(run: TrainedRun, protocol: str) -> None:
+    """Refuse a network of one peer.
+
+    Args:
+        run: The trained network.
+        protocol: Registered name of the protocol.
+
+    Raises:
+        TopologyError: If there is only one peer.
+    """
+    if run.topology.n < 2:
+        raise TopologyError(
+            f"{protocol}: needs a network of at least 2 peers, got 1; use retrain or "
+            "fine-tune on a single model"
+        )
