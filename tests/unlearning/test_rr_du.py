@@ -365,6 +365,7 @@ def test_the_trust_region_holds_the_token_and_says_so(run):
         ({"delta0": "assumed"}, "residual_cap: must be given with delta0"),
         ({"restart_probability": 0.0}, "restart_probability: must be .* got 0"),
         ({"restart_probability": 1.5}, "restart_probability: must be .* got 1.5"),
+        ({"scope": "joint"}, "scope: must be one of view_joint, got .joint"),
         ({"hops": 0}, "hops: must be .* got 0"),
         ({"radius": 0.0}, "radius: must be .* got 0"),
         ({"local_batches": 0}, "local_batches: must be .* got 0"),

@@ -70,6 +70,9 @@ class RrDu:
     Attributes:
         epsilon: Privacy loss of everything after the request.
         delta: Failure probability of the claim.
+        scope: ``view_joint``: an observer of all messages to all peers but the owners,
+            together. For an observer of the last model alone see
+            ``accounting.network.final_model_rdp``.
         certify: ``retrain`` compares with a network that never had the data;
             ``transcript`` says only what the walk itself gives away and is no claim of
             unlearning.
@@ -111,6 +114,7 @@ class RrDu:
 
     epsilon: float = 1.0
     delta: float = 1e-5
+    scope: Literal["view_joint"] = "view_joint"
     certify: Literal["retrain", "transcript"] = "retrain"
     restart_probability: float | None = None
     hops: int | None = None
@@ -149,6 +153,7 @@ class RrDu:
         private = InvalidPrivacyParameterError
         _validate.number(epsilon=self.epsilon, above=0, error=private)
         _validate.number(delta=self.delta, above=0, below=1, error=private)
+        _validate.one_of(("view_joint",), scope=self.scope)
         _validate.one_of(("retrain", "transcript"), certify=self.certify)
         _validate.one_of(("auto", "uniform", "mh"), walk=self.walk)
         _validate.one_of(
