@@ -13,7 +13,7 @@ from networks import blobs
 
 from dfl_unlearn.engine import simulator
 from dfl_unlearn.engine.backends import auto, ray_runtime
-from dfl_unlearn.engine.backends.ray import split_blocks
+from dfl_unlearn.engine.backends.ray import RaySharded, split_blocks
 from dfl_unlearn.engine.backends.ray_runtime import (
     check_loopback,
     check_version,
@@ -154,7 +154,10 @@ def test_a_worker_killed_in_any_round_changes_no_bit(round_, monkeypatch):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_workers_killed_again_and_again_end_the_run_with_advice(monkeypatch):
-    monkeypatch.setattr(Key, "first", True, raising=False)
+    always = lambda self, *, first=False: Key(  # noqa: E731
+        self._run, self._epoch, self._round, True
+    )
+    monkeypatch.setattr(RaySharded, "_key", always)
     monkeypatch.setenv(FAULT, "worker:0:begin")
     with pytest.raises(ResourceError, match="round 1: workers died 2 times"):
         on_ray(MOMENTUM, 2, max_block_retries=1)
