@@ -34,6 +34,7 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullFormatter, StrMethodFormatter
 from scipy.stats import spearmanr
 from settings import choose, folder_of
 
@@ -243,12 +244,19 @@ def fronts(rows: list[dict[str, object]]) -> Figure:
                 axes.annotate(
                     row["network"],
                     (row["spectral_gap"], row["front_0.5_farthest"]),
-                    xytext=(4, 5),
+                    xytext=(7, 7),
                     textcoords="offset points",
                     fontsize=8,
                 )
     axes.set_xscale("log")
     axes.set_yscale("log")
+    for axis, ticks in (
+        (axes.xaxis, (0.05, 0.1, 0.2, 0.5, 1)),
+        (axes.yaxis, (2, 5, 10, 20, 50, 100)),
+    ):
+        axis.set_major_locator(FixedLocator(ticks))
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("spectral gap")
     axes.set_ylabel("first round")
     axes.set_title("half of the even share at the farthest peer")
