@@ -559,7 +559,8 @@ def _conduct(experiment: "Experiment", *, page: bool) -> None:
     _say("")
     folder = _shown(trained.folder)
     _say(f"Everything is in {folder}" + (", the page is report.html." if page else "."))
-    _say(f"Next: dfl-unlearn unlearn {trained.folder.name} --peer 5 --all")
+    other = min(5, trained.topology.n - 1)
+    _say(f"Next: dfl-unlearn unlearn {trained.folder.name} --peer {other} --all")
     _say(f"      dfl-unlearn run {folder}/config.toml topology.use=complete")
     _say("      dfl-unlearn list")
 
