@@ -13,6 +13,10 @@ and for a :math:`\lambda`-strongly convex :math:`F^-` its minimizer lies within
 the owners; :math:`\|\nabla F\|` was recorded in training. So nothing has to be sent
 after a request to know it. [derived]
 
+Several owners each know their own part of r only. The room under a public cap is shared
+out among them by public numbers, and everybody compares its own part with its share: if
+all parts fit, their sum is within the cap, and nobody had to tell a norm. [derived]
+
 In the worst case every per-sample gradient is as long as its bound L: with :math:`c_z`
 the coefficient of sample z in r, its data part is at most :math:`L \sum_z |c_z|`.
 """
@@ -79,17 +83,58 @@ class Removal:
             theta: The point, shape ``(P,)``.
         """
         theta = theta.double()
-        vector = -(self.kappa - 1) * model.l2 * theta
+        decay = -(self.kappa - 1) * model.l2 * theta
+        vector = decay + self._data_part(model, data, theta, self.coefficients)
+        return float(torch.linalg.vector_norm(vector))
+
+    def least_cap(self, model: FlatModel, data: PeerData, theta: Tensor) -> float:
+        r"""Return the least ``|r|`` that the owners can vouch for without a message.
+
+        One owner knows its r. Of several, owner o is given the share :math:`w_o` of the
+        room for data, by the public sizes of its coefficients, and all
+        :math:`\lVert r_o\rVert \le w_o R` hold for
+        :math:`R = \max_o \lVert r_o\rVert / w_o`, never below the sum of the norms.
+
+        Args:
+            model: The model.
+            data: What the peers hold before the request.
+            theta: The point, shape ``(P,)``; public.
+
+        Returns:
+            At least ``norm``, and equal to it for one owner.
+        """
+        owners = np.unique(data.owner[self.coefficients != 0])
+        if len(owners) <= 1:
+            return self.norm(model, data, theta)
+        theta = theta.double()
+        total = np.abs(self.coefficients).sum()
+        room = 0.0
+        for owner in owners:
+            mine = np.where(data.owner == owner, self.coefficients, 0.0)
+            taken = self._data_part(model, data, theta, mine)
+            length = float(torch.linalg.vector_norm(taken))
+            room = max(room, length * float(total / np.abs(mine).sum()))
+        return room + (self.kappa - 1) * model.l2 * float(theta.norm())
+
+    @staticmethod
+    def _data_part(
+        model: FlatModel,
+        data: PeerData,
+        theta: Tensor,
+        coefficients: NDArray[np.float64],
+    ) -> Tensor:
+        """Return the sum of the data term's gradients with these coefficients."""
+        vector = torch.zeros_like(theta)
         for sign in (1.0, -1.0):
             part = Objective(
                 model=model,
                 inputs=data.store.inputs,
                 labels=data.store.labels,
-                weights=np.clip(sign * self.coefficients, 0, None),
+                weights=np.clip(sign * coefficients, 0, None),
             )
             if part.rows:
                 vector += sign * (part.gradient(theta) - model.l2 * theta)
-        return float(torch.linalg.vector_norm(vector))
+        return vector
 
     def worst(
         self, data: PeerData, request: ForgetRequest, gradient_bound: float
@@ -182,7 +227,7 @@ def start_shift(
     residual = run.record.training_residual.get(run.state.round, math.inf)
     mean = run.state.mean()
     rounding = 4 * torch.finfo(torch.float64).eps * float(mean.norm())
-    taken = removal.norm(model, run.data, mean)
+    taken = removal.least_cap(model, run.data, mean)
     measured = (removal.kappa * residual + taken) / model.l2 + rounding
     if not measured <= cap:
         raise ResidualExceedsCapError(
@@ -199,8 +244,9 @@ def start_shift(
             value=measured,
             source="measured",
             note="(kappa tau + |removed gradient|) / lambda at the common model: tau "
-            "was recorded before the request, the rest is at the owners; at most the "
-            "cap",
+            "was recorded before the request, the rest is at the owners"
+            + (", each of whom checks a public share" if len(request.peers) > 1 else "")
+            + "; at most the cap",
         ),
     ]
 

@@ -32,6 +32,7 @@ from dfl_unlearn.topology.files import load_topology
 from dfl_unlearn.topology.graph import Topology
 from dfl_unlearn.unlearning.apply import unlearn
 from dfl_unlearn.unlearning.protocols.rr_du import RrDu
+from dfl_unlearn.unlearning.shift import Removal
 from dfl_unlearn.unlearning.token_walk import draw_route
 
 CONFIG = SimulationConfig(
@@ -322,6 +323,20 @@ def test_a_network_is_heuristic_and_an_assumed_distance_conditional():
 def test_a_cap_that_does_not_hold_is_refused_before_anything_is_charged(run):
     with pytest.raises(ResidualExceedsCapError, match=r"above the cap 0.01; nothing"):
         unlearn(run, REQUEST, RrDu(residual_cap=0.01))
+    assert not run.ledger.entries
+
+
+def test_owners_of_a_class_are_held_to_what_each_can_check_alone(run):
+    request = ForgetRequest.class_(1)
+    resolved = request.resolve(DATA)
+    assert len(resolved.peers) > 1
+    removal = Removal.of(DATA, resolved, "uniform")
+    mean, l2 = run.state.mean(), run.model.l2
+    tau = run.record.training_residual[run.state.round]
+    together = (removal.kappa * tau + removal.norm(run.model, DATA, mean)) / l2
+    # Only who adds up vectors of several owners could know that this cap holds.
+    with pytest.raises(ResidualExceedsCapError, match="nothing was sent"):
+        unlearn(run, request, RrDu(hops=40, residual_cap=1.001 * together))
     assert not run.ledger.entries
 
 

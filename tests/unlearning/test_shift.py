@@ -63,3 +63,42 @@ def test_the_coefficients_are_those_of_the_published_formulas():
     removal = Removal.of(DATA, request, "uniform")
     assert removal.kappa == pytest.approx(4 / 3)
     assert removal.worst(DATA, request, 2.0) == pytest.approx(2.0 / 3)
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "size"])
+@pytest.mark.parametrize("kind", REQUESTS)
+def test_what_owners_vouch_for_alone_is_never_below_what_is_taken(kind, weighting):
+    request = REQUESTS[kind].resolve(DATA)
+    removal = Removal.of(DATA, request, weighting)
+    theta = torch.from_numpy(np.random.default_rng(2).normal(size=MODEL.size))
+    joint = removal.norm(MODEL, DATA, theta)
+    alone = removal.least_cap(MODEL, DATA, theta)
+    if len(request.peers) == 1:
+        assert alone == joint
+    else:
+        parts = []
+        for owner in request.peers:
+            own = np.where(DATA.owner == owner, removal.coefficients, 0.0)
+            part = Removal(kappa=1.0, coefficients=own)
+            parts.append(part.norm(MODEL, DATA, theta))
+        shares = np.array(
+            [
+                np.abs(removal.coefficients[DATA.owner == owner]).sum()
+                for owner in request.peers
+            ]
+        )
+        decay = (removal.kappa - 1) * MODEL.l2 * float(theta.norm())
+        # Each part fits its public share, and the parts can cancel in the joint norm.
+        np.testing.assert_allclose(
+            alone - decay, np.max(parts / (shares / shares.sum())), rtol=1e-12
+        )
+        assert alone >= sum(parts) * (1 - 1e-12) > joint * 1.0001
+
+
+def test_the_worst_case_of_several_owners_passes_without_a_message():
+    request = REQUESTS["class"].resolve(DATA)
+    removal = Removal.of(DATA, request, "uniform")
+    radius, _ = DATA.input_radius(bias=True)
+    bound = float(MODEL.constants(radius)["gradient_bound"].value)
+    theta = 30 * torch.from_numpy(np.random.default_rng(1).normal(size=MODEL.size))
+    assert removal.least_cap(MODEL, DATA, theta) <= removal.worst(DATA, request, bound)
