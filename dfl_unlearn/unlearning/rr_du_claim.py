@@ -30,6 +30,7 @@ from dfl_unlearn.accounting.release import GaussianRelease
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.local import peer_scale
 from dfl_unlearn.engine.run import TrainedRun
+from dfl_unlearn.errors import InvalidHyperparameterError
 from dfl_unlearn.unlearning.claims import (
     EARLIER,
     earlier_releases,
@@ -357,11 +358,16 @@ def _noise(
 def _hidden_noise(
     protocol: "RrDu", shift: float, start: float, sensitivity: float, visits: int
 ) -> float:
-    """Return the least noise of hidden visits within the budget, rounded up."""
+    """Return the least noise of hidden visits within the budget, rounded up.
+
+    Raises:
+        InvalidHyperparameterError: If the start alone passes the budget, as Rényi
+            orders measure it, so that no noise of visits would do.
+    """
     rate = protocol.segment_subsampling
     assert rate is not None
 
-    def enough(noise: float) -> bool:
+    def spent(noise: float, visits: int) -> float:
         values = walk_rdp(
             DEFAULT_ORDERS,
             start_shift=shift,
@@ -371,9 +377,19 @@ def _hidden_noise(
             visits=visits + 1,
             rate=rate,
         )
-        found = rdp_to_epsilon(DEFAULT_ORDERS, values, protocol.delta)
-        return found.epsilon <= protocol.epsilon
+        return rdp_to_epsilon(DEFAULT_ORDERS, values, protocol.delta).epsilon
 
+    def enough(noise: float) -> bool:
+        return spent(noise, visits) <= protocol.epsilon
+
+    least = spent(0.0, 0)
+    if least >= protocol.epsilon:
+        raise InvalidHyperparameterError(
+            "segment_subsampling: must be None where Rényi orders cannot show the "
+            f"asked epsilon, got {rate:g} with epsilon {protocol.epsilon:g}: the start "
+            f"alone costs {least:.3g} at delta {protocol.delta:g}; raise epsilon or "
+            "delta, or let every visit read"
+        )
     low, high = 0.0, sensitivity
     while not enough(high):
         low, high = high, 2 * high

@@ -166,6 +166,21 @@ def test_hidden_visits_need_less_noise_for_the_same_epsilon(run):
         RrDu(segment_subsampling=0.1)
 
 
+def test_an_epsilon_that_hidden_visits_cannot_show_is_refused(run):
+    protocol = RrDu(
+        alignment="lightweight",
+        clip_norm=1.0,
+        segment_subsampling=0.1,
+        epsilon=1e-3,
+        **QUICK,
+    )
+    with pytest.raises(
+        InvalidHyperparameterError, match=r"got 0\.1 with epsilon 0\.001: the start"
+    ):
+        unlearn(run, REQUEST, protocol)
+    assert not run.ledger.entries
+
+
 def test_the_transcript_claim_is_no_claim_of_unlearning(run):
     free = unlearn(run, REQUEST, RrDu(certify="transcript", hops=40))
     assert free.certificate.status == "heuristic"
