@@ -5,6 +5,7 @@ what it rests on; the certificate follows once the release is in the ledger.
 """
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dfl_unlearn.accounting.certificate import (
@@ -234,6 +235,7 @@ def certificate_of(
     plan: ReleasePlan,
     *,
     bound: Bound,
+    bounds: Sequence[str],
 ) -> Certificate:
     """Return the claim after the release was charged.
 
@@ -244,6 +246,7 @@ def certificate_of(
         assumptions: What ``assumptions_of`` gave.
         plan: The releases, for noise and sensitivity.
         bound: What ``bound_of`` said of the distance.
+        bounds: Sentences on the bounds before and after, on which nothing rests.
 
     Returns:
         The certificate; epsilon composes all releases of the same owner.
@@ -270,7 +273,7 @@ def certificate_of(
             f"messages of {run.state.round} training rounds, sent before the request",
             _messages(protocol),
         ),
-        notes=_notes(protocol, earlier),
+        notes=(*_notes(protocol, earlier), *bounds),
         adaptive=request.adaptive,
     )
 

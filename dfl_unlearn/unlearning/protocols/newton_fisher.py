@@ -47,6 +47,7 @@ from dfl_unlearn.unlearning.claims import observers_of, owners_of, refuse_single
 from dfl_unlearn.unlearning.contracts import Cost, Outcome, protocols
 from dfl_unlearn.unlearning.fixed_point import FixedPoint
 from dfl_unlearn.unlearning.influence_weights import InfluenceWeights, check_weights
+from dfl_unlearn.unlearning.newton_bounds import bounds_told, prior_bound
 from dfl_unlearn.unlearning.newton_claim import assumptions_of, certificate_of
 from dfl_unlearn.unlearning.newton_correction import (
     Correction,
@@ -236,6 +237,7 @@ class NewtonFisher:
         rounding = rounding_of(self, run, correction)
         check_residual(self, run, correction, rounding)
         bound = bound_of(self, correction, rounding)
+        prior = prior_bound(self, run, request)
         assumptions = assumptions_of(self, run, request, correction, rounding, bound)
         plan = ReleasePlan.of(
             self,
@@ -267,7 +269,13 @@ class NewtonFisher:
             protocol=self,
             state=state,
             certificate=certificate_of(
-                self, run, request, assumptions, plan, bound=bound
+                self,
+                run,
+                request,
+                assumptions,
+                plan,
+                bound=bound,
+                bounds=bounds_told(prior, correction, run),
             ),
             cost=Cost(
                 rounds=self.recovery_rounds,
@@ -281,7 +289,10 @@ class NewtonFisher:
                 "gradient_norm": np.array(correction.residuals),
                 "solver_residual": np.array(correction.solver_residuals),
             },
-            info=self._info(run, correction, rows, plan, kept.rows),
+            info={
+                **self._info(run, correction, rows, plan, kept.rows),
+                **prior.numbers,
+            },
         )
 
     def _disseminate(
