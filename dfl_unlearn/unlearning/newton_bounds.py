@@ -111,18 +111,15 @@ def prior_bound(
     radius, public = run.data.input_radius(bias=bias)
     constants = dict(model.constants(radius))
     change = float(constants["hessian_lipschitz"].value)
-    gradient, parts = _gradient(run, request, radius)
+    gradient, removed, parts = _gradient(run, request, radius, protocol.alone)
+    if protocol.alone:
+        return _alone(protocol, run, gradient, removed, parts)
     newton = 0.0 if change == 0 else change / (2 * model.l2**3) * gradient**2
     factor = _curvature(protocol, model.l2)
     extra = factor * gradient if factor else 0.0
     origin = "the public range of the features" if public else "the stored rows"
     total = newton + extra
-    verdict = (
-        "none, since L is unknown"
-        if not math.isfinite(total)
-        else f"{total:.6g}"
-        + (" (vacuous: above the cap)" if total > protocol.residual_cap else "")
-    )
+    verdict = _verdict(total, protocol.residual_cap)
     added = " + what the curvature is off by" if extra else ""
     return PriorBound(
         gradient=gradient,
@@ -138,13 +135,17 @@ def prior_bound(
 
 
 def _gradient(
-    run: TrainedRun, request: ForgetRequest, radius: float
-) -> tuple[float, str]:
-    """Return gmax and how it was got."""
+    run: TrainedRun, request: ForgetRequest, radius: float, recorded: bool
+) -> tuple[float, float, str]:
+    """Return gmax, its part that is removed, and how they were got."""
     model, theta = run.model, run.state.mean()
     found = dict(model.constants(radius)).get("gradient_bound")
     if found is None:
-        return math.inf, "L is unknown: parameters and labels have no public bound"
+        return (
+            math.inf,
+            math.inf,
+            "L is unknown: parameters and labels have no public bound",
+        )
     size = model.l2 * float(theta.norm())
     slope = float(found.value)
     anywhere = slope + size
@@ -156,12 +157,46 @@ def _gradient(
     removal = Removal.of(run.data, request, run.config.peer_weighting)
     taken = removal.worst(run.data, request, slope)
     near = removal.kappa * tau + taken + (removal.kappa - 1) * size
-    if anywhere < near:
-        return anywhere, f"L + lambda |theta|, L = {slope:.6g} (proven for B)"
-    return near, (
-        f"kappa tau + what is removed, tau = {tau:.3g} (recorded in training), removed "
-        f"{taken:.6g}, L = {slope:.6g} (proven for B)"
+    if anywhere < near and not recorded:
+        return anywhere, taken, f"L + lambda |theta|, L = {slope:.6g} (proven for B)"
+    taken += (removal.kappa - 1) * size
+    return (
+        near,
+        taken,
+        (
+            f"kappa tau + what is removed, tau = {tau:.3g} (recorded in training), "
+            f"removed {taken:.6g}, L = {slope:.6g} (proven for B)"
+        ),
     )
+
+
+def _alone(
+    protocol: "NewtonFisher",
+    run: TrainedRun,
+    gradient: float,
+    removed: float,
+    parts: str,
+) -> PriorBound:
+    """Return the bound of a requester that corrects without a message."""
+    l2 = run.model.l2
+    total = (gradient - removed / 2) / l2 if gradient < math.inf else math.inf
+    verdict = _verdict(total, protocol.residual_cap)
+    return PriorBound(
+        gradient=gradient,
+        shift=gradient / l2,
+        newton=total,
+        curvature=0.0,
+        sentence="bound before the correction, on which nothing rests: Delta_pri = "
+        f"(gmax - removed / 2) / lambda = {verdict} with one owner; lambda = {l2:g} "
+        f"(l2, proven), gmax = {gradient:.6g} ({parts})",
+    )
+
+
+def _verdict(total: float, cap: float) -> str:
+    """Return a bound in words."""
+    if not math.isfinite(total):
+        return "none, since L is unknown"
+    return f"{total:.6g}" + (" (vacuous: above the cap)" if total > cap else "")
 
 
 def _curvature(protocol: "NewtonFisher", l2: float) -> float:
