@@ -20,7 +20,7 @@ from dfl_unlearn.curvature.operators import DiagonalFisher, Objective
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.engine.run import TrainedRun
-from dfl_unlearn.engine.transport import Transport
+from dfl_unlearn.engine.transport import Transport, multiples
 from dfl_unlearn.errors import UnsupportedRequestError
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.unlearning.fixed_point import FixedPoint, stacked_newton
@@ -44,7 +44,8 @@ class Correction:
     Attributes:
         rows: Models before the noise, shape ``(N, P)`` float64.
         move: What was added to the mean model, shape ``(P,)``; None for a stack.
-        weights: The multiple of ``move`` that each peer takes, shape ``(N,)``.
+        weights: The multiple of ``move`` that each peer takes, shape ``(N,)``, with
+            what its way there makes of it.
         distance: Bound on the largest distance of a peer's model to its target; for a
             stack on the Frobenius distance of all; inf where nothing is proven.
         residuals: Norms of what is to vanish, at the start and after every step.
@@ -104,6 +105,9 @@ def correct_mean(
     else:
         how = protocol.influence_weights
         weights = correction_weights(how, run, request, kept, start, rng)
+        weights = weights * multiples(
+            run.topology, request.requester, protocol.dissemination
+        )
         if protocol.noise_placement == "broadcast_correction" and weights.min() <= 0:
             peer = int(weights.argmin())
             raise UnsupportedRequestError(

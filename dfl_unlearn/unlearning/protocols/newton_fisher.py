@@ -40,7 +40,7 @@ from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.simulator import continue_training
 from dfl_unlearn.engine.state import PeerState
-from dfl_unlearn.engine.transport import Dissemination, Transport
+from dfl_unlearn.engine.transport import Dissemination, Transport, multiples
 from dfl_unlearn.errors import UnsupportedRequestError
 from dfl_unlearn.record.plan import RecordPart
 from dfl_unlearn.rng import RngTree
@@ -124,7 +124,9 @@ class NewtonFisher:
             ``broadcast_correction``: each adds its multiple of one noised correction
             (scope ``release`` only); ``independent``: each adds its part and noise of
             its own.
-        dissemination: ``tree`` (N-1 messages) or ``flood`` (2|E|-N+1).
+        dissemination: ``tree`` (N-1 messages), ``flood`` (2|E|-N+1), ``push`` (a
+            rumour, about N times its rounds) or ``gossip_average`` (2|E| a round, and
+            every peer holds a public multiple near 1); see ``engine.transport``.
         recovery_rounds: Rounds of ordinary training on retained data afterwards; free
             post-processing only where all models together are covered.
         disclose_m: Whether the certificate names the number of forgotten rows.
@@ -229,6 +231,7 @@ class NewtonFisher:
                 "(it takes a convex model with l2 > 0), got 'oracle_residual'; use "
                 "'analytic', which goes by residual_cap"
             )
+        multiples(run.topology, request.requester, self.dissemination)
         if self.alone:
             check_alone(run)
         elif self.stacked:
@@ -343,7 +346,13 @@ class NewtonFisher:
             "independent": ("correction", 8),
         }[self.noise_placement]
         transport.broadcast(
-            request.requester, kind, run.model.size * number, self.dissemination
+            request.requester,
+            kind,
+            run.model.size * number,
+            self.dissemination,
+            run.rng.numpy(
+                "walk", who=request.requester, request=request.request_id, draw=1
+            ),
         )
 
     def _info(
