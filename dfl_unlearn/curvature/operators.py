@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dfl_unlearn._arrays import as_features
+from dfl_unlearn.curvature.samples import Labels, sample_gradients
 from dfl_unlearn.errors import InvalidArgumentError, NonPositiveCurvatureError
 from dfl_unlearn.models.flat import FlatModel, LinearLayer
 from dfl_unlearn.rng import RngTree
@@ -171,13 +172,17 @@ class _Glm:
         """Return the data term's gradient, ``(P,)``."""
         total = torch.zeros_like(theta)
         for (x, y, w), p in zip(self._chunks, self._probabilities, strict=True):
-            outer = p.clone()
-            if self._loss == "cross-entropy":
-                outer[torch.arange(len(y)), y] -= 1
-            else:
-                outer -= y.double()[:, None]
-            self._collect(total, outer.mul_(w[:, None]), x)
+            self._collect(total, self._slope(p, y).mul_(w[:, None]), x)
         return total
+
+    def _slope(self, p: Tensor, y: Tensor) -> Tensor:
+        """Return the losses' derivatives in the outputs, ``(B, out)``."""
+        slope = p.clone()
+        if self._loss == "cross-entropy":
+            slope[torch.arange(len(y)), y] -= 1
+        else:
+            slope -= y.double()[:, None]
+        return slope
 
     def product(self, vector: Tensor) -> Tensor:
         """Return the data term's Hessian times a vector, ``(P,)``."""
@@ -199,6 +204,14 @@ class _Glm:
         total = torch.zeros_like(like)
         for (x, _, w), p in zip(self._chunks, self._probabilities, strict=True):
             u = torch.ones_like(p) if self._loss == "squared-error" else p * (1 - p)
+            self._collect(total, u.mul_(w[:, None]), x.square())
+        return total
+
+    def squares(self, like: Tensor) -> Tensor:
+        """Return the weighted sum of squared per-sample gradients, ``(P,)``."""
+        total = torch.zeros_like(like)
+        for (x, y, w), p in zip(self._chunks, self._probabilities, strict=True):
+            u = self._slope(p, y).square_()
             self._collect(total, u.mul_(w[:, None]), x.square())
         return total
 
@@ -264,11 +277,11 @@ class HessianOperator:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DiagonalFisher:
-    r"""Diagonal of the true Fisher information, plus l2 and damping.
+    r"""Diagonal of the Fisher information, plus l2 and damping.
 
     The entries are :math:`\sum_r w_r E_{y \sim p_\theta}[g_r(y)^2] + \lambda + \gamma`
-    with labels drawn from the **model** (data labels would give the empirical Fisher).
-    Linear models take the expectation exactly; others draw one label per row.
+    with labels drawn from the **model**; linear models take the expectation exactly,
+    others draw one label per row. The labels of the **data** give the empirical Fisher.
 
     Attributes:
         values: The diagonal, shape ``(P,)`` float64.
@@ -288,6 +301,7 @@ class DiagonalFisher:
         rng: RngTree,
         request: str,
         sparsify: float | None = None,
+        labels: Labels = "model",
     ) -> "DiagonalFisher":
         """Compute the diagonal at a point.
 
@@ -299,6 +313,8 @@ class DiagonalFisher:
             request: Request id that names the draw.
             sparsify: Share in (0, 1] of the entries that are kept, the largest ones;
                 the others become ``damping``. None keeps all.
+            labels: ``model`` for the true Fisher information, ``data`` for the
+                empirical one.
 
         Returns:
             The operator.
@@ -309,7 +325,12 @@ class DiagonalFisher:
         theta = theta.double()
         layer = objective._linear
         if layer is not None:
-            values = objective._glm(theta, layer).diagonal(theta)
+            glm = objective._glm(theta, layer)
+            values = glm.diagonal(theta) if labels == "model" else glm.squares(theta)
+        elif labels == "data":
+            values = torch.zeros_like(theta)
+            for gradients, w in sample_gradients(objective, theta, labels):
+                values += w @ gradients.square_()
         else:
             values = _sampled_diagonal(objective, theta, rng, request)
         values = values + (objective.model.l2 + damping)
