@@ -30,15 +30,18 @@ from dfl_unlearn.accounting.mechanisms import GaussianMechanism
 from dfl_unlearn.accounting.release import GaussianRelease
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.run import TrainedRun
+from dfl_unlearn.errors import ResidualExceedsCapError
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.unlearning.claims import observers_of, owners_of
-from dfl_unlearn.unlearning.newton_correction import Correction
+from dfl_unlearn.unlearning.newton_correction import Correction, proves
 
 if TYPE_CHECKING:
     from dfl_unlearn.unlearning.protocols.newton_fisher import NewtonFisher
 
 # Share of the cap that is set aside for rounding the released models to their dtype.
 ROUNDING_SHARE = 0.01
+
+_EPS = {torch.float32: 2.0**-23, torch.float64: 2.0**-52}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,3 +147,57 @@ def released_rows(
     if protocol.stacked:
         return release(rows)
     return torch.stack([release(row) for row in rows])
+
+
+def rounding_of(
+    protocol: "NewtonFisher", run: TrainedRun, correction: Correction
+) -> float:
+    """Return how far rounding to the dtype may move a model (a stack: all).
+
+    Args:
+        protocol: Its fields.
+        run: Gives the dtype.
+        correction: The models before the noise.
+    """
+    norms = correction.rows.norm(dim=1)
+    size = float(norms.norm() if protocol.stacked else norms.max())
+    return 2 * _EPS[run.state.params.dtype] * size
+
+
+def check_residual(
+    protocol: "NewtonFisher", run: TrainedRun, correction: Correction, rounding: float
+) -> None:
+    """Refuse a bound above the cap, before anything is charged or released.
+
+    Args:
+        protocol: Its fields.
+        run: The trained network.
+        correction: The models before the noise, and their distance to the target.
+        rounding: How far rounding may move a released model.
+
+    Raises:
+        ResidualExceedsCapError: If the cap is not met.
+    """
+    if not proves(protocol, run):
+        return
+    if not correction.distance <= protocol.residual_cap:
+        spread = (
+            "; that includes how far the peers' models lie apart"
+            if protocol.noise_placement != "broadcast_model" and not protocol.stacked
+            else ""
+        )
+        raise ResidualExceedsCapError(
+            f"residual_cap: the distance to the exact target is bounded by "
+            f"{correction.distance:.3g} after {len(correction.residuals) - 1} "
+            f"corrections, above the cap {protocol.residual_cap:g}{spread}; nothing "
+            "was sent: raise newton_steps_max or residual_cap, use "
+            "curvature='exact_cg' and noise_placement='broadcast_model', or retrain"
+        )
+    slack = ROUNDING_SHARE * protocol.residual_cap
+    if not rounding <= slack:
+        raise ResidualExceedsCapError(
+            f"residual_cap: rounding the released model to "
+            f"{run.state.params.dtype} may move it by {rounding:.3g}, above the "
+            f"{slack:.3g} set aside (1 % of the cap); nothing was sent: raise "
+            "residual_cap or train in float64"
+        )

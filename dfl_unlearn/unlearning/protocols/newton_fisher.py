@@ -29,10 +29,9 @@ post-processing), not with a finite retraining run.
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from dfl_unlearn import _validate
@@ -42,11 +41,6 @@ from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.simulator import continue_training
 from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.engine.transport import Dissemination, Transport
-from dfl_unlearn.errors import (
-    InvalidHyperparameterError,
-    InvalidPrivacyParameterError,
-    ResidualExceedsCapError,
-)
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.unlearning.claims import observers_of, owners_of, refuse_single
 from dfl_unlearn.unlearning.contracts import Cost, Outcome, protocols
@@ -57,20 +51,20 @@ from dfl_unlearn.unlearning.newton_correction import (
     Correction,
     correct_mean,
     correct_stack,
-    proves,
+)
+from dfl_unlearn.unlearning.newton_fields import (
+    Curvature,
+    NoisePlacement,
+    Target,
+    check_fields,
 )
 from dfl_unlearn.unlearning.newton_release import (
-    ROUNDING_SHARE,
     ReleasePlan,
+    check_residual,
     released_rows,
+    rounding_of,
 )
 from dfl_unlearn.unlearning.retained import network_objective
-
-Target = Literal["consensus", "dsgd_fixed_point"]
-Curvature = Literal["exact_cg", "diag_fisher", "linearized_gossip"]
-NoisePlacement = Literal["broadcast_model", "broadcast_correction", "independent"]
-
-_EPS = {torch.float32: 2.0**-23, torch.float64: 2.0**-52}
 
 
 @protocols.register("newton-fisher")
@@ -137,76 +131,7 @@ class NewtonFisher:
 
     def __post_init__(self) -> None:
         """Check the fields, each alone and then together."""
-        wrong = InvalidHyperparameterError
-        _validate.number(
-            epsilon=self.epsilon, above=0, error=InvalidPrivacyParameterError
-        )
-        _validate.number(
-            delta=self.delta, above=0, below=1, error=InvalidPrivacyParameterError
-        )
-        for name, kind in (
-            ("scope", Literal["joint", "release"]),
-            ("target", Target),
-            ("curvature", Curvature),
-            ("influence_weights", InfluenceWeights),
-            ("noise_placement", NoisePlacement),
-            ("dissemination", Dissemination),
-        ):
-            _validate.one_of(get_args(kind), **{name: getattr(self, name)})
-        _validate.number(damping=self.damping, at_least=0, error=wrong)
-        if self.sparsify is not None:
-            _validate.number(sparsify=self.sparsify, above=0, at_most=1, error=wrong)
-        _validate.integer(newton_steps=self.newton_steps, at_least=1, error=wrong)
-        _validate.integer(
-            newton_steps_max=self.newton_steps_max,
-            at_least=self.newton_steps,
-            error=wrong,
-        )
-        _validate.number(residual_cap=self.residual_cap, above=0, error=wrong)
-        _validate.of_type(
-            bool, assume_stationary=self.assume_stationary, disclose_m=self.disclose_m
-        )
-        _validate.integer(recovery_rounds=self.recovery_rounds, at_least=0, error=wrong)
-        self._check_together()
-
-    def _check_together(self) -> None:
-        """Refuse fields that contradict each other.
-
-        Raises:
-            InvalidHyperparameterError: Naming one field and what it must be.
-        """
-        stacked = {
-            "curvature": "linearized_gossip",
-            "noise_placement": "independent",
-            "assume_stationary": False,
-            "damping": 0.0,
-        }
-        for name, needed in stacked.items() if self.stacked else ():
-            if getattr(self, name) != needed:
-                raise InvalidHyperparameterError(
-                    f"{name}: must be {needed!r} with target='dsgd_fixed_point', got "
-                    f"{getattr(self, name)!r}; set it or use target='consensus'"
-                )
-        if self.curvature == "linearized_gossip" and not self.stacked:
-            raise InvalidHyperparameterError(
-                "curvature: must be 'exact_cg' or 'diag_fisher' with "
-                "target='consensus', got 'linearized_gossip'; it solves for "
-                "target='dsgd_fixed_point'"
-            )
-        if self.sparsify is not None and (
-            self.curvature != "diag_fisher" or not self.damping > 0
-        ):
-            raise InvalidHyperparameterError(
-                "sparsify: must be None unless curvature='diag_fisher' and damping > "
-                f"0, got {self.sparsify:g} with curvature={self.curvature!r} and "
-                f"damping={self.damping:g}; dropped entries become the damping"
-            )
-        if self.noise_placement == "broadcast_correction" and self.scope == "joint":
-            raise InvalidHyperparameterError(
-                "scope: must be 'release' with noise_placement='broadcast_correction', "
-                "got 'joint'; the differences of two peers' models carry no noise "
-                "there: use 'broadcast_model' or 'independent' for a joint claim"
-            )
+        check_fields(self)
 
     @property
     def stacked(self) -> bool:
@@ -287,8 +212,8 @@ class NewtonFisher:
             if self.stacked
             else correct_mean(self, run, kept, request, rng, transport)
         )
-        rounding = self._rounding(run, correction)
-        self._check_residual(run, correction, rounding)
+        rounding = rounding_of(self, run, correction)
+        check_residual(self, run, correction, rounding)
         assumptions = assumptions_of(self, run, request, correction, rounding)
         plan = ReleasePlan.of(self, run.topology.n, float(correction.weights.min()))
         rows = released_rows(
@@ -372,37 +297,3 @@ class NewtonFisher:
             * (weight if scaled else 1.0),
             "retained_rows": retained,
         }
-
-    def _rounding(self, run: TrainedRun, correction: Correction) -> float:
-        """Return how far rounding to the dtype may move a model (a stack: all)."""
-        norms = correction.rows.norm(dim=1)
-        size = float(norms.norm() if self.stacked else norms.max())
-        return 2 * _EPS[run.state.params.dtype] * size
-
-    def _check_residual(
-        self, run: TrainedRun, correction: Correction, rounding: float
-    ) -> None:
-        """Refuse before anything is charged or released."""
-        if not proves(self, run):
-            return
-        if not correction.distance <= self.residual_cap:
-            spread = (
-                "; that includes how far the peers' models lie apart"
-                if self.noise_placement != "broadcast_model" and not self.stacked
-                else ""
-            )
-            raise ResidualExceedsCapError(
-                f"residual_cap: the distance to the exact target is bounded by "
-                f"{correction.distance:.3g} after {len(correction.residuals) - 1} "
-                f"corrections, above the cap {self.residual_cap:g}{spread}; nothing "
-                "was sent: raise newton_steps_max or residual_cap, use "
-                "curvature='exact_cg' and noise_placement='broadcast_model', or retrain"
-            )
-        slack = ROUNDING_SHARE * self.residual_cap
-        if not rounding <= slack:
-            raise ResidualExceedsCapError(
-                f"residual_cap: rounding the released model to "
-                f"{run.state.params.dtype} may move it by {rounding:.3g}, above the "
-                f"{slack:.3g} set aside (1 % of the cap); nothing was sent: raise "
-                "residual_cap or train in float64"
-            )

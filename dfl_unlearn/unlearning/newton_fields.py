@@ -1,0 +1,99 @@
+"""What the fields of the Newton/Fisher protocol may be, alone and together."""
+
+from typing import TYPE_CHECKING, Literal, get_args
+
+from dfl_unlearn import _validate
+from dfl_unlearn.engine.transport import Dissemination
+from dfl_unlearn.errors import (
+    InvalidHyperparameterError,
+    InvalidPrivacyParameterError,
+)
+from dfl_unlearn.unlearning.influence_weights import InfluenceWeights
+
+if TYPE_CHECKING:
+    from dfl_unlearn.unlearning.protocols.newton_fisher import NewtonFisher
+
+Target = Literal["consensus", "dsgd_fixed_point"]
+Curvature = Literal["exact_cg", "diag_fisher", "linearized_gossip"]
+NoisePlacement = Literal["broadcast_model", "broadcast_correction", "independent"]
+
+
+def check_fields(protocol: "NewtonFisher") -> None:
+    """Check the fields, each alone and then together.
+
+    Args:
+        protocol: The protocol.
+    """
+    wrong = InvalidHyperparameterError
+    _validate.number(
+        epsilon=protocol.epsilon, above=0, error=InvalidPrivacyParameterError
+    )
+    _validate.number(
+        delta=protocol.delta, above=0, below=1, error=InvalidPrivacyParameterError
+    )
+    for name, kind in (
+        ("scope", Literal["joint", "release"]),
+        ("target", Target),
+        ("curvature", Curvature),
+        ("influence_weights", InfluenceWeights),
+        ("noise_placement", NoisePlacement),
+        ("dissemination", Dissemination),
+    ):
+        _validate.one_of(get_args(kind), **{name: getattr(protocol, name)})
+    _validate.number(damping=protocol.damping, at_least=0, error=wrong)
+    if protocol.sparsify is not None:
+        _validate.number(sparsify=protocol.sparsify, above=0, at_most=1, error=wrong)
+    _validate.integer(newton_steps=protocol.newton_steps, at_least=1, error=wrong)
+    _validate.integer(
+        newton_steps_max=protocol.newton_steps_max,
+        at_least=protocol.newton_steps,
+        error=wrong,
+    )
+    _validate.number(residual_cap=protocol.residual_cap, above=0, error=wrong)
+    _validate.of_type(
+        bool,
+        assume_stationary=protocol.assume_stationary,
+        disclose_m=protocol.disclose_m,
+    )
+    _validate.integer(recovery_rounds=protocol.recovery_rounds, at_least=0, error=wrong)
+    _check_together(protocol)
+
+
+def _check_together(protocol: "NewtonFisher") -> None:
+    """Refuse fields that contradict each other.
+
+    Raises:
+        InvalidHyperparameterError: Naming one field and what it must be.
+    """
+    stacked = {
+        "curvature": "linearized_gossip",
+        "noise_placement": "independent",
+        "assume_stationary": False,
+        "damping": 0.0,
+    }
+    for name, needed in stacked.items() if protocol.stacked else ():
+        if getattr(protocol, name) != needed:
+            raise InvalidHyperparameterError(
+                f"{name}: must be {needed!r} with target='dsgd_fixed_point', got "
+                f"{getattr(protocol, name)!r}; set it or use target='consensus'"
+            )
+    if protocol.curvature == "linearized_gossip" and not protocol.stacked:
+        raise InvalidHyperparameterError(
+            "curvature: must be 'exact_cg' or 'diag_fisher' with "
+            "target='consensus', got 'linearized_gossip'; it solves for "
+            "target='dsgd_fixed_point'"
+        )
+    if protocol.sparsify is not None and (
+        protocol.curvature != "diag_fisher" or not protocol.damping > 0
+    ):
+        raise InvalidHyperparameterError(
+            "sparsify: must be None unless curvature='diag_fisher' and damping > "
+            f"0, got {protocol.sparsify:g} with curvature={protocol.curvature!r} and "
+            f"damping={protocol.damping:g}; dropped entries become the damping"
+        )
+    if protocol.noise_placement == "broadcast_correction" and protocol.scope == "joint":
+        raise InvalidHyperparameterError(
+            "scope: must be 'release' with noise_placement='broadcast_correction', "
+            "got 'joint'; the differences of two peers' models carry no noise "
+            "there: use 'broadcast_model' or 'independent' for a joint claim"
+        )
