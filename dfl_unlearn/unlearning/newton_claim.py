@@ -4,9 +4,15 @@ The constants are read before the release is charged, so that the ledger's entry
 what it rests on; the certificate follows once the release is in the ledger.
 """
 
+import math
 from typing import TYPE_CHECKING
 
-from dfl_unlearn.accounting.certificate import Assumption, Certificate, certify
+from dfl_unlearn.accounting.certificate import (
+    Assumption,
+    Bound,
+    Certificate,
+    certify,
+)
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.unlearning.claims import (
@@ -15,7 +21,10 @@ from dfl_unlearn.unlearning.claims import (
     earlier_releases,
     owners_of,
 )
-from dfl_unlearn.unlearning.newton_correction import Correction, proves
+from dfl_unlearn.unlearning.newton_correction import (
+    Correction,
+    recovers_within_claim,
+)
 from dfl_unlearn.unlearning.newton_release import (
     ROUNDING_SHARE,
     ReleasePlan,
@@ -31,6 +40,7 @@ def assumptions_of(
     request: ForgetRequest,
     correction: Correction,
     rounding: float,
+    bound: Bound,
 ) -> list[Assumption]:
     """Return every constant of the claim; read before the release is charged.
 
@@ -40,6 +50,7 @@ def assumptions_of(
         request: The resolved request.
         correction: The models before the noise, and their distance to the target.
         rounding: How far rounding may move a released model.
+        bound: What ``bound_of`` said of the distance.
 
     Returns:
         The assumptions with their sources and states.
@@ -51,12 +62,14 @@ def assumptions_of(
             name="residual cap (Delta_max)",
             value=protocol.residual_cap,
             source="set",
-            note="public; the noise is calibrated to it and to nothing measured",
+            note="public; the noise is calibrated to it and to nothing measured"
+            if protocol.calibration != "oracle_residual"
+            else "public; the noise is calibrated to the measured distance instead",
         ),
     ]
     if protocol.stacked:
         assumptions[1] = _stacked_convexity(run)
-    if proves(protocol, run):
+    if bound != "none":
         assumptions += [
             Assumption(
                 name=_distance_name(protocol),
@@ -73,12 +86,15 @@ def assumptions_of(
             ),
         ]
     else:
+        above = correction.distance < math.inf
         assumptions.append(
             Assumption(
                 name=_distance_name(protocol),
-                value="no bound",
+                value=correction.distance if above else "no bound",
                 source="estimated",
-                note="assumed within the cap; "
+                note="measured above the cap, or rounded by more than 1 % of it"
+                if above
+                else "assumed within the cap; "
                 + (
                     "training is taken as converged"
                     if protocol.assume_stationary
@@ -97,6 +113,17 @@ def assumptions_of(
                     note="how far it is from the Hessian is not bounded",
                 )
             )
+    if bound == "a_posteriori":
+        assumptions.append(
+            Assumption(
+                name="noise from a public number",
+                value="from the measured distance",
+                source="measured",
+                state="violated",
+                note="how much noise there is depends on the forgotten data, and "
+                "whoever sees it learns from it; for experiments only",
+            )
+        )
     assumptions += _placement(protocol, run)
     earlier = earlier_releases(run, request)
     return assumptions if earlier is None else [*assumptions, earlier]
@@ -185,8 +212,7 @@ def _placement(protocol: "NewtonFisher", run: TrainedRun) -> list[Assumption]:
                 "not the same with and without them",
             )
         )
-    mixed = protocol.scope == "release" and not protocol.stacked
-    if mixed and protocol.recovery_rounds:
+    if not recovers_within_claim(protocol):
         found.append(
             Assumption(
                 name="recovery rounds",
@@ -206,6 +232,8 @@ def certificate_of(
     request: ForgetRequest,
     assumptions: list[Assumption],
     plan: ReleasePlan,
+    *,
+    bound: Bound,
 ) -> Certificate:
     """Return the claim after the release was charged.
 
@@ -215,6 +243,7 @@ def certificate_of(
         request: The resolved request.
         assumptions: What ``assumptions_of`` gave.
         plan: The releases, for noise and sensitivity.
+        bound: What ``bound_of`` said of the distance.
 
     Returns:
         The certificate; epsilon composes all releases of the same owner.
@@ -232,7 +261,7 @@ def certificate_of(
         epsilon=max(composed, protocol.epsilon) if earlier else protocol.epsilon,
         delta=protocol.delta,
         sensitivity=plan.sensitivity,
-        bound="capped" if proves(protocol, run) else "none",
+        bound=bound,
         noise_std=plan.release.noise_std,
         accountant="exact_gaussian",
         assumptions=assumptions,

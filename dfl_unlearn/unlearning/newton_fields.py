@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 Target = Literal["consensus", "dsgd_fixed_point"]
 Curvature = Literal["exact_cg", "diag_fisher", "linearized_gossip"]
 NoisePlacement = Literal["broadcast_model", "broadcast_correction", "independent"]
+NoiseCalibration = Literal["analytic", "classic", "rdp", "oracle_residual"]
 
 
 def check_fields(protocol: "NewtonFisher") -> None:
@@ -36,6 +37,7 @@ def check_fields(protocol: "NewtonFisher") -> None:
         ("target", Target),
         ("curvature", Curvature),
         ("influence_weights", InfluenceWeights),
+        ("calibration", NoiseCalibration),
         ("noise_placement", NoisePlacement),
         ("dissemination", Dissemination),
     ):
@@ -64,6 +66,7 @@ def _check_together(protocol: "NewtonFisher") -> None:
 
     Raises:
         InvalidHyperparameterError: Naming one field and what it must be.
+        InvalidPrivacyParameterError: If epsilon is too large for the calibration.
     """
     stacked = {
         "curvature": "linearized_gossip",
@@ -82,6 +85,12 @@ def _check_together(protocol: "NewtonFisher") -> None:
             "curvature: must be 'exact_cg' or 'diag_fisher' with "
             "target='consensus', got 'linearized_gossip'; it solves for "
             "target='dsgd_fixed_point'"
+        )
+    if protocol.calibration == "classic" and protocol.epsilon >= 1:
+        raise InvalidPrivacyParameterError(
+            "epsilon: must be below 1 with calibration='classic', got "
+            f"{protocol.epsilon:g}; use calibration='analytic' (classic adds too "
+            "little noise at large epsilon)"
         )
     if protocol.sparsify is not None and (
         protocol.curvature != "diag_fisher" or not protocol.damping > 0

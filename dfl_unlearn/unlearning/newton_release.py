@@ -20,7 +20,7 @@ once, so its release is one vector too.
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.errors import ResidualExceedsCapError
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.unlearning.claims import observers_of, owners_of
-from dfl_unlearn.unlearning.newton_correction import Correction, proves
+from dfl_unlearn.unlearning.newton_correction import Correction
 
 if TYPE_CHECKING:
     from dfl_unlearn.unlearning.protocols.newton_fisher import NewtonFisher
@@ -60,7 +60,12 @@ class ReleasePlan:
 
     @classmethod
     def of(
-        cls, protocol: "NewtonFisher", peers: int, least_weight: float = 1.0
+        cls,
+        protocol: "NewtonFisher",
+        peers: int,
+        least_weight: float = 1.0,
+        *,
+        measured: float | None = None,
     ) -> "ReleasePlan":
         """Return the plan of a protocol.
 
@@ -69,18 +74,22 @@ class ReleasePlan:
             peers: N.
             least_weight: Smallest influence weight, for ``broadcast_correction``; the
                 noise over the sensitivity does not depend on it.
+            measured: The measured bound, for ``calibration="oracle_residual"``; None
+                where only the cost is asked, which does not depend on it.
 
         Returns:
             The plan.
         """
-        one = protocol.residual_cap * (1 + ROUNDING_SHARE)
+        one, method = protocol.residual_cap * (1 + ROUNDING_SHARE), protocol.calibration
+        if method == "oracle_residual":
+            one, method = (one if measured is None else measured), "analytic"
         count, seen = 1, one
         if protocol.noise_placement == "broadcast_correction":
             one = seen = one / least_weight
         elif protocol.noise_placement == "independent" and not protocol.stacked:
             count = peers
             seen = one * math.sqrt(peers) if protocol.scope == "joint" else one
-        noise_std = gaussian_noise_std(protocol.epsilon, protocol.delta, seen)
+        noise_std = gaussian_noise_std(protocol.epsilon, protocol.delta, seen, method)
         return cls(
             release=GaussianRelease(sensitivity=one, noise_std=noise_std),
             count=count,
@@ -164,6 +173,27 @@ def rounding_of(
     return 2 * _EPS[run.state.params.dtype] * size
 
 
+def bound_of(
+    protocol: "NewtonFisher", correction: Correction, rounding: float
+) -> Literal["capped", "a_posteriori", "none"]:
+    """Return how far the measured distance carries a claim.
+
+    Args:
+        protocol: Its fields.
+        correction: The models before the noise, and their distance to the target.
+        rounding: How far rounding may move a released model.
+
+    Returns:
+        ``capped``: it is within the public cap that the noise goes by;
+        ``a_posteriori``: the noise goes by the distance itself; ``none``: there is no
+        bound, or it is above the cap.
+    """
+    slack = ROUNDING_SHARE * protocol.residual_cap
+    if not (correction.distance <= protocol.residual_cap and rounding <= slack):
+        return "none"
+    return "a_posteriori" if protocol.calibration == "oracle_residual" else "capped"
+
+
 def check_residual(
     protocol: "NewtonFisher", run: TrainedRun, correction: Correction, rounding: float
 ) -> None:
@@ -178,8 +208,8 @@ def check_residual(
     Raises:
         ResidualExceedsCapError: If the cap is not met.
     """
-    if not proves(protocol, run):
-        return
+    if correction.distance == math.inf or protocol.assume_stationary:
+        return  # no bound, or one that only decides what the certificate says
     if not correction.distance <= protocol.residual_cap:
         spread = (
             "; that includes how far the peers' models lie apart"

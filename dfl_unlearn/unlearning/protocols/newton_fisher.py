@@ -41,6 +41,7 @@ from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.simulator import continue_training
 from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.engine.transport import Dissemination, Transport
+from dfl_unlearn.errors import UnsupportedRequestError
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.unlearning.claims import observers_of, owners_of, refuse_single
 from dfl_unlearn.unlearning.contracts import Cost, Outcome, protocols
@@ -51,15 +52,18 @@ from dfl_unlearn.unlearning.newton_correction import (
     Correction,
     correct_mean,
     correct_stack,
+    measures,
 )
 from dfl_unlearn.unlearning.newton_fields import (
     Curvature,
+    NoiseCalibration,
     NoisePlacement,
     Target,
     check_fields,
 )
 from dfl_unlearn.unlearning.newton_release import (
     ReleasePlan,
+    bound_of,
     check_residual,
     released_rows,
     rounding_of,
@@ -96,10 +100,16 @@ class NewtonFisher:
             (in parameter units; for ``dsgd_fixed_point`` of all at once); the noise is
             calibrated to it.
         assume_stationary: Take only the removed data's gradient, as if training had
-            converged; costs no communication, proves nothing.
+            converged, which costs no communication. Where a claim could follow, one
+            sum over all peers then checks the result; above the cap it is heuristic.
         influence_weights: Part of the mean model's correction that each peer takes,
             where peers keep models of their own: ``resolvent``, ``uniform``,
             ``empirical`` or ``exact``; see ``unlearning.influence_weights``.
+        calibration: Noise for one unit of the cap: ``analytic`` is the least that
+            does; ``rdp`` goes through Rényi's measure and adds more; ``classic`` is the
+            textbook formula, for epsilon below 1 only; ``oracle_residual`` scales by
+            the measured bound in place of the cap: for experiments, always heuristic,
+            since that noise tells about the forgotten data.
         noise_placement: ``broadcast_model``: all peers take one noised model;
             ``broadcast_correction``: each adds its multiple of one noised correction
             (scope ``release`` only); ``independent``: each adds its part and noise of
@@ -122,6 +132,7 @@ class NewtonFisher:
     residual_cap: float = 1e-3
     assume_stationary: bool = False
     influence_weights: InfluenceWeights = "resolvent"
+    calibration: NoiseCalibration = "analytic"
     noise_placement: NoisePlacement = "broadcast_model"
     dissemination: Dissemination = "tree"
     recovery_rounds: int = 1
@@ -146,8 +157,9 @@ class NewtonFisher:
             name: ``rigorous``: the defaults. ``wu2026``: as far as it is known, the
                 protocol of the source: the removed data's gradient alone, a sparsified
                 Fisher diagonal, even weights, one noise vector on a correction that is
-                flooded, one round of training after; always ``heuristic``. Its share
-                of kept entries and damping are ours.
+                flooded, one round of training after; ``heuristic``. Its share of kept
+                entries and damping are ours. Without that round, on a strongly convex
+                model, it is certified per peer if all are measured within the cap.
 
         Returns:
             The protocol.
@@ -172,8 +184,17 @@ class NewtonFisher:
         Args:
             run: The trained network.
             request: The resolved request.
+
+        Raises:
+            UnsupportedRequestError: If a field does not fit this run.
         """
         refuse_single(run, "newton-fisher")
+        if self.calibration == "oracle_residual" and not measures(self, run):
+            raise UnsupportedRequestError(
+                "calibration: must not be 'oracle_residual' where no bound is measured "
+                "(it takes a convex model with l2 > 0), got 'oracle_residual'; use "
+                "'analytic', which goes by residual_cap"
+            )
         if self.stacked:
             FixedPoint(run, run.data.without(request))
         elif self.noise_placement != "broadcast_model":
@@ -214,8 +235,14 @@ class NewtonFisher:
         )
         rounding = rounding_of(self, run, correction)
         check_residual(self, run, correction, rounding)
-        assumptions = assumptions_of(self, run, request, correction, rounding)
-        plan = ReleasePlan.of(self, run.topology.n, float(correction.weights.min()))
+        bound = bound_of(self, correction, rounding)
+        assumptions = assumptions_of(self, run, request, correction, rounding, bound)
+        plan = ReleasePlan.of(
+            self,
+            run.topology.n,
+            float(correction.weights.min()),
+            measured=correction.distance + rounding,
+        )
         rows = released_rows(
             plan,
             self,
@@ -239,7 +266,9 @@ class NewtonFisher:
             request=request,
             protocol=self,
             state=state,
-            certificate=certificate_of(self, run, request, assumptions, plan),
+            certificate=certificate_of(
+                self, run, request, assumptions, plan, bound=bound
+            ),
             cost=Cost(
                 rounds=self.recovery_rounds,
                 sample_gradients=gradients + correction.sample_gradients,
