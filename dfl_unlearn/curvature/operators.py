@@ -87,6 +87,26 @@ class Objective:
             total += torch.autograd.grad(loss, leaf)[0]
         return total + self.model.l2 * theta
 
+    def batch(self, generator: np.random.Generator, rows: int) -> "Objective":
+        """Return the objective of rows drawn at random; its mean is this one.
+
+        Args:
+            generator: Draws with replacement, each row as often as its weight says.
+            rows: How many.
+
+        Returns:
+            Every drawn row weighs the same, and together as much as all rows here.
+        """
+        total = float(self.weights.sum())
+        drawn = generator.choice(len(self.weights), rows, p=self.weights / total)
+        at = torch.from_numpy(drawn)
+        return Objective(
+            model=self.model,
+            inputs=self.inputs[at],
+            labels=self.labels[at],
+            weights=np.full(rows, total / rows),
+        )
+
     def hessian(self, theta: Tensor, *, damping: float = 0.0) -> "HessianOperator":
         """Return the Hessian at theta plus ``damping`` times the identity."""
         return HessianOperator(objective=self, theta=theta.double(), damping=damping)
