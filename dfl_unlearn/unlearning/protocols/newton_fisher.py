@@ -54,8 +54,8 @@ from dfl_unlearn.unlearning.newton_correction import (
     correct_stack,
     measures,
 )
+from dfl_unlearn.unlearning.newton_curvature import Curvature, check_curvature
 from dfl_unlearn.unlearning.newton_fields import (
-    Curvature,
     NoiseCalibration,
     NoisePlacement,
     Target,
@@ -88,8 +88,12 @@ class NewtonFisher:
             full-batch cta with one local step and a constant rate; with
             ``curvature="linearized_gossip"`` and ``noise_placement="independent"``).
         curvature: ``exact_cg``: conjugate gradients on exact Hessian products;
-            ``diag_fisher``: the diagonal of the Fisher information;
-            ``linearized_gossip``: exact, by messages to neighbours alone.
+            ``lissa``: the Hessian by random rows; ``diag_fisher``,
+            ``empirical_fisher`` (labels of the data), ``block`` (dense per layer),
+            ``kfac`` (Kronecker-factored) and ``full_empirical_fisher``: Fisher
+            information; ``local``: the requester's own Hessian, without messages;
+            ``linearized_gossip``: exact, by messages to neighbours alone. See
+            ``unlearning.newton_curvature``.
         damping: Added to the curvature's diagonal. Networks need some: 0.1 to 1 kept
             a perceptron on digits within five points of retraining, 0.01 did not.
         sparsify: Share of the Fisher diagonal that is kept, the largest entries; the
@@ -195,6 +199,7 @@ class NewtonFisher:
                 "(it takes a convex model with l2 > 0), got 'oracle_residual'; use "
                 "'analytic', which goes by residual_cap"
             )
+        check_curvature(self, run, request)
         if self.stacked:
             FixedPoint(run, run.data.without(request))
         elif self.noise_placement != "broadcast_model":
