@@ -5,6 +5,7 @@ what it rests on; the certificate follows once the release is in the ledger.
 """
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dfl_unlearn.accounting.certificate import (
@@ -19,6 +20,7 @@ from dfl_unlearn.unlearning.claims import (
     EARLIER,
     convexity,
     earlier_releases,
+    observers_of,
     owners_of,
 )
 from dfl_unlearn.unlearning.newton_correction import (
@@ -76,7 +78,7 @@ def assumptions_of(
                 name=_distance_name(protocol),
                 value=correction.distance,
                 source="measured",
-                note=_distance_note(protocol),
+                note=_distance_note(protocol, request),
             ),
             Assumption(
                 name="rounding of the released model",
@@ -137,7 +139,20 @@ def _distance_name(protocol: "NewtonFisher") -> str:
     return "distance to the exact minimizer"
 
 
-def _distance_note(protocol: "NewtonFisher") -> str:
+def _distance_note(protocol: "NewtonFisher", request: ForgetRequest) -> str:
+    if protocol.alone:
+        several = len(request.peers) > 1
+        return (
+            "(kappa tau + |removed gradient| / 2) / lambda at the corrected common "
+            "model: tau was recorded before the request, the rest is at the "
+            + (
+                "owners, each of whom checks a public share; parts of others than the "
+                "requester count in full"
+                if several
+                else "owner"
+            )
+            + "; at most the cap"
+        )
     if protocol.stacked:
         return (
             "|R-| / mu over the stack of all peers' models, R- the residual of D-SGD "
@@ -155,7 +170,7 @@ def _distance_note(protocol: "NewtonFisher") -> str:
 def _placement(protocol: "NewtonFisher", run: TrainedRun) -> list[Assumption]:
     """Return what the place of the noise adds to the claim."""
     if protocol.noise_placement == "broadcast_model":
-        return [
+        found = [
             Assumption(
                 name="one release",
                 value="all peers start from the same noised model",
@@ -164,6 +179,7 @@ def _placement(protocol: "NewtonFisher", run: TrainedRun) -> list[Assumption]:
                 "rounds use retained rows only and are post-processing",
             )
         ]
+        return found + (_messages_before(protocol) if protocol.views else [])
     found = []
     if protocol.stacked:
         found.append(
@@ -217,6 +233,29 @@ def _placement(protocol: "NewtonFisher", run: TrainedRun) -> list[Assumption]:
     return found
 
 
+def _messages_before(protocol: "NewtonFisher") -> list[Assumption]:
+    """Return what a claim about all messages takes of those before the release."""
+    if protocol.alone:
+        return [
+            Assumption(
+                name="messages before the release",
+                value="none",
+                source="proven",
+                note="the transport holds them back; later ones are post-processing: "
+                "they follow from the noised model and from retained rows",
+            )
+        ]
+    return [
+        Assumption(
+            name="secure aggregation",
+            value="sums over all peers before the release",
+            source="assumed",
+            note="what is summed, the sums and the points they are taken at stay "
+            "hidden from everybody but the requester; the simulator does not do this",
+        )
+    ]
+
+
 def certificate_of(
     protocol: "NewtonFisher",
     run: TrainedRun,
@@ -225,6 +264,7 @@ def certificate_of(
     plan: ReleasePlan,
     *,
     bound: Bound,
+    bounds: Sequence[str],
 ) -> Certificate:
     """Return the claim after the release was charged.
 
@@ -235,6 +275,7 @@ def certificate_of(
         assumptions: What ``assumptions_of`` gave.
         plan: The releases, for noise and sensitivity.
         bound: What ``bound_of`` said of the distance.
+        bounds: Sentences on the bounds before and after, on which nothing rests.
 
     Returns:
         The certificate; epsilon composes all releases of the same owner.
@@ -256,12 +297,17 @@ def certificate_of(
         noise_std=plan.release.noise_std,
         accountant="exact_gaussian",
         assumptions=assumptions,
-        observers=("public",),
+        observers=observers_of(run, request) if protocol.views else ("public",),
         exposure=(
-            f"messages of {run.state.round} training rounds, sent before the request",
-            _messages(protocol),
+            f"messages of {run.state.round} training rounds, sent before the request"
+            + (
+                ", among them the mean of all models that the correction starts from"
+                if protocol.alone
+                else ""
+            ),
+            *([] if protocol.views else [_messages(protocol)]),
         ),
-        notes=_notes(protocol, earlier),
+        notes=(*_notes(protocol, earlier), *bounds),
         adaptive=request.adaptive,
     )
 

@@ -47,6 +47,7 @@ class Correction:
         distance: Bound on the largest distance of a peer's model to its target; for a
             stack on the Frobenius distance of all; inf where nothing is proven.
         residuals: Norms of what is to vanish, at the start and after every step.
+        summed: Whether these are norms of sums over all peers that bound distances.
         solver_residuals: Of the linear solver.
         solver_iterations: Its iterations.
         sample_gradients: Per-sample gradients taken.
@@ -58,6 +59,7 @@ class Correction:
     weights: NDArray[np.float64]
     distance: float
     residuals: tuple[float, ...]
+    summed: bool
     solver_residuals: tuple[float, ...]
     solver_iterations: int
     sample_gradients: int
@@ -135,6 +137,7 @@ def correct_mean(
         weights=weights,
         distance=bound,
         residuals=path.residuals,
+        summed=provable and not protocol.assume_stationary,
         solver_residuals=path.solver_residuals,
         solver_iterations=path.solver_iterations,
         sample_gradients=gradients,
@@ -182,6 +185,7 @@ def correct_stack(
         weights=np.ones(run.topology.n),
         distance=path.residuals[-1] / equation.contraction,
         residuals=path.residuals,
+        summed=True,
         solver_residuals=(),
         solver_iterations=path.gossip_rounds,
         sample_gradients=path.evaluations * equation.rows,

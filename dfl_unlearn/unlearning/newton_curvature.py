@@ -44,6 +44,7 @@ Curvature = Literal[
     "full_empirical_fisher",
     "local",
     "linearized_gossip",
+    "bounds",
 ]
 
 DIAGONALS = ("diag_fisher", "empirical_fisher")
@@ -88,7 +89,7 @@ def curvature_claim(protocol: "NewtonFisher", *, bounded: bool) -> list[Assumpti
     Returns:
         At most one assumption.
     """
-    if protocol.curvature in ("exact_cg", "linearized_gossip"):
+    if protocol.curvature in ("exact_cg", "linearized_gossip", "bounds"):
         return []
     exact = protocol.curvature in ("lissa", "local")  # Hessians, of other rows
     value = f"{protocol.curvature}, damping {protocol.damping:g}"
@@ -109,6 +110,8 @@ def curvature_claim(protocol: "NewtonFisher", *, bounded: bool) -> list[Assumpti
             name="curvature error" if exact else "Fisher error",
             value=value,
             source="estimated",
-            note="how far it is from the Hessian is not bounded",
+            note="how far the requester's Hessian is from everybody's is not bounded"
+            if protocol.curvature == "local"
+            else "how far it is from the Hessian is not bounded",
         )
     ]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from dfl_unlearn.unlearning.protocols.newton_fisher import NewtonFisher
 
 Target = Literal["consensus", "dsgd_fixed_point"]
+NewtonScope = Literal["joint", "release", "view", "view_joint"]
 NoisePlacement = Literal["broadcast_model", "broadcast_correction", "independent"]
 NoiseCalibration = Literal["analytic", "classic", "rdp", "oracle_residual"]
 
@@ -33,7 +34,7 @@ def check_fields(protocol: "NewtonFisher") -> None:
         delta=protocol.delta, above=0, below=1, error=InvalidPrivacyParameterError
     )
     for name, kind in (
-        ("scope", Literal["joint", "release"]),
+        ("scope", NewtonScope),
         ("target", Target),
         ("curvature", Curvature),
         ("influence_weights", InfluenceWeights),
@@ -55,6 +56,7 @@ def check_fields(protocol: "NewtonFisher") -> None:
     _validate.of_type(
         bool,
         assume_stationary=protocol.assume_stationary,
+        assume_secure_aggregation=protocol.assume_secure_aggregation,
         disclose_m=protocol.disclose_m,
     )
     _validate.integer(recovery_rounds=protocol.recovery_rounds, at_least=0, error=wrong)
@@ -80,6 +82,7 @@ def _check_together(protocol: "NewtonFisher") -> None:
                 f"{name}: must be {needed!r} with target='dsgd_fixed_point', got "
                 f"{getattr(protocol, name)!r}; set it or use target='consensus'"
             )
+    _check_views(protocol)
     if protocol.curvature == "linearized_gossip" and not protocol.stacked:
         raise InvalidHyperparameterError(
             "curvature: must be 'exact_cg' or another one of the mean model with "
@@ -107,3 +110,52 @@ def _check_together(protocol: "NewtonFisher") -> None:
             "got 'joint'; the differences of two peers' models carry no noise "
             "there: use 'broadcast_model' or 'independent' for a joint claim"
         )
+
+
+def _check_views(protocol: "NewtonFisher") -> None:
+    """Refuse what would send something without noise under a claim about all messages.
+
+    Raises:
+        InvalidHyperparameterError: Naming one field and what it must be.
+    """
+    if not protocol.views:
+        if protocol.assume_secure_aggregation:
+            raise InvalidHyperparameterError(
+                "assume_secure_aggregation: must be False unless scope is 'view' or "
+                f"'view_joint', got True with {protocol.scope!r}; claims about final "
+                "models do not need it"
+            )
+        if protocol.curvature == "bounds":
+            raise InvalidHyperparameterError(
+                "curvature: must be 'exact_cg' or another that reads data with scope "
+                f"{protocol.scope!r}, got 'bounds'; it is for the scopes 'view' and "
+                "'view_joint', where nothing may be sent"
+            )
+        return
+    why = "a message without noise would be in view"
+    needed: dict[str, tuple[object, str]] = {
+        "target": ("consensus", why),
+        "noise_placement": (
+            "broadcast_model",
+            "other placements send more than one noised vector, or some without noise",
+        ),
+        "assume_stationary": (False, "what training recorded of its residual is used"),
+    }
+    if not protocol.assume_secure_aggregation:
+        needed |= {
+            "curvature": ("bounds", why + "; or set assume_secure_aggregation=True"),
+            "damping": (0.0, "the step is fixed by lambda"),
+            "newton_steps": (1, "a second step would need a message"),
+        }
+    elif protocol.curvature == "bounds":
+        raise InvalidHyperparameterError(
+            "curvature: must be 'exact_cg' or another that reads data with "
+            "assume_secure_aggregation=True, got 'bounds'; leave the assumption out, "
+            "nothing is summed"
+        )
+    for name, (value, reason) in needed.items():
+        if getattr(protocol, name) != value:
+            raise InvalidHyperparameterError(
+                f"{name}: must be {value!r} with scope={protocol.scope!r}, got "
+                f"{getattr(protocol, name)!r}; {reason}"
+            )

@@ -216,6 +216,14 @@ def check_residual(
             if protocol.noise_placement != "broadcast_model" and not protocol.stacked
             else ""
         )
+        if protocol.alone:
+            raise ResidualExceedsCapError(
+                f"residual_cap: the corrected model is only known to lie within "
+                f"{correction.distance:.3g} of the exact minimizer without the data, "
+                f"above the cap {protocol.residual_cap:g}; nothing was sent: set a "
+                "larger residual_cap, train for more rounds or with a falling "
+                "learning rate, or retrain"
+            )
         raise ResidualExceedsCapError(
             f"residual_cap: the distance to the exact target is bounded by "
             f"{correction.distance:.3g} after {len(correction.residuals) - 1} "

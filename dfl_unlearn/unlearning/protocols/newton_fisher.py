@@ -42,11 +42,13 @@ from dfl_unlearn.engine.simulator import continue_training
 from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.engine.transport import Dissemination, Transport
 from dfl_unlearn.errors import UnsupportedRequestError
+from dfl_unlearn.record.plan import RecordPart
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.unlearning.claims import observers_of, owners_of, refuse_single
 from dfl_unlearn.unlearning.contracts import Cost, Outcome, protocols
 from dfl_unlearn.unlearning.fixed_point import FixedPoint
 from dfl_unlearn.unlearning.influence_weights import InfluenceWeights, check_weights
+from dfl_unlearn.unlearning.newton_bounds import bounds_told, prior_bound
 from dfl_unlearn.unlearning.newton_claim import assumptions_of, certificate_of
 from dfl_unlearn.unlearning.newton_correction import (
     Correction,
@@ -56,6 +58,7 @@ from dfl_unlearn.unlearning.newton_correction import (
 )
 from dfl_unlearn.unlearning.newton_curvature import Curvature, check_curvature
 from dfl_unlearn.unlearning.newton_fields import (
+    NewtonScope,
     NoiseCalibration,
     NoisePlacement,
     Target,
@@ -68,6 +71,7 @@ from dfl_unlearn.unlearning.newton_release import (
     released_rows,
     rounding_of,
 )
+from dfl_unlearn.unlearning.newton_view import check_alone, correct_alone
 from dfl_unlearn.unlearning.retained import network_objective
 
 
@@ -82,7 +86,11 @@ class NewtonFisher:
     Attributes:
         epsilon: Privacy loss of the release.
         delta: Failure probability of the claim.
-        scope: ``joint``: an observer of all peers' final models; ``release``: of one.
+        scope: ``joint``: an observer of all peers' final models; ``release``: of one;
+            ``view_joint``: of all messages after the request to all peers but the
+            owners, ``view``: to one of them. Under the views nothing is sent before
+            the noised release: the requester corrects alone
+            (``curvature="bounds"``) from the residual that training recorded.
         target: ``consensus``: the minimizer of the network's objective, for all peers;
             ``dsgd_fixed_point``: where D-SGD itself would rest, a model per peer (for
             full-batch cta with one local step and a constant rate; with
@@ -92,8 +100,9 @@ class NewtonFisher:
             ``empirical_fisher`` (labels of the data), ``block`` (dense per layer),
             ``kfac`` (Kronecker-factored) and ``full_empirical_fisher``: Fisher
             information; ``local``: the requester's own Hessian, without messages;
-            ``linearized_gossip``: exact, by messages to neighbours alone. See
-            ``unlearning.newton_curvature``.
+            ``linearized_gossip``: exact, by messages to neighbours alone; ``bounds``:
+            2 lambda, the best that bounds on the curvature alone give, for the views.
+            See ``unlearning.newton_curvature``.
         damping: Added to the curvature's diagonal. Networks need some: 0.1 to 1 kept
             a perceptron on digits within five points of retraining, 0.01 did not.
         sparsify: Share of the Fisher diagonal that is kept, the largest entries; the
@@ -122,11 +131,14 @@ class NewtonFisher:
         recovery_rounds: Rounds of ordinary training on retained data afterwards; free
             post-processing only where all models together are covered.
         disclose_m: Whether the certificate names the number of forgotten rows.
+        assume_secure_aggregation: Let sums over all peers be taken under a view, as if
+            nobody but the requester could tell them or the points they are taken at;
+            the simulator hides nothing, so the claim is conditional on it.
     """
 
     epsilon: float = 1.0
     delta: float = 1e-5
-    scope: Literal["joint", "release"] = "joint"
+    scope: NewtonScope = "joint"
     target: Target = "consensus"
     curvature: Curvature = "exact_cg"
     damping: float = 0.0
@@ -141,12 +153,33 @@ class NewtonFisher:
     dissemination: Dissemination = "tree"
     recovery_rounds: int = 1
     disclose_m: bool = False
+    assume_secure_aggregation: bool = False
 
     claim: ClassVar[Literal["certified"]] = "certified"
 
     def __post_init__(self) -> None:
         """Check the fields, each alone and then together."""
         check_fields(self)
+
+    @property
+    def views(self) -> bool:
+        """Whether the claim is about all messages after the request."""
+        return self.scope in ("view", "view_joint")
+
+    @property
+    def alone(self) -> bool:
+        """Whether the requester corrects without a message."""
+        return self.views and not self.assume_secure_aggregation
+
+    @property
+    def noised_only(self) -> bool:
+        """Whether the transport holds messages back until the noised release."""
+        return self.views
+
+    @property
+    def needs(self) -> frozenset[RecordPart]:
+        """What training must have recorded, before any request."""
+        return frozenset({"training_residual"} if self.alone else ())
 
     @property
     def stacked(self) -> bool:
@@ -200,7 +233,9 @@ class NewtonFisher:
                 "'analytic', which goes by residual_cap"
             )
         check_curvature(self, run, request)
-        if self.stacked:
+        if self.alone:
+            check_alone(run)
+        elif self.stacked:
             FixedPoint(run, run.data.without(request))
         elif self.noise_placement != "broadcast_model":
             for owner in request.peers:
@@ -233,14 +268,16 @@ class NewtonFisher:
         """
         data, transport = run.data.without(request), run.transport()
         kept = network_objective(run, data)
-        correction = (
-            correct_stack(self, run, data, request, transport)
-            if self.stacked
-            else correct_mean(self, run, kept, request, rng, transport)
-        )
+        if self.alone:
+            correction = correct_alone(self, run, request)
+        elif self.stacked:
+            correction = correct_stack(self, run, data, request, transport)
+        else:
+            correction = correct_mean(self, run, kept, request, rng, transport)
         rounding = rounding_of(self, run, correction)
         check_residual(self, run, correction, rounding)
         bound = bound_of(self, correction, rounding)
+        prior = prior_bound(self, run, request)
         assumptions = assumptions_of(self, run, request, correction, rounding, bound)
         plan = ReleasePlan.of(
             self,
@@ -272,7 +309,13 @@ class NewtonFisher:
             protocol=self,
             state=state,
             certificate=certificate_of(
-                self, run, request, assumptions, plan, bound=bound
+                self,
+                run,
+                request,
+                assumptions,
+                plan,
+                bound=bound,
+                bounds=bounds_told(prior, correction, run),
             ),
             cost=Cost(
                 rounds=self.recovery_rounds,
@@ -286,7 +329,10 @@ class NewtonFisher:
                 "gradient_norm": np.array(correction.residuals),
                 "solver_residual": np.array(correction.solver_residuals),
             },
-            info=self._info(run, correction, rows, plan, kept.rows),
+            info={
+                **self._info(run, correction, rows, plan, kept.rows),
+                **prior.numbers,
+            },
         )
 
     def _disseminate(
