@@ -28,6 +28,7 @@ from dfl_unlearn.unlearning.newton_correction import (
     Correction,
     recovers_within_claim,
 )
+from dfl_unlearn.unlearning.newton_curvature import curvature_claim
 from dfl_unlearn.unlearning.newton_release import (
     ROUNDING_SHARE,
     ReleasePlan,
@@ -105,17 +106,7 @@ def assumptions_of(
                 ),
             )
         )
-        if protocol.curvature == "diag_fisher":
-            assumptions.append(
-                Assumption(
-                    name="Fisher error",
-                    value="diagonal"
-                    if protocol.sparsify is None
-                    else f"diagonal, {protocol.sparsify:g} of it kept",
-                    source="estimated",
-                    note="how far it is from the Hessian is not bounded",
-                )
-            )
+    assumptions += curvature_claim(protocol, bounded=bound != "none")
     if bound == "a_posteriori":
         assumptions.append(
             Assumption(
@@ -354,7 +345,7 @@ def _messages(protocol: "NewtonFisher") -> str:
         "independent": "; so does the correction that every peer is sent",
     }[protocol.noise_placement]
     return (
-        "sums over all peers of models, and of the gradients and curvature products "
+        "sums over all peers of models, and of the gradients and curvature "
         f"that the correction takes, carry no noise: scope {protocol.scope} covers "
         f"final models{own}"
     )

@@ -15,8 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dfl_unlearn.curvature.newton import NewtonPath, newton_minimize, newton_step
-from dfl_unlearn.curvature.operators import DiagonalFisher, Objective
+from dfl_unlearn.curvature.operators import Objective
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.engine.run import TrainedRun
@@ -25,7 +24,7 @@ from dfl_unlearn.errors import UnsupportedRequestError
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.unlearning.fixed_point import FixedPoint, stacked_newton
 from dfl_unlearn.unlearning.influence_weights import correction_weights
-from dfl_unlearn.unlearning.retained import network_objective
+from dfl_unlearn.unlearning.newton_path import mean_path
 
 if TYPE_CHECKING:
     from dfl_unlearn.unlearning.protocols.newton_fisher import NewtonFisher
@@ -96,10 +95,21 @@ def correct_mean(
     provable = measures(protocol, run)
     start = run.state.mean()
     transport.all_reduce("mean model", _FLOAT * run.model.size, request.requester)
-    path = _mean_path(protocol, run, kept, start, request, rng, transport, provable)
+    aims = provable and not protocol.assume_stationary
+    path = mean_path(
+        protocol,
+        run,
+        kept,
+        start,
+        request,
+        rng,
+        transport,
+        target=_mean_target(protocol, kept) if aims else None,
+        measures=provable,
+    )
     bound = path.residuals[-1] / run.model.l2 if provable else math.inf
     move, n = path.theta - start, run.topology.n
-    gradients, products = path.gradients * kept.rows, path.solver_iterations * kept.rows
+    gradients, products = path.sample_gradients, path.hvps
     if protocol.noise_placement == "broadcast_model":
         weights, rows = np.ones(n), path.theta.expand(n, -1)
     else:
@@ -225,100 +235,8 @@ def recovers_within_claim(protocol: "NewtonFisher") -> bool:
     return not (alone and mixes and protocol.recovery_rounds)
 
 
-def _mean_path(
-    protocol: "NewtonFisher",
-    run: TrainedRun,
-    kept: Objective,
-    start: Tensor,
-    request: ForgetRequest,
-    rng: RngTree,
-    transport: Transport,
-    provable: bool,
-) -> NewtonPath:
-    """Return where the corrections lead; counts their messages."""
-    payload = _FLOAT * run.model.size
-    if protocol.curvature == "exact_cg" and provable and not protocol.assume_stationary:
-        path = newton_minimize(
-            kept,
-            start,
-            target=_mean_target(protocol, kept),
-            least_steps=protocol.newton_steps,
-            most_steps=protocol.newton_steps_max,
-            damping=protocol.damping,
-        )
-    else:
-        path = _fixed_steps(protocol, run, kept, start, request, rng, provable)
-    summed = int(provable) if protocol.assume_stationary else path.gradients
-    for _ in range(summed):
-        transport.all_reduce("gradient", payload, request.requester)
-    for _ in range(path.solver_iterations):
-        transport.all_reduce("curvature product", payload, request.requester)
-    if protocol.curvature == "diag_fisher":
-        for _ in range(len(path.residuals) - 1):
-            transport.all_reduce("fisher diagonal", payload, request.requester)
-    return path
-
-
 def _mean_target(protocol: "NewtonFisher", kept: Objective) -> float:
     """Return the gradient norm to reach at the corrected mean model."""
     own = protocol.noise_placement != "broadcast_model"
     share = _MEAN_SHARE if own else 1.0
     return share * protocol.residual_cap * kept.model.l2
-
-
-def _fixed_steps(
-    protocol: "NewtonFisher",
-    run: TrainedRun,
-    kept: Objective,
-    start: Tensor,
-    request: ForgetRequest,
-    rng: RngTree,
-    provable: bool,
-) -> NewtonPath:
-    """Take corrections; without a provable bound ``newton_steps`` of them."""
-    theta = start.clone()
-    full = network_objective(run) if protocol.assume_stationary else None
-    aims = provable and full is None
-    target = _mean_target(protocol, kept) if aims else math.inf
-    norms: list[float] = []
-    solver: tuple[float, ...] = ()
-    gradients = 0
-    for step in range(protocol.newton_steps_max + 1):
-        gradient = kept.gradient(theta)
-        gradients += 1
-        norms.append(float(gradient.norm()))
-        done = step >= protocol.newton_steps and norms[-1] <= target
-        if done or step == protocol.newton_steps_max:
-            break
-        if full is not None:
-            gradient = gradient - full.gradient(theta)
-            gradients += 1
-        if protocol.curvature == "diag_fisher":
-            fisher = DiagonalFisher.at(
-                kept,
-                theta,
-                damping=protocol.damping,
-                rng=rng,
-                request=request.request_id,
-                sparsify=protocol.sparsify,
-            )
-            gradients += 1
-            theta = theta - fisher.solve(gradient)
-        else:
-            move, residuals = newton_step(
-                kept,
-                theta,
-                gradient,
-                damping=protocol.damping,
-                tolerance=1e-6,
-                max_iterations=1000,
-            )
-            solver += residuals
-            theta = theta + move
-    return NewtonPath(
-        theta=theta,
-        residuals=tuple(norms),
-        gradients=gradients,
-        solver_iterations=len(solver),
-        solver_residuals=solver,
-    )

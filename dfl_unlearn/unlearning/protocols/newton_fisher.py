@@ -56,8 +56,8 @@ from dfl_unlearn.unlearning.newton_correction import (
     correct_stack,
     measures,
 )
+from dfl_unlearn.unlearning.newton_curvature import Curvature, check_curvature
 from dfl_unlearn.unlearning.newton_fields import (
-    Curvature,
     NewtonScope,
     NoiseCalibration,
     NoisePlacement,
@@ -96,10 +96,13 @@ class NewtonFisher:
             full-batch cta with one local step and a constant rate; with
             ``curvature="linearized_gossip"`` and ``noise_placement="independent"``).
         curvature: ``exact_cg``: conjugate gradients on exact Hessian products;
-            ``diag_fisher``: the diagonal of the Fisher information;
-            ``linearized_gossip``: exact, by messages to neighbours alone;
-            ``bounds``: 2 lambda, the best that bounds on the curvature alone give, for
-            the views.
+            ``lissa``: the Hessian by random rows; ``diag_fisher``,
+            ``empirical_fisher`` (labels of the data), ``block`` (dense per layer),
+            ``kfac`` (Kronecker-factored) and ``full_empirical_fisher``: Fisher
+            information; ``local``: the requester's own Hessian, without messages;
+            ``linearized_gossip``: exact, by messages to neighbours alone; ``bounds``:
+            2 lambda, the best that bounds on the curvature alone give, for the views.
+            See ``unlearning.newton_curvature``.
         damping: Added to the curvature's diagonal. Networks need some: 0.1 to 1 kept
             a perceptron on digits within five points of retraining, 0.01 did not.
         sparsify: Share of the Fisher diagonal that is kept, the largest entries; the
@@ -232,6 +235,7 @@ class NewtonFisher:
                 "'analytic', which goes by residual_cap"
             )
         multiples(run.topology, request.requester, self.dissemination)
+        check_curvature(self, run, request)
         if self.alone:
             check_alone(run)
         elif self.stacked:
