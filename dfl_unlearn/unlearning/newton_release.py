@@ -154,7 +154,7 @@ def released_rows(
         assert correction.move is not None
         noised = release(correction.move)
         weights = torch.from_numpy(correction.weights)[:, None]
-        return run.state.params.double() + weights * noised
+        return correction.models + weights * noised
     if protocol.stacked:
         return release(rows)
     return torch.stack([release(row) for row in rows])

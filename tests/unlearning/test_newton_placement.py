@@ -203,6 +203,51 @@ def test_a_class_charges_every_owner_for_every_release(run):
         assert outcome.ledger.epsilon(owner, "public", 1e-5) == pytest.approx(1.0)
 
 
+# --- alignment -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("protocol", [CORRECTION, INDEPENDENT], ids=["one", "own"])
+def test_aligned_models_need_a_smaller_cap(run, protocol):
+    """decentralized-certified 3.1, phase 2; rho = 0.5393 on the ring of five."""
+    even = replace(protocol, influence_weights="uniform", residual_cap=1e-3)
+    with pytest.raises(ResidualExceedsCapError):
+        unlearn(run, REQUEST, even)
+    outcome = unlearn(run, REQUEST, replace(even, align_to=1e-4))
+    certificate = outcome.certificate
+    assert certificate.status == "certified"
+    apart = run.state.params - run.state.params.mean(0)
+    rounds = int(
+        np.ceil(np.log(1e-4 / float(apart.norm())) / np.log(run.topology.slem))
+    )
+    kinds = [m.kind for m in outcome.messages]
+    assert kinds.count("align") == rounds * 2 * N
+    assert kinds.index("align") < kinds.index("mean model")
+    one = protocol is CORRECTION
+    drawn = torch.stack([noise(run, 0 if one else k) for k in range(N)])
+    corrected = outcome.state.params - certificate.noise_std * drawn
+    away = (corrected - minimizer(run)).norm(dim=1)
+    bound = assumption(certificate, "distance to the exact minimizer").value
+    assert float(away.max()) <= bound + 1e-10 <= 1.1e-3
+    if one:
+        spread = outcome.state.params - outcome.state.params.mean(0)
+        assert float(spread.norm()) <= 1e-4
+
+
+def test_models_that_are_together_are_not_aligned(run):
+    outcome = unlearn(run, REQUEST, replace(CORRECTION, align_to=1e3))
+    kinds = {m.kind for m in outcome.messages}
+    assert "disagreement" in kinds
+    assert "align" not in kinds
+
+
+def test_alignment_is_refused_where_it_changes_nothing():
+    for protocol in (NewtonFisher(), STACK):
+        with pytest.raises(InvalidHyperparameterError, match="keeps the mean model"):
+            replace(protocol, align_to=0.1)
+    with pytest.raises(InvalidHyperparameterError, match="align_to"):
+        replace(CORRECTION, align_to=0.0)
+
+
 # --- ways to the peers -----------------------------------------------------------
 
 

@@ -130,6 +130,9 @@ class NewtonFisher:
         dissemination: ``tree`` (N-1 messages), ``flood`` (2|E|-N+1), ``push`` (a
             rumour, about N times its rounds) or ``gossip_average`` (2|E| a round, and
             every peer holds a public multiple near 1); see ``engine.transport``.
+        align_to: Where peers add to models of their own, let them gossip first until
+            these are at most this far from their mean (Frobenius norm of all), which
+            allows a smaller cap; None goes without.
         recovery_rounds: Rounds of ordinary training on retained data afterwards; free
             post-processing only where all models together are covered.
         disclose_m: Whether the certificate names the number of forgotten rows.
@@ -153,6 +156,7 @@ class NewtonFisher:
     calibration: NoiseCalibration = "analytic"
     noise_placement: NoisePlacement = "broadcast_model"
     dissemination: Dissemination = "tree"
+    align_to: float | None = None
     recovery_rounds: int = 1
     disclose_m: bool = False
     assume_secure_aggregation: bool = False
