@@ -71,6 +71,11 @@ def convexity(model: FlatModel) -> list[Assumption]:
     ]
 
 
+def extractor_of(run: TrainedRun) -> list[Assumption]:
+    """Return what a claim on features takes of their extractor, if there is one."""
+    return [] if run.data.extractor is None else [run.data.extractor]
+
+
 def held_multiples(
     run: TrainedRun, source: int, how: Dissemination, what: str
 ) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from dfl_unlearn.unlearning.claims import (
     EARLIER,
     convexity,
     earlier_releases,
+    extractor_of,
     held_multiples,
     observers_of,
     owners_of,
@@ -118,7 +119,7 @@ def assumptions_of(
                 "whoever sees it learns from it; for experiments only",
             )
         )
-    assumptions += _placement(protocol, run)
+    assumptions += [*_placement(protocol, run), *extractor_of(run)]
     earlier = earlier_releases(run, request)
     return assumptions if earlier is None else [*assumptions, earlier]
 
@@ -313,6 +314,7 @@ def certificate_of(
             *_sent(protocol, run, request),
             *bounds,
         ),
+        covers=("head",) if protocol.convex_head else ("all",),
         adaptive=request.adaptive,
     )
 

@@ -34,6 +34,7 @@ from dfl_unlearn.errors import InvalidHyperparameterError
 from dfl_unlearn.unlearning.claims import (
     EARLIER,
     earlier_releases,
+    extractor_of,
     held_multiples,
     observers_of,
     owners_of,
@@ -131,7 +132,11 @@ class Claim:
         return cls(
             protocol=protocol,
             scope=_VIEW if protocol.certify == "retrain" else "transcript",
-            assumptions=(*assumptions, *([earlier] if earlier else [])),
+            assumptions=(
+                *assumptions,
+                *extractor_of(run),
+                *([earlier] if earlier else []),
+            ),
             start=start,
             visit=visit,
             visits=visits,

@@ -135,6 +135,9 @@ class NewtonFisher:
             allows a smaller cap; None goes without.
         recovery_rounds: Rounds of ordinary training on retained data afterwards; free
             post-processing only where all models together are covered.
+        convex_head: Certify the linear head of a network whose extractor is frozen:
+            the run's data are its features (``data.features``), and the certificate
+            covers ``head`` alone and says what the extractor saw.
         disclose_m: Whether the certificate names the number of forgotten rows.
         assume_secure_aggregation: Let sums over all peers be taken under a view, as if
             nobody but the requester could tell them or the points they are taken at;
@@ -158,6 +161,7 @@ class NewtonFisher:
     dissemination: Dissemination = "tree"
     align_to: float | None = None
     recovery_rounds: int = 1
+    convex_head: bool = False
     disclose_m: bool = False
     assume_secure_aggregation: bool = False
 
@@ -237,6 +241,13 @@ class NewtonFisher:
                 "calibration: must not be 'oracle_residual' where no bound is measured "
                 "(it takes a convex model with l2 > 0), got 'oracle_residual'; use "
                 "'analytic', which goes by residual_cap"
+            )
+        if self.convex_head and (run.data.extractor is None or not run.model.convex):
+            raise UnsupportedRequestError(
+                "convex_head: must be False unless a linear model was trained on "
+                "features of a frozen extractor, got True for data "
+                f"{run.data.name!r}; make them with data.features.frozen_features or "
+                "random_features"
             )
         multiples(run.topology, request.requester, self.dissemination)
         check_curvature(self, run, request)
