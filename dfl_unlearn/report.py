@@ -56,6 +56,7 @@ _MEANING = {
 _SCOPES = {
     "release": "an observer who sees one peer's final model",
     "joint": "an observer who sees the final models of all peers together",
+    "view": "one peer that is no owner, with every message it saw",
     "view_joint": "all peers but the owners together, with every message they saw",
     "transcript": "all other peers together, as far as the walk itself goes",
 }
