@@ -156,8 +156,8 @@ def _result(view: ResultsView) -> Html:
         words = [words[0].removesuffix("is "), "comes without a claim"]
     elif certificate.epsilon is not None and certificate.status != "exact":
         words += [
-            f"{_CLAIMS[claim]} at ε = {certificate.epsilon:g}, "
-            f"δ = {certificate.delta:g} ({certificate.scope})"
+            f"{_CLAIMS[claim]} at ε = {round_up(certificate.epsilon):g}, "
+            f"δ = {round_up(certificate.delta or 0.0):g} ({certificate.scope})"
         ]
     else:
         words += [_CLAIMS[claim]]
@@ -408,13 +408,17 @@ def _certificate(certificate: Certificate) -> list[object]:
         facts.append(("Against", f"{_SCOPES[certificate.scope]} ({certificate.scope})"))
     if certificate.epsilon is not None and certificate.delta is not None:
         facts.append(
-            ("Privacy", f"ε = {certificate.epsilon:g}, δ = {certificate.delta:g}")
+            (
+                "Privacy",
+                f"ε = {round_up(certificate.epsilon):g}, "
+                f"δ = {round_up(certificate.delta):g}",
+            )
         )
     elif certificate.nominal_epsilon is not None:
         facts.append(
             (
                 "Nominal only",
-                f"ε = {certificate.nominal_epsilon:g}, "
+                f"ε = {round_up(certificate.nominal_epsilon):g}, "
                 f"δ = {certificate.nominal_delta:g}; not a guarantee",
             )
         )
