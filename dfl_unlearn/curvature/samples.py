@@ -46,31 +46,23 @@ def check_labels(model: FlatModel, labels: Labels) -> None:
         )
 
 
-@torch.no_grad()
-def labelled(
-    model: FlatModel, theta: Tensor, x: Tensor, y: Tensor, labels: Labels
-) -> list[tuple[Tensor, Tensor]]:
-    """Return every label that rows are to be taken with, and its probability.
+def label_law(model: FlatModel, outputs: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Return every label that the model's own law gives rows, and its probability.
 
     Args:
         model: The model, see ``check_labels``.
-        theta: Where the model's labels are drawn, shape ``(P,)`` float64.
-        x: Inputs, shape ``(B, ...)`` float64.
-        y: Labels in the data, shape ``(B,)``.
-        labels: ``data``, or ``model`` for the exact expectation.
+        outputs: What ``predict`` gave, ``(B, C)``, or ``(B,)`` for a regression.
 
     Returns:
         Pairs of labels and probabilities, both ``(B,)``; the probabilities of a row
         sum to 1.
     """
-    ones = torch.ones(len(x), dtype=torch.float64)
-    if labels == "data":
-        return [(y, ones)]
-    outputs = model.predict(theta, x)
+    outputs = outputs.detach()
     if model.loss_name == "squared-error":
-        return [(outputs + 1, ones)]
+        return [(outputs + 1, torch.ones_like(outputs))]
     law = outputs.softmax(dim=1)
-    return [(torch.full_like(y, c), law[:, c]) for c in range(law.shape[1])]
+    whole = torch.ones(len(outputs), dtype=torch.int64)
+    return [(c * whole, law[:, c]) for c in range(law.shape[1])]
 
 
 def sample_gradients(
@@ -95,7 +87,11 @@ def sample_gradients(
 
     per_sample = torch.func.vmap(torch.func.grad(sample_loss), in_dims=(None, 0, 0))
     for x, y, w in row_parts(objective):
-        for label, share in labelled(model, theta, x, y, labels):
+        pairs = [(y, torch.ones_like(w))]
+        if labels == "model":
+            with torch.no_grad():
+                pairs = label_law(model, model.predict(theta, x))
+        for label, share in pairs:
             yield per_sample(theta, x, label).detach(), w * share
 
 

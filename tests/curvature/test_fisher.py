@@ -15,7 +15,7 @@ from dfl_unlearn.curvature.blocks import (
 )
 from dfl_unlearn.curvature.kfac import KfacFisher
 from dfl_unlearn.curvature.operators import DiagonalFisher, Objective
-from dfl_unlearn.curvature.samples import labelled
+from dfl_unlearn.curvature.samples import label_law
 from dfl_unlearn.errors import NonPositiveCurvatureError, UnsupportedModelError
 from dfl_unlearn.models.flat import FlatModel
 from dfl_unlearn.models.zoo import models
@@ -143,7 +143,7 @@ def test_the_empirical_diagonal_is_that_of_the_dense_one(kind):
 
 def test_the_labels_of_a_row_share_its_weight():
     model = mlp()
-    pairs = labelled(model, start(model), ROWS, LABELS, "model")
+    pairs = label_law(model, model.predict(start(model), ROWS))
     np.testing.assert_allclose(sum(share for _, share in pairs), 1.0, rtol=1e-14)
 
 
