@@ -90,20 +90,6 @@ class KroneckerBlock:
             outputs_factor=positive_factor(g, what, damping),
         )
 
-    def matrix(self, vector: Tensor) -> Tensor:
-        """Return the layer's part of a flat vector, ``(out, in (+ 1))``."""
-        weight = self.layer.weight.view(vector).flatten(1)
-        if self.layer.bias is None:
-            return weight
-        return torch.cat([weight, self.layer.bias.view(vector)[:, None]], dim=1)
-
-    def put(self, matrix: Tensor, vector: Tensor) -> None:
-        """Write what ``matrix`` gave back into a flat vector."""
-        if self.layer.bias is not None:
-            self.layer.bias.view(vector).copy_(matrix[:, -1])
-            matrix = matrix[:, :-1]
-        self.layer.weight.view(vector).copy_(matrix.reshape(self.layer.weight.shape))
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class KfacFisher:
@@ -146,7 +132,10 @@ class KfacFisher:
             written = [calls[layer.name][1] for layer in layers]
             for label, share in label_law(model, given):
                 slopes = torch.autograd.grad(
-                    _total_loss(given, label), written, retain_graph=True
+                    _total_loss(given, label),
+                    written,
+                    retain_graph=True,
+                    materialize_grads=True,
                 )
                 rows += len(x)
                 for g, layer, slope in zip(outputs, layers, slopes, strict=True):
@@ -170,15 +159,18 @@ class KfacFisher:
         """Return the damped products times a vector, shape ``(P,)`` float64."""
         result = torch.empty(self.size, dtype=torch.float64)
         for block in self.blocks:
-            block.put(block.outputs @ block.matrix(vector) @ block.inputs, result)
+            layer = block.layer
+            layer.put_(block.outputs @ layer.matrix(vector) @ block.inputs, result)
         return result
 
     def solve(self, vector: Tensor) -> Tensor:
         """Return the inverse products times a vector, shape ``(P,)``."""
         result = torch.empty(self.size, dtype=torch.float64)
         for block in self.blocks:
-            half = torch.cholesky_solve(block.matrix(vector), block.outputs_factor)
-            block.put(torch.cholesky_solve(half.T, block.inputs_factor).T, result)
+            given = block.layer.matrix(vector)
+            half = torch.cholesky_solve(given, block.outputs_factor)
+            whole = torch.cholesky_solve(half.T, block.inputs_factor).T
+            block.layer.put_(whole, result)
         return result
 
 
