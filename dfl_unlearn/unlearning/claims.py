@@ -3,6 +3,7 @@
 from dfl_unlearn._assumption import Assumption
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.run import TrainedRun
+from dfl_unlearn.engine.transport import Dissemination, multiples
 from dfl_unlearn.errors import TopologyError
 from dfl_unlearn.models.flat import FlatModel
 
@@ -68,6 +69,31 @@ def convexity(model: FlatModel) -> list[Assumption]:
             note="the model's l2 term; part of every peer's objective",
         ),
     ]
+
+
+def held_multiples(
+    run: TrainedRun, source: int, how: Dissemination, what: str
+) -> tuple[str, ...]:
+    """Return what a certificate says where peers hold multiples of what was sent.
+
+    Args:
+        run: Gives the network.
+        source: Where it was sent from.
+        how: How it was sent.
+        what: What was sent.
+
+    Returns:
+        One sentence, or none where all hold the same.
+    """
+    if how != "gossip_average":
+        return ()
+    held = multiples(run.topology, source, how)
+    return (
+        f"after {run.topology.mixing_rounds()} rounds of averaging, peer i holds "
+        f"N [W^J]_iu times {what}, between {held.min():.6g} and {held.max():.6g}: "
+        "numbers of the network alone, so this is post-processing, of the reference "
+        "world's release too",
+    )
 
 
 def refuse_single(run: TrainedRun, protocol: str) -> None:

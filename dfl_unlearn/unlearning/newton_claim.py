@@ -20,6 +20,7 @@ from dfl_unlearn.unlearning.claims import (
     EARLIER,
     convexity,
     earlier_releases,
+    held_multiples,
     observers_of,
     owners_of,
 )
@@ -213,7 +214,7 @@ def _placement(protocol: "NewtonFisher", run: TrainedRun) -> list[Assumption]:
                 name="influence weights",
                 value=protocol.influence_weights,
                 source="proven" if uniform else "estimated",
-                note="all 1, whatever the data"
+                note="the same whatever the data"
                 if uniform
                 else "they come from the data and scale the noise, so the noise is "
                 "not the same with and without them",
@@ -307,9 +308,27 @@ def certificate_of(
             ),
             *([] if protocol.views else [_messages(protocol)]),
         ),
-        notes=(*_notes(protocol, earlier), *bounds),
+        notes=(
+            *_notes(protocol, earlier),
+            *_sent(protocol, run, request),
+            *bounds,
+        ),
         adaptive=request.adaptive,
     )
+
+
+def _sent(
+    protocol: "NewtonFisher", run: TrainedRun, request: ForgetRequest
+) -> tuple[str, ...]:
+    """Return what is to be said of the way of the correction to the peers."""
+    if protocol.stacked:
+        return ()
+    what = {
+        "broadcast_model": "the noised model",
+        "broadcast_correction": "its part of the noised correction",
+        "independent": "its part of the correction",
+    }[protocol.noise_placement]
+    return held_multiples(run, request.requester, protocol.dissemination, what)
 
 
 def _messages(protocol: "NewtonFisher") -> str:

@@ -19,7 +19,7 @@ from dfl_unlearn.curvature.operators import Objective
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.engine.run import TrainedRun
-from dfl_unlearn.engine.transport import Transport
+from dfl_unlearn.engine.transport import Transport, multiples
 from dfl_unlearn.errors import UnsupportedRequestError
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.unlearning.fixed_point import FixedPoint, stacked_newton
@@ -42,8 +42,11 @@ class Correction:
 
     Attributes:
         rows: Models before the noise, shape ``(N, P)`` float64.
+        models: What peers add their part of a correction to, shape ``(N, P)`` float64:
+            their own models, aligned first where the protocol says so.
         move: What was added to the mean model, shape ``(P,)``; None for a stack.
-        weights: The multiple of ``move`` that each peer takes, shape ``(N,)``.
+        weights: The multiple of ``move`` that each peer takes, shape ``(N,)``, with
+            what its way there makes of it.
         distance: Bound on the largest distance of a peer's model to its target; for a
             stack on the Frobenius distance of all; inf where nothing is proven.
         residuals: Norms of what is to vanish, at the start and after every step.
@@ -55,6 +58,7 @@ class Correction:
     """
 
     rows: Tensor
+    models: Tensor
     move: Tensor | None
     weights: NDArray[np.float64]
     distance: float
@@ -93,6 +97,7 @@ def correct_mean(
     """
     provable = measures(protocol, run)
     start = run.state.mean()
+    models = _aligned(protocol, run, transport)
     transport.all_reduce("mean model", _FLOAT * run.model.size, request.requester)
     aims = provable and not protocol.assume_stationary
     path = mean_path(
@@ -114,6 +119,9 @@ def correct_mean(
     else:
         how = protocol.influence_weights
         weights = correction_weights(how, run, request, kept, start, rng)
+        weights = weights * multiples(
+            run.topology, request.requester, protocol.dissemination
+        )
         if protocol.noise_placement == "broadcast_correction" and weights.min() <= 0:
             peer = int(weights.argmin())
             raise UnsupportedRequestError(
@@ -127,12 +135,13 @@ def correct_mean(
         if how == "exact":  # the replay and its derivative
             trained = int(run.info.get("sample_gradients", 0))
             gradients, products = gradients + 2 * trained, products + trained
-        rows = run.state.params.double() + torch.from_numpy(weights)[:, None] * move
+        rows = models + torch.from_numpy(weights)[:, None] * move
         if provable:
             bound += float((rows - path.theta).norm(dim=1).max())
             transport.all_reduce("largest distance", _FLOAT, request.requester)
     return Correction(
         rows=rows,
+        models=models,
         move=move,
         weights=weights,
         distance=bound,
@@ -181,6 +190,7 @@ def correct_stack(
         transport.exchange("correction", payload)
     return Correction(
         rows=path.state,
+        models=run.state.params.double(),
         move=None,
         weights=np.ones(run.topology.n),
         distance=path.residuals[-1] / equation.contraction,
@@ -191,6 +201,21 @@ def correct_stack(
         sample_gradients=path.evaluations * equation.rows,
         hvps=path.gossip_rounds * equation.rows,
     )
+
+
+def _aligned(protocol: "NewtonFisher", run: TrainedRun, transport: Transport) -> Tensor:
+    """Return the peers' models after the rounds of gossip that bring them together."""
+    models = run.state.params.double()
+    if protocol.align_to is None:
+        return models
+    apart = float((models - models.mean(0)).norm())
+    transport.all_reduce("disagreement", _FLOAT, 0)
+    if apart <= protocol.align_to:
+        return models
+    for _ in range(run.topology.mixing_rounds(protocol.align_to / apart)):
+        models = torch.from_numpy(run.topology.weights @ models.numpy())
+        transport.exchange("align", run.model.size * run.state.params.element_size())
+    return models
 
 
 def measures(protocol: "NewtonFisher", run: TrainedRun) -> bool:

@@ -52,6 +52,8 @@ def check_fields(protocol: "NewtonFisher") -> None:
         at_least=protocol.newton_steps,
         error=wrong,
     )
+    if protocol.align_to is not None:
+        _validate.number(align_to=protocol.align_to, above=0, error=wrong)
     _validate.number(residual_cap=protocol.residual_cap, above=0, error=wrong)
     _validate.of_type(
         bool,
@@ -103,6 +105,13 @@ def _check_together(protocol: "NewtonFisher") -> None:
             "'empirical_fisher' and damping > 0, got "
             f"{protocol.sparsify:g} with curvature={protocol.curvature!r} and "
             f"damping={protocol.damping:g}; dropped entries become the damping"
+        )
+    own = protocol.noise_placement != "broadcast_model" and not protocol.stacked
+    if protocol.align_to is not None and not own:
+        raise InvalidHyperparameterError(
+            "align_to: must be None unless peers add a correction to models of their "
+            f"own, got {protocol.align_to:g} with target={protocol.target!r} and "
+            f"noise_placement={protocol.noise_placement!r}; gossip keeps the mean model"
         )
     if protocol.noise_placement == "broadcast_correction" and protocol.scope == "joint":
         raise InvalidHyperparameterError(

@@ -34,6 +34,7 @@ from dfl_unlearn.errors import InvalidHyperparameterError
 from dfl_unlearn.unlearning.claims import (
     EARLIER,
     earlier_releases,
+    held_multiples,
     observers_of,
     owners_of,
 )
@@ -62,6 +63,7 @@ class Claim:
         visits: Later visits, K - 1.
         scale: Factor N p_v on each peer's objective, shape ``(N,)``.
         gradients: Per-sample gradients that the bounds took.
+        last: Who holds the token at the end.
     """
 
     protocol: "RrDu"
@@ -72,6 +74,7 @@ class Claim:
     visits: int
     scale: NDArray[np.float64]
     gradients: int
+    last: int
 
     @classmethod
     def of(
@@ -134,6 +137,7 @@ class Claim:
             visits=visits,
             scale=scale,
             gradients=int(run.data.retained[list(request.peers)].sum()),
+            last=int(route.holders[-1]),
         )
 
     @property
@@ -220,7 +224,10 @@ class Claim:
                 f"messages of {run.state.round} training rounds, sent before the "
                 "request, among them the mean of all models that the walk starts from",
             ),
-            notes=self._notes(run, together),
+            notes=(
+                *self._notes(run, together),
+                *held_multiples(run, self.last, protocol.dissemination, "the model"),
+            ),
             adaptive=request.adaptive,
         )
 

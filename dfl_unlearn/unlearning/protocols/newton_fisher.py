@@ -40,7 +40,7 @@ from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.simulator import continue_training
 from dfl_unlearn.engine.state import PeerState
-from dfl_unlearn.engine.transport import Dissemination, Transport
+from dfl_unlearn.engine.transport import Dissemination, Transport, multiples
 from dfl_unlearn.errors import UnsupportedRequestError
 from dfl_unlearn.record.plan import RecordPart
 from dfl_unlearn.rng import RngTree
@@ -127,7 +127,12 @@ class NewtonFisher:
             ``broadcast_correction``: each adds its multiple of one noised correction
             (scope ``release`` only); ``independent``: each adds its part and noise of
             its own.
-        dissemination: ``tree`` (N-1 messages) or ``flood`` (2|E|-N+1).
+        dissemination: ``tree`` (N-1 messages), ``flood`` (2|E|-N+1), ``push`` (a
+            rumour, about N times its rounds) or ``gossip_average`` (2|E| a round, and
+            every peer holds a public multiple near 1); see ``engine.transport``.
+        align_to: Where peers add to models of their own, let them gossip first until
+            these are at most this far from their mean (Frobenius norm of all), which
+            allows a smaller cap; None goes without.
         recovery_rounds: Rounds of ordinary training on retained data afterwards; free
             post-processing only where all models together are covered.
         disclose_m: Whether the certificate names the number of forgotten rows.
@@ -151,6 +156,7 @@ class NewtonFisher:
     calibration: NoiseCalibration = "analytic"
     noise_placement: NoisePlacement = "broadcast_model"
     dissemination: Dissemination = "tree"
+    align_to: float | None = None
     recovery_rounds: int = 1
     disclose_m: bool = False
     assume_secure_aggregation: bool = False
@@ -232,6 +238,7 @@ class NewtonFisher:
                 "(it takes a convex model with l2 > 0), got 'oracle_residual'; use "
                 "'analytic', which goes by residual_cap"
             )
+        multiples(run.topology, request.requester, self.dissemination)
         check_curvature(self, run, request)
         if self.alone:
             check_alone(run)
@@ -347,7 +354,13 @@ class NewtonFisher:
             "independent": ("correction", 8),
         }[self.noise_placement]
         transport.broadcast(
-            request.requester, kind, run.model.size * number, self.dissemination
+            request.requester,
+            kind,
+            run.model.size * number,
+            self.dissemination,
+            run.rng.numpy(
+                "walk", who=request.requester, request=request.request_id, draw=1
+            ),
         )
 
     def _info(
