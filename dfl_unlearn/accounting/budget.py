@@ -49,12 +49,18 @@ class PrivacyBudget:
 def filter_order_for(
     budget: PrivacyBudget, adaptive_costs: bool, order: float | None
 ) -> float | None:
-    """Return the one Rényi order at which a filter counts.
+    r"""Return the one Rényi order at which a filter counts.
 
     Costs that are chosen after earlier outputs were seen still add up at an order that
-    was fixed before, and the sequence may stop anywhere below a cap that was fixed
-    before (Feldman and Zrnic 2021, Individual privacy accounting via a Rényi filter
-    [recalled]). The best of several orders may not be taken afterwards.
+    was fixed before, and a sequence that stops anywhere below a cap that was fixed
+    before satisfies the cap (Feldman and Zrnic 2021, Individual privacy accounting via
+    a Rényi filter [recalled]). The best of several orders may not be taken afterwards.
+
+    What the filter has counted so far, at outputs y, is an epsilon that depends on y:
+    with the loss :math:`L` and the sum of costs :math:`R`,
+    :math:`e^{(\alpha - 1)(L - R)}` is a supermartingale, so the conversion at the one
+    order gives :math:`P(E) \le \int_E e^{\varepsilon(y)}\,dQ(y) + \delta` for
+    every event E [derived]. As a claim that depends on nothing, quote the cap.
 
     Args:
         budget: The cap.

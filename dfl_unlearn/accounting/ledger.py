@@ -320,8 +320,7 @@ class PrivacyLedger:
         Plain Gaussian releases compose exactly; the Rényi bound holds too, and the
         smaller of both is returned. With any sampled or discrete release in the account
         it is the Rényi bound of all. With adaptive costs it is what the filter has
-        counted at its order; what is *proven* then, wherever the sequence stops, is the
-        budget.
+        counted at its order, see ``filter_order_for`` for what that says.
 
         Args:
             owner: ``"peer:<i>"`` or ``"*"``.

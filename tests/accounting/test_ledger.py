@@ -398,6 +398,12 @@ def test_a_filter_counts_at_one_order_that_was_fixed_before():
     assert at > PrivacyLedger().fork().merge(ledger).epsilon("peer:2", "peer:0", 1e-5)
     assert {row.epsilon for row in ledger.table()} == {at, 0.0}
     assert ledger.fork().filter_order == 5.4
+    # Tiny total variation makes epsilon 0 only where costs were fixed in advance.
+    low = PrivacyLedger(budget, adaptive_costs=True, filter_order=1.1).merge(ledger)
+    assert (
+        ledger.spent("peer:2", "peer:0").restrict((1.1,)).to_epsilon(0.1).epsilon == 0
+    )
+    assert low.epsilon("peer:2", "peer:0", 0.1) > 1
 
 
 def test_a_filter_lets_through_exactly_what_its_budget_allows():
