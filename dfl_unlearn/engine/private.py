@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from dfl_unlearn.accounting.entries import EVERYONE
 from dfl_unlearn.accounting.ledger import PrivacyLedger
-from dfl_unlearn.accounting.mechanisms import SampledGaussianMechanism
+from dfl_unlearn.accounting.subsampling import sampled_gaussian
 from dfl_unlearn.engine.trainers.contract import PrivateSteps
 from dfl_unlearn.record.plan import RecordPlan
 
@@ -37,10 +37,13 @@ def charge_rounds(
         TRAINING,
         EVERYONE,
         ("public",),
-        SampledGaussianMechanism(
+        sampled_gaussian(
             rate=private.rate,
             noise_multiplier=private.noise_multiplier,
             steps=rounds,
+            sampling="poisson",
+            batches_hidden=True,
+            noise_every_step=True,
         ),
         scope="view_joint",
         status="certified",
