@@ -20,7 +20,7 @@ from dfl_unlearn.accounting.entries import (
 from dfl_unlearn.accounting.gaussian import compose_gaussians, gaussian_epsilon
 from dfl_unlearn.accounting.groups import group_curve
 from dfl_unlearn.accounting.mechanisms import (
-    GaussianMechanism,
+    DiscreteGaussianMechanism,
     SampledGaussianMechanism,
 )
 from dfl_unlearn.accounting.rdp import RdpCurve, rdp_to_epsilon
@@ -97,11 +97,18 @@ def total_mu(seen: Sequence[LedgerEntry]) -> float | None:
         seen: Distinct releases.
 
     Returns:
-        None unless all are plain Gaussians: no single one equals the others.
+        None unless all are plain Gaussians, among them steps that every record joins:
+        no single one equals the others.
     """
-    known = [entry.mechanism for entry in seen]
-    plain = [one.mu for one in known if isinstance(one, GaussianMechanism)]
-    return compose_gaussians(plain) if len(plain) == len(known) else None
+    plain: list[float] = []
+    for entry in seen:
+        if isinstance(entry.mechanism, DiscreteGaussianMechanism):
+            return None
+        mu = entry.mechanism.mu
+        if mu is None:
+            return None
+        plain.append(mu)
+    return compose_gaussians(plain)
 
 
 def total_curve(seen: Sequence[LedgerEntry]) -> RdpCurve:

@@ -147,6 +147,22 @@ def test_accounts_of_other_mechanisms_are_their_renyi_sum():
     assert rows[0] == ("*", "public", 4)
 
 
+def test_steps_that_every_record_joins_compose_exactly():
+    ledger = PrivacyLedger()
+    full = SampledGaussianMechanism(rate=1.0, noise_multiplier=8.0, steps=3)
+    ledger.charge("a", "peer:2", BOTH, replace(full, adjacency="unlearn"))
+    exact = ledger.epsilon("peer:2", "peer:0", 1e-5)
+    assert exact == pytest.approx(0.7912753789, abs=2e-10)
+    ledger.charge("b", "peer:2", BOTH, RELEASE)
+    ledger.charge("c", "peer:2", BOTH, RELEASE)
+    five = ledger.epsilon("peer:2", "peer:0", 1e-5)
+    assert five == pytest.approx(1.0470536091, abs=2e-10)
+    idle = SampledGaussianMechanism(rate=0.0, noise_multiplier=0.0)
+    bare = SampledGaussianMechanism(rate=1.0, noise_multiplier=0.0)
+    assert (idle.mu, bare.mu) == (0.0, math.inf)
+    assert TRAINING.mu is None
+
+
 def test_a_claim_on_any_one_record_is_about_adding_or_removing_it():
     with pytest.raises(AdjacencyMismatchError, match=r"got '\*' with 'unlearn'"):
         PrivacyLedger().charge("r1", "*", BOTH, RELEASE)
