@@ -177,6 +177,9 @@ def _question(view: ResultsView) -> Html:
         if request.request_id in shown:
             continue
         shown.add(request.request_id)
+        if request.is_nothing:
+            parts.append(h.tag("p", "No request: the network is as it was trained."))
+            continue
         size, held = request.size(view.run.data), view.run.data.retained
         owned = int(held[list(request.peers)].sum())
         facts: list[tuple[str, object]] = [
@@ -197,6 +200,14 @@ def _question(view: ResultsView) -> Html:
                 ),
             ),
         ]
+        if request.coalesced:
+            facts.append(
+                (
+                    "Coalesced",
+                    f"{len(request.coalesced)} requests as one: "
+                    + _several(request.coalesced),
+                )
+            )
         if request.adaptive:
             facts.append(("Chosen", "after seeing released models"))
         if request.reason:
@@ -508,6 +519,8 @@ def _status(certificate: Certificate | None) -> str:
 
 def _owners(outcome: Outcome) -> str:
     peers = outcome.request.peers
+    if not peers:
+        return "no peer"
     if len(peers) == 1:
         return f"peer {peers[0]}"
     return f"{len(peers)} peers"

@@ -261,8 +261,14 @@ def request_to(request: ForgetRequest) -> dict[str, Any]:
 
 def request_from(values: Mapping[str, Any]) -> ForgetRequest:
     """Return the request that ``request_to`` wrote."""
-    items = tuple(tuple(rows) for rows in values["items"])
-    return ForgetRequest(**{**values, "items": items, "peers": tuple(values["peers"])})
+    return ForgetRequest(
+        **{
+            **values,
+            "items": tuple(tuple(rows) for rows in values["items"]),
+            "peers": tuple(values["peers"]),
+            "coalesced": tuple(values.get("coalesced", ())),  # none in older folders
+        }
+    )
 
 
 def _fields(value: Any) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from dfl_unlearn import _validate
+from dfl_unlearn.accounting.certificate import Certificate
+from dfl_unlearn.data.coalesce import coalesce as put_together
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.simulator import retrain
@@ -17,6 +19,7 @@ from dfl_unlearn.errors import (
     UnsupportedRequestError,
 )
 from dfl_unlearn.unlearning.contracts import Outcome, UnlearningProtocol, protocols
+from dfl_unlearn.unlearning.nothing import nothing_asked
 
 
 def unlearn(
@@ -25,6 +28,7 @@ def unlearn(
     protocol: UnlearningProtocol | str,
     *,
     reference: bool | TrainedRun = False,
+    coalesce: bool = False,
     folder: str | Path | None = None,
 ) -> Outcome:
     """Forget data in a trained network.
@@ -35,10 +39,13 @@ def unlearn(
     Args:
         run: The trained network.
         request: What to forget; a list is carried out in order, each request on the
-            outcome of the one before.
+            outcome of the one before. Of an empty list the outcome is the run's own
+            state, ``exact``, at no cost and kept nowhere.
         protocol: A protocol or a registered name.
         reference: True also retrains the network without the data (same seeds), the
             yardstick of the evaluation; or that run, where it exists already.
+        coalesce: Carry out a list as one request: one correction and one release, paid
+            for once. The outcome's request names them all under ``coalesced``.
         folder: Keeps the outcome in this run folder, its ledger durable before
             anything is released; None keeps all in memory.
 
@@ -46,7 +53,8 @@ def unlearn(
         The outcome (of the last request).
 
     Raises:
-        InvalidForgetSetError: If there is no request, or it does not fit the data.
+        InvalidForgetSetError: If a request does not fit the data, or several cannot
+            be coalesced.
         UnsupportedRequestError: If the protocol does not serve this kind of request.
         MissingRecordError: If training did not keep what the protocol needs.
         NumericalError: If the new state is not finite.
@@ -63,13 +71,13 @@ def unlearn(
     if isinstance(protocol, str):
         protocol = protocols.build(protocol)
     requests = [request] if isinstance(request, ForgetRequest) else list(request)
-    if not requests:
-        raise InvalidForgetSetError(
-            "request: must name something to forget, got an empty list; nothing was "
-            "done"
-        )
+    _validate.of_type(bool, coalesce=coalesce)
     for one in requests:
         _validate.of_type(ForgetRequest, request=one)
+    if not requests:
+        return nothing_asked(run, protocol, protocols.name_of(protocol), reference)
+    if coalesce and len(requests) > 1:
+        requests = [put_together(requests, run.data)]
     if len(requests) > 1 and isinstance(reference, TrainedRun):
         raise InvalidForgetSetError(
             "reference: must be True or False for several requests, got a run; each "
@@ -150,6 +158,7 @@ def _carried_out(
     return replace(
         outcome,
         run=run,
+        certificate=_noted(outcome.certificate, run, request),
         cost=replace(
             outcome.cost,
             messages=len(log),
@@ -160,6 +169,21 @@ def _carried_out(
     )
 
 
+def _noted(
+    certificate: Certificate | None, run: TrainedRun, request: ForgetRequest
+) -> Certificate | None:
+    """Return the certificate with what is noted whatever the protocol."""
+    if certificate is None:
+        return None
+    notes = list(certificate.notes)
+    if request.coalesced:
+        notes.append(
+            f"{len(request.coalesced)} requests ({', '.join(request.coalesced)}) "
+            "carried out as one: one correction, one release"
+        )
+    return replace(certificate, notes=tuple(notes))
+
+
 def _check(
     run: TrainedRun, request: ForgetRequest, protocol: UnlearningProtocol, name: str
 ) -> None:
@@ -168,7 +192,12 @@ def _check(
     if kinds is not None and request.kind not in kinds:
         raise UnsupportedRequestError(
             f"request: {name} serves {', '.join(sorted(kinds))}, got kind "
-            f"{request.kind!r}; use retrain"
+            f"{request.kind!r}; "
+            + (
+                "these requests do not combine for it, send them one after the other"
+                if request.coalesced
+                else "use retrain"
+            )
         )
     kept = run.record.plan.parts if run.record is not None else frozenset()
     needs: frozenset[str] = getattr(protocol, "needs", frozenset())
@@ -176,8 +205,14 @@ def _check(
     if missing:
         raise MissingRecordError(
             f"record: must hold {', '.join(sorted(missing))} for {name}, got "
-            f"{', '.join(sorted(kept)) or 'nothing'}; train with "
-            f"record=RecordPlan.for_protocols({type(protocol).__name__})"
+            f"{', '.join(sorted(kept)) or 'nothing'}; "
+            + (
+                "the record of training stayed behind with an earlier request, use "
+                "newton-fisher or retrain"
+                if run.record is None and run.requests
+                else "train with "
+                f"record=RecordPlan.for_protocols({type(protocol).__name__})"
+            )
         )
     check = getattr(protocol, "check", None)
     if check is not None:

@@ -144,8 +144,11 @@ class Outcome:
     def as_run(self) -> TrainedRun:
         """Return a run that goes on from the new state, without the forgotten data.
 
-        The training record stays behind, since it was made with that data.
+        The training record stays behind, since it was made with that data. Where
+        nothing was asked for it is the run itself.
         """
+        if self.request.is_nothing:
+            return self.run
         return self.run.replaced(
             data=self.run.data.without(self.request),
             state=self.state,

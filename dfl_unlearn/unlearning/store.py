@@ -214,12 +214,14 @@ def commit_outcome(outcome: Outcome, *, keep_checkpoints: bool = False) -> Train
             at most ``certified_conditional``.
 
     Returns:
-        The run as it is now in its folder.
+        The run as it is now in its folder; the same one where nothing was asked for.
 
     Raises:
         MissingInputError: If the run has no folder.
         RefusedError: If the run has changed since the attempt was made.
     """
+    if outcome.request.is_nothing:
+        return outcome.run
     if outcome.run.folder is None:
         raise MissingInputError(
             "outcome: must be of a run with a folder, got one in memory; use "
