@@ -359,7 +359,11 @@ def ledger(
         str | None, typer.Option(help="Only this owner, e.g. peer:3.")
     ] = None,
     observer: Annotated[
-        str | None, typer.Option(help="Only this observer, e.g. peer:0 or public.")
+        str | None,
+        typer.Option(
+            help="Only this observer: peer:0, public, or several together as "
+            "'{peer:0,peer:3}'."
+        ),
     ] = None,
     delta: Annotated[
         float | None, typer.Option(help="Report epsilon at this delta.")
@@ -371,55 +375,39 @@ def ledger(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Show what was spent: per owner of forgotten data and per observer."""
-    _set(runs, as_json, False, debug)
-    from dfl_unlearn.accounting.ledger import PrivacyLedger
-    from dfl_unlearn.store.folder import RunFolder
+    """Show what was spent: per owner of forgotten data and per observer.
 
-    folder = RunFolder(_folder(run_name))
-    places = {"run": folder.path("ledger.jsonl")}
-    for place in sorted(folder.path("outcomes").glob("*/ledger.jsonl")):
-        places[place.parent.name] = place
-    found: dict[str, Any] = {}
-    for title, place in places.items():
-        book = PrivacyLedger.load(place)
-        if verify:
-            seq, head = book.verify()
-            found[title] = {"entries": seq + 1, "head": head}
-            continue
-        found[title] = [
-            {
-                "owner": row.owner,
-                "observer": row.observer,
-                "releases": row.releases,
-                "epsilon": row.epsilon
-                if delta is None
-                else book.epsilon(row.owner, row.observer, delta),
-                "delta": row.delta if delta is None else delta,
-                "remaining": row.remaining,
-            }
-            for row in book.table()
-            if owner in (None, row.owner) and observer in (None, row.observer)
-        ]
+    Example: [bold]dfl-unlearn ledger demo --observer '{peer:0,peer:3}'[/bold], two
+    observers who put together what they saw.
+    """
+    _set(runs, as_json, False, debug)
+    from dataclasses import asdict
+
+    from dfl_unlearn.accounting.accounts import format_rows
+    from dfl_unlearn.results.ledgers import RunLedgers
+
+    books = RunLedgers.of(_folder(run_name))
+    if verify:
+        heads = books.verify()
+        if _common.as_json:
+            _print(_json(heads))
+        for title, head in heads.items() if not _common.as_json else ():
+            _print(f"{books.what(title)}: {head['entries']} entries, chain intact")
+        return
+    found = books.rows(owner=owner, observer=observer, delta=delta)
     if _common.as_json:
-        _print(_json(found))
+        _print(_json({k: [asdict(row) for row in rows] for k, rows in found.items()}))
         return
     for title, rows in found.items():
-        what = "committed in this run" if title == "run" else f"trial {title}"
-        if verify:
-            _print(f"{what}: {rows['entries']} entries, chain intact")
-        elif not rows:
-            _print(f"{what}: nothing was released")
-        else:
-            _print(f"{what}:")
-            for names, row in _merged(rows):
-                left = "no cap" if row["remaining"] is None else f"{row['remaining']:g}"
-                many = "s" if row["releases"] > 1 else ""
-                _print(
-                    f"  {row['owner']} seen by {names}: {row['releases']} release{many}"
-                    f", epsilon {row['epsilon']:.6g} at delta {row['delta']:g}, left "
-                    f"{left}"
-                )
+        if not rows:
+            _print(f"{books.what(title)}: no noised release")
+            continue
+        _print(f"{books.what(title)}:")
+        for line in format_rows(rows, rows[0].delta).split("\n"):
+            _print(f"  {line}")
+    if any(found.values()):
+        _say("")
+        _say("Messages from before a request carry no ε and are not recalled.")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -661,25 +649,6 @@ def _folder(name: str) -> Path:
 
     inside = runs_root(_common.runs) / name
     return inside if inside.is_dir() or not Path(name).is_dir() else Path(name)
-
-
-def _merged(
-    rows: Sequence[Mapping[str, Any]],
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Group accounts that differ in nothing but the observer.
-
-    Yields:
-        The observers' names, and one account of the group.
-    """
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        key = repr([v for k, v in row.items() if k != "observer"])
-        groups.setdefault(key, []).append(row)
-    for group in groups.values():
-        names = [str(row["observer"]) for row in group]
-        if len(names) > 4:
-            names = [names[0], names[1], "...", f"{names[-1]} ({len(names)})"]
-        yield ", ".join(names), group[0]
 
 
 def _registry(kind: str) -> "Registry[Any]":

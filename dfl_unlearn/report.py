@@ -23,12 +23,14 @@ from dfl_unlearn.accounting.certificate import (
     Assumption,
     Certificate,
 )
+from dfl_unlearn.engine.exposure import Sent, sent_before
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.errors import MissingInputError
 from dfl_unlearn.plots import draw, plots, render
 from dfl_unlearn.results.view import ResultsView
 from dfl_unlearn.store.files import write_file, writing
 from dfl_unlearn.store.table import Summary
+from dfl_unlearn.unlearning.claims import training_rounds
 from dfl_unlearn.unlearning.contracts import Outcome
 
 _DPI = 200
@@ -383,7 +385,7 @@ def _claim(label: str, outcome: Outcome) -> Html:
     ]
     if certificate is not None:
         parts += _certificate(certificate)
-    accounts = outcome.ledger.table()
+    accounts = outcome.ledger.table(sent=_sent(outcome))
     if accounts:
         groups: dict[Any, list[str]] = {}
         for row in accounts:
@@ -391,11 +393,21 @@ def _claim(label: str, outcome: Outcome) -> Html:
         parts.append(
             h.table(
                 "Ledger: what each observer can tell about each owner, in total",
-                ("owner", "observer", "releases", "ε", "δ", "ε left", "status"),
+                (
+                    "owner",
+                    "observer",
+                    "messages before the request",
+                    "releases",
+                    "ε",
+                    "δ",
+                    "ε left",
+                    "status",
+                ),
                 [
                     (
                         row.owner,
                         _several(names),
+                        f"{row.pre_request or 0:,}",
                         row.releases,
                         f"{round_up(row.epsilon, 4):g}",
                         f"{row.delta:g}",
@@ -404,12 +416,20 @@ def _claim(label: str, outcome: Outcome) -> Html:
                     )
                     for row, names in groups.items()
                 ],
-                frozenset({2, 3, 4, 5}),
+                frozenset({2, 3, 4, 5, 6}),
             )
         )
     if outcome.notes:
         parts.append(h.items(outcome.notes))
     return h.tag("div", *parts, class_=f"claim {status}")
+
+
+def _sent(outcome: Outcome) -> Sent:
+    """Return what the owners in the ledger sent in training, before any request."""
+    run = outcome.run
+    schedule = run.topology if run.config.schedule is None else run.config.schedule
+    owners = {entry.owner for entry in outcome.ledger.entries}
+    return sent_before(schedule, owners, training_rounds(run))
 
 
 def _certificate(certificate: Certificate) -> list[object]:

@@ -212,6 +212,21 @@ def read_state(folder: RunFolder) -> tuple[dict[str, Any], PeerState]:
     return manifest, state
 
 
+def read_network(path: str | Path) -> tuple[Topology, SimulationConfig, int]:
+    """Read how a run was trained, without its data, model and record.
+
+    Args:
+        path: The run folder.
+
+    Returns:
+        The network, the configuration, and the round of the present state.
+    """
+    folder = RunFolder(path)
+    manifest, state = read_state(folder)
+    config = config_from(manifest["training"])
+    return _read_topology(folder, manifest), config, state.round
+
+
 def config_to(config: SimulationConfig) -> dict[str, Any]:
     """Return a configuration as JSON values; ``config_from`` reads it.
 

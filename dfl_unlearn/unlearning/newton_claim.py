@@ -13,6 +13,7 @@ from dfl_unlearn.unlearning.claims import (
     EARLIER,
     convexity,
     earlier_releases,
+    exposure_of,
     owners_of,
 )
 from dfl_unlearn.unlearning.newton_correction import Correction, proves
@@ -238,7 +239,7 @@ def certificate_of(
         assumptions=assumptions,
         observers=("public",),
         exposure=(
-            f"messages of {run.state.round} training rounds, sent before the request",
+            *exposure_of(run, request),
             _messages(protocol),
         ),
         notes=_notes(protocol, earlier),

@@ -10,6 +10,7 @@ from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.simulator import retrain, samples_per_round
 from dfl_unlearn.errors import InvalidHyperparameterError
 from dfl_unlearn.rng import RngTree
+from dfl_unlearn.unlearning.claims import exposure_of
 from dfl_unlearn.unlearning.contracts import Cost, Outcome, protocols
 
 
@@ -69,10 +70,7 @@ class Retrain:
                 ),
             ),
             observers=("public",),
-            exposure=(
-                f"messages of {run.state.round} training rounds, sent before the "
-                "request",
-            ),
+            exposure=exposure_of(run, request),
             notes=_notes(run, request),
             adaptive=request.adaptive,
             exact=True,
