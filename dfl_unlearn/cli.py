@@ -193,8 +193,18 @@ def unlearn(
     ] = None,
     request_file: Annotated[
         Path | None,
-        typer.Option("--request", metavar="FILE", help="A request as a TOML file."),
+        typer.Option(
+            "--request",
+            metavar="FILE",
+            help="A request as a TOML file, or several under [[forget]], in order.",
+        ),
     ] = None,
+    coalesce: Annotated[
+        bool,
+        typer.Option(
+            "--coalesce", help="Carry out several requests as one: one release."
+        ),
+    ] = False,
     protocol: Annotated[
         str, typer.Option(help="How; see: dfl-unlearn list protocols")
     ] = "newton-fisher",
@@ -243,21 +253,33 @@ def unlearn(
         given,
         protocol,
     )
-    request = _request(peer, indices, fraction, whole, class_id, request_file)
+    requests = _requests(peer, indices, fraction, whole, class_id, request_file)
     trained = load_run(_folder(run_name))
-    outcome = carry_out(
-        trained, request, how, reference=not no_reference, folder=trained.folder
-    )
-    table = evaluate(outcome)
-    _tell_outcome(outcome, table)
-    if commit:
-        commit_outcome(outcome, keep_checkpoints=keep_checkpoints)
+    folder = trained.folder
+    done: list[dict[str, Any]] = []
+    for given_request in [requests] if coalesce else [[one] for one in requests]:
+        outcome = carry_out(
+            trained,
+            given_request,
+            how,
+            reference=not no_reference,
+            coalesce=coalesce,
+            folder=folder,
+        )
+        table = evaluate(outcome)
+        _tell_outcome(outcome, table)
+        trained = (
+            commit_outcome(outcome, keep_checkpoints=keep_checkpoints)
+            if commit
+            else outcome.as_run()
+        )
+        done.append(_outcome_json(outcome, table) | {"committed": commit})
     if _common.as_json:
-        _print(_json(_outcome_json(outcome, table) | {"committed": commit}))
+        _print(_json(done[0] if len(done) == 1 else {"outcomes": done}))
         return
     _say("")
     if commit:
-        _say(f"Committed: {trained.folder} now holds the new state.")
+        _say(f"Committed: {folder} now holds the new state.")
     else:
         _say(
             "A trial: the run is as it was. Page with all trials: "
@@ -581,15 +603,15 @@ def _outcome_json(outcome: "Outcome", table: "ResultsTable") -> dict[str, Any]:
     }
 
 
-def _request(
+def _requests(
     peer: int | None,
     indices: str | None,
     fraction: float | None,
     whole: bool,
     class_id: int | None,
     file: Path | None,
-) -> "ForgetRequest":
-    """Return the one request that the options describe.
+) -> "list[ForgetRequest]":
+    """Return the one request that the options describe, or all those of a file.
 
     Raises:
         MissingInputError: If they describe none.
@@ -623,16 +645,20 @@ def _request(
     if file is not None:
         from dfl_unlearn._configfile import read_config_file
         from dfl_unlearn._strict import read_strict
-        from dfl_unlearn.sections import RequestForm
+        from dfl_unlearn.sections import RequestForm, RequestList
 
-        return read_strict(RequestForm, read_config_file(file), file.name).build()
+        content = read_config_file(file)
+        if "forget" not in content:
+            return [read_strict(RequestForm, content, file.name).build()]
+        forms = {ForgetRequest: RequestForm}
+        return list(read_strict(RequestList, content, file.name, forms=forms).forget)
     if class_id is not None:
-        return ForgetRequest.class_(class_id)
+        return [ForgetRequest.class_(class_id)]
     assert peer is not None
     if whole:
-        return ForgetRequest.whole_peer(peer)
+        return [ForgetRequest.whole_peer(peer)]
     if fraction is not None:
-        return ForgetRequest.samples(peer, fraction=fraction)
+        return [ForgetRequest.samples(peer, fraction=fraction)]
     assert indices is not None
     try:
         rows = [int(part) for part in indices.split(",")]
@@ -640,7 +666,7 @@ def _request(
         raise InvalidArgumentError(
             f"--indices: must be integers with commas between, got {clean(indices)!r}"
         ) from None
-    return ForgetRequest.samples(peer, indices=rows)
+    return [ForgetRequest.samples(peer, indices=rows)]
 
 
 def _folder(name: str) -> Path:

@@ -151,6 +151,35 @@ def test_a_request_from_a_file(runs, tmp_path, capsys):
     assert "CERTIFIED CONDITIONAL" in capsys.readouterr().out.upper().replace("_", " ")
 
 
+def test_several_requests_from_a_file_in_order_or_as_one(tmp_path, capsys):
+    experiment = tmp_path / "a.toml"
+    experiment.write_text(
+        '[topology]\nuse = "ring"\nn = 4\n[training]\nrounds = 50\n'
+        '[data]\nuse = "gaussian-classes"\n'
+    )
+    assert call("run", experiment, "--runs", tmp_path, "--no-report", "--quiet") == 0
+    file = tmp_path / "requests.toml"
+    entry = '[[forget]]\nkind = "samples"\npeer = 2\nindices = '
+    file.write_text(f"{entry}[0]\n{entry}[3, 4]\n")
+    words = ("unlearn", "run", "--runs", tmp_path, "--request", file, "--no-reference")
+    capsys.readouterr()
+    assert call(*words, "--json", "--coalesce") == 0
+    one = json.loads(capsys.readouterr().out)
+    assert one["certificate"]["epsilon"] == 1.0
+    assert "2 requests (1, 2) carried out as one" in one["certificate"]["notes"][-1]
+    assert call(*words, "--json", "--commit") == 0
+    outcomes = json.loads(capsys.readouterr().out)["outcomes"]
+    assert [o["request"] for o in outcomes] == ["r1", "r2"]  # r0 was the trial
+    epsilons = [o["certificate"]["epsilon"] for o in outcomes]
+    assert epsilons == pytest.approx([1.0, 1.4651699604], abs=2e-10)
+    assert call("ledger", "run", "--runs", tmp_path, "--json") == 0
+    rows = json.loads(capsys.readouterr().out)["run"]
+    assert {row["releases"] for row in rows} == {2}
+    file.write_text("forget = []\n")
+    assert call(*words) == 2
+    assert "must name at least one request" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", cli.KINDS)
 def test_every_kind_is_listed_with_help(kind, capsys):
     assert call("list", kind, "--verbose") == 0
