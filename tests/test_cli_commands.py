@@ -113,12 +113,16 @@ def test_a_damaged_ledger_is_named_with_its_line(runs, capsys):
     whole = place.read_bytes()
     first, second, _ = whole.split(b"\n")
     changed = second.replace(b"committed", b"reserved!")
-    place.write_bytes(first + b"\n" + changed + b"\n")
     try:
+        place.write_bytes(first + b"\n" + changed + b"\n")
         for more in ((), ("--verify",), ("--json",)):
             assert call(*words, *more) == 6
             err = capsys.readouterr().err
             assert "demo/outcomes/r0.rr-du/ledger.jsonl line 2: " in err
+        place.write_bytes(first + b"\n")  # intact, but a line is gone
+        assert call(*words, "--verify") == 6
+        err = capsys.readouterr().err
+        assert "demo/outcomes/r0.rr-du/ledger.jsonl: line 2 must have" in err
     finally:
         place.write_bytes(whole)
     assert call(*words, "--verify") == 0

@@ -4,13 +4,23 @@ Each distinct release an observer has seen counts once, however often and throug
 whomever it came.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from dfl_unlearn import _validate
 from dfl_unlearn._stats import round_up
-from dfl_unlearn.accounting.entries import LedgerEntry, Observer, colluding, members
+from dfl_unlearn.accounting.entries import (
+    EVERYONE,
+    LedgerEntry,
+    Observer,
+    colluding,
+    members,
+)
 from dfl_unlearn.accounting.gaussian import compose_gaussians, gaussian_epsilon
-from dfl_unlearn.accounting.rdp import RdpCurve
+from dfl_unlearn.accounting.mechanisms import GaussianMechanism
+from dfl_unlearn.accounting.pairs import group_privacy
+from dfl_unlearn.accounting.rdp import RdpCurve, rdp_to_epsilon
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +93,18 @@ def views(
     return seen
 
 
-def total_mu(seen: Sequence[LedgerEntry]) -> float:
-    """Return the one Gaussian, as shift over noise, that equals all releases."""
-    return compose_gaussians(entry.mechanism.mu for entry in seen)
+def total_mu(seen: Sequence[LedgerEntry]) -> float | None:
+    """Return the one Gaussian, as shift over noise, that equals all releases.
+
+    Args:
+        seen: Distinct releases.
+
+    Returns:
+        None unless all are plain Gaussians: no single one equals the others.
+    """
+    known = [entry.mechanism for entry in seen]
+    plain = [one.mu for one in known if isinstance(one, GaussianMechanism)]
+    return compose_gaussians(plain) if len(plain) == len(known) else None
 
 
 def total_curve(seen: Sequence[LedgerEntry]) -> RdpCurve:
@@ -98,10 +117,61 @@ def total_curve(seen: Sequence[LedgerEntry]) -> RdpCurve:
     return replace(total, description=f"{len(seen)} releases")
 
 
-def total_epsilon(seen: Sequence[LedgerEntry], delta: float) -> float:
-    """Return epsilon of all releases together: exact or Rényi, the smaller one."""
-    exact = gaussian_epsilon(total_mu(seen), delta)
-    return min(exact, total_curve(seen).to_epsilon(delta).epsilon)
+def total_epsilon(
+    seen: Sequence[LedgerEntry], delta: float, *, order: float | None = None
+) -> float:
+    """Return epsilon of all releases together, rounded up.
+
+    Args:
+        seen: Distinct releases.
+        delta: Total delta, in [0, 1).
+        order: The only Rényi order that counts, or None.
+
+    Returns:
+        The smaller one of the exact value, which plain Gaussians have, and the Rényi
+        bound; with an order, the Rényi bound at it.
+    """
+    curve = total_curve(seen)
+    if order is not None:
+        return _at(curve, order, delta)
+    mu, bound = total_mu(seen), curve.to_epsilon(delta).epsilon
+    return bound if mu is None else min(gaussian_epsilon(mu, delta), bound)
+
+
+def group_epsilon(
+    seen: Sequence[LedgerEntry],
+    delta: float,
+    group_size: int,
+    *,
+    order: float | None = None,
+) -> float:
+    """Return epsilon of all releases together for several records at once.
+
+    Args:
+        seen: Distinct releases, private for one record.
+        delta: Total delta, in [0, 1).
+        group_size: Records, at least 1.
+        order: The only Rényi order that counts, or None.
+
+    Returns:
+        By the group rule of Gaussian-like curves where all are, else by the rule for
+        pairs at the best smaller delta of a grid; infinite where that proves nothing.
+    """
+    _validate.integer(at_least=1, group_size=group_size)
+    curve = total_curve(seen)
+    if curve.gaussian_like:
+        curve = curve.group(group_size)
+        if order is not None:
+            return _at(curve, order, delta)
+        return curve.to_epsilon(delta).epsilon
+    best = math.inf
+    for shrink in range(120):
+        smaller = delta * 10 ** (-shrink / 4)
+        one = total_epsilon(seen, smaller, order=order)
+        if math.isfinite(one):
+            epsilon, total = group_privacy(one, smaller, group_size)
+            best = min(best, epsilon if total <= delta else math.inf)
+    return best
 
 
 def together(entries: Sequence[LedgerEntry]) -> Observer | None:
@@ -117,6 +187,7 @@ def account_rows(
     *,
     cap: float | None,
     delta: float,
+    order: float | None = None,
     at: float | None = None,
     observer: Observer | None = None,
     sent: Mapping[int, int] | None = None,
@@ -128,6 +199,7 @@ def account_rows(
         entries: All of this owner's.
         cap: Largest total epsilon, or None.
         delta: The budget's total delta.
+        order: The only Rényi order that counts, or None.
         at: Delta at which epsilon is given; None is the budget's.
         observer: Only this account, whether or not it has seen anything; None for all.
         sent: Messages that the owner sent to each peer before any request, or None
@@ -151,7 +223,7 @@ def account_rows(
             seen[union] = all_seen
     at = delta if at is None else at
     totals = {
-        key: (total_epsilon(some, at), total_epsilon(some, delta))
+        key: tuple(total_epsilon(some, d, order=order) for d in (at, delta))
         for key, some in {id(some): some for some in seen.values()}.items()
     }
     rows = []
@@ -220,7 +292,13 @@ def format_rows(rows: Sequence[LedgerRow], delta: float) -> str:
     )
 
 
+def _at(curve: RdpCurve, order: float, delta: float) -> float:
+    """Return what a filter has counted, without the shortcut for tiny variations."""
+    one = curve.restrict((order,))
+    return rdp_to_epsilon(one.orders, one.values, delta, variation=False).epsilon
+
+
 def by_index(name: str) -> tuple[int, list[int]]:
     """Return a sort key for observer and owner ids: size of the set, then indices."""
-    peers = sorted(members(name))
+    peers = [] if name == EVERYONE else sorted(members(name))
     return len(peers), peers

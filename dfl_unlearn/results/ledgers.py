@@ -8,7 +8,7 @@ from dfl_unlearn.accounting.accounts import LedgerRow
 from dfl_unlearn.accounting.entries import Observer
 from dfl_unlearn.accounting.ledger import PrivacyLedger
 from dfl_unlearn.engine.exposure import sent_before
-from dfl_unlearn.engine.stored import LEDGER, read_network
+from dfl_unlearn.engine.stored import LEDGER, noted_head, read_network, read_state
 from dfl_unlearn.errors import CorruptStateError
 from dfl_unlearn.store.folder import RunFolder
 
@@ -51,7 +51,7 @@ class RunLedgers:
         return "committed in this run" if title == COMMITTED else f"trial {title}"
 
     def verify(self) -> dict[str, dict[str, Any]]:
-        """Check the chain of hashes of every ledger.
+        """Check the chain of hashes of every ledger, and that none has lost lines.
 
         Returns:
             Title -> number of entries and the head's hash.
@@ -101,8 +101,13 @@ class RunLedgers:
             CorruptStateError: If it is damaged; names the file in the run folder.
         """
         place = self.places[title]
+        noted = None
+        if title == COMMITTED:
+            noted = noted_head(read_state(self.folder)[0])
+        elif self.folder.path(f"outcomes/{title}/outcome.json").is_file():
+            noted = noted_head(self.folder.read_json(f"outcomes/{title}/outcome.json"))
         try:
-            return PrivacyLedger.load(self.folder.path(place))
+            return PrivacyLedger.load(self.folder.path(place), expected_head=noted)
         except CorruptStateError as error:
             within = place.removesuffix(LEDGER)
             raise type(error)(f"{self.folder.root}/{within}{error}") from error
