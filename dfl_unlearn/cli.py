@@ -242,7 +242,7 @@ def unlearn(
     from dfl_unlearn.evaluation.view import evaluate
     from dfl_unlearn.unlearning.apply import unlearn as carry_out
     from dfl_unlearn.unlearning.contracts import protocols
-    from dfl_unlearn.unlearning.store import commit_outcome
+    from dfl_unlearn.unlearning.store import commit_outcome, kept_certificate
 
     given: dict[str, Any] = {}
     for text in fields or ():
@@ -267,12 +267,12 @@ def unlearn(
             folder=folder,
         )
         table = evaluate(outcome)
+        if commit:
+            trained = commit_outcome(outcome, keep_checkpoints=keep_checkpoints)
+            outcome = replace(outcome, certificate=kept_certificate(outcome))
+        else:
+            trained = outcome.as_run()
         _tell_outcome(outcome, table)
-        trained = (
-            commit_outcome(outcome, keep_checkpoints=keep_checkpoints)
-            if commit
-            else outcome.as_run()
-        )
         done.append(_outcome_json(outcome, table) | {"committed": commit})
     if _common.as_json:
         _print(_json(done[0] if len(done) == 1 else {"outcomes": done}))

@@ -179,6 +179,11 @@ def test_several_requests_from_a_file_in_order_or_as_one(tmp_path, capsys):
     assert call("ledger", "run", "--runs", tmp_path, "--json") == 0
     rows = json.loads(capsys.readouterr().out)["run"]
     assert {row["releases"] for row in rows} == {2}
+    file.write_text(f"{entry}[6]\n")
+    assert call(*words, "--json", "--commit", "--keep-checkpoints") == 0
+    certificate = json.loads(capsys.readouterr().out)["certificate"]
+    # What is printed is what was written, not the trial's.
+    assert not any("a trial" in line for line in certificate["exposure"])
     file.write_text("forget = []\n")
     assert call(*words) == 2
     assert "must name at least one request" in capsys.readouterr().err

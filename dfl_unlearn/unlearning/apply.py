@@ -1,6 +1,7 @@
 """Carries out forget requests: checks first, then runs a protocol, then measures."""
 
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -125,6 +126,7 @@ def _one(
         retrained = retrain(run, run.data.without(request))
         outcome = replace(outcome, reference=retrained)
     if store is not None:
+        outcome = store.with_kept_state(outcome)
         store.write(outcome)
     return outcome
 
@@ -180,6 +182,20 @@ def _noted(
         notes.append(
             f"{len(request.coalesced)} requests ({', '.join(request.coalesced)}) "
             "carried out as one: one correction, one release"
+        )
+    delta = certificate.delta or certificate.nominal_delta or 0.0
+    owner = min(request.peers, key=lambda peer: int(run.data.retained[peer]))
+    rows = int(run.data.retained[owner])
+    if delta * rows >= 1:
+        weak = (
+            f"weak: δ = {delta:g} is not below 1/n = {1 / rows:.3g} (n = {rows} rows "
+            f"of peer {owner}): a claim that gives one of them away would fit it"
+        )
+        notes.append(weak)
+        warnings.warn(
+            f"request {request.request_id}: {weak}; lower delta",
+            UserWarning,
+            stacklevel=4,
         )
     return replace(certificate, notes=tuple(notes))
 

@@ -10,7 +10,11 @@ from networks import blobs
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.config import LocalSteps, SimulationConfig
 from dfl_unlearn.engine.simulator import retrain, simulate
-from dfl_unlearn.errors import InvalidForgetSetError, UnsupportedRequestError
+from dfl_unlearn.errors import (
+    InvalidForgetSetError,
+    MissingInputError,
+    UnsupportedRequestError,
+)
 from dfl_unlearn.evaluation.view import evaluate
 from dfl_unlearn.record.plan import RecordPlan
 from dfl_unlearn.report import report_page
@@ -19,7 +23,11 @@ from dfl_unlearn.unlearning.apply import unlearn
 from dfl_unlearn.unlearning.contracts import Cost, protocols
 from dfl_unlearn.unlearning.protocols.newton_fisher import NewtonFisher
 from dfl_unlearn.unlearning.protocols.rr_du import RrDu
-from dfl_unlearn.unlearning.store import commit_outcome, load_outcomes
+from dfl_unlearn.unlearning.store import (
+    commit_outcome,
+    kept_certificate,
+    load_outcomes,
+)
 
 DATA = blobs([12, 7, 9, 10])
 CONFIG = SimulationConfig(
@@ -165,3 +173,60 @@ def test_requests_that_do_not_combine_are_refused(run, monkeypatch):
     with pytest.raises(UnsupportedRequestError, match="do not combine for it, send"):
         unlearn(run, peers, NEWTON, coalesce=True)
     assert run.ledger.entries == ()
+
+
+# --- what every certificate says, whatever the protocol ------------------------------
+
+
+@pytest.mark.parametrize("name", ["newton-fisher", "retrain"])
+def test_a_trial_names_the_state_it_leaves_and_a_commit_does_not(tmp_path, run, name):
+    saved = run.save(tmp_path / "a")
+    own = 1 + len(list((saved.folder / "record").glob("*")))
+    trial = unlearn(saved, THREE[0], name, folder=saved.folder)
+    (line,) = kept_lines(trial.certificate)
+    assert line.startswith(f"pre-request state kept: {own} files, the run's own: a tr")
+    assert trial.certificate.status == protocols.get(name).claim
+    again = unlearn(saved, THREE[2], name, folder=saved.folder)
+    assert kept_lines(again.certificate) == [line]  # whatever was tried before
+    assert kept_certificate(trial) == trial.certificate
+    commit_outcome(trial)
+    assert kept_lines(kept_certificate(trial)) == []
+    assert kept_certificate(trial).status == protocols.get(name).claim
+    in_memory = unlearn(run, THREE[0], name)
+    assert kept_lines(in_memory.certificate) == []
+    with pytest.raises(MissingInputError, match="got one in memory"):
+        kept_certificate(in_memory)
+
+
+def kept_lines(certificate):
+    return [x for x in certificate.exposure if x.startswith("pre-request state kept")]
+
+
+def test_a_kept_state_is_counted_on_the_committed_certificate(tmp_path, run):
+    saved = run.save(tmp_path / "a")
+    outcome = unlearn(saved, THREE[0], NEWTON, folder=saved.folder)
+    files = len(list((saved.folder / "record").glob("*")))
+    commit_outcome(outcome, keep_checkpoints=True)
+    certificate = kept_certificate(outcome)
+    assert kept_lines(certificate) == [f"pre-request state kept: {files} files"]
+    assert certificate.status == "certified_conditional"
+
+
+def test_a_delta_as_large_as_one_row_is_warned_of_beside_it(run):
+    words = r"δ = 0\.2 is not below 1/n = 0\.143 \(n = 7 rows of peer 1\)"
+    with pytest.warns(UserWarning, match=words):
+        outcome = unlearn(run, THREE[0], NewtonFisher(delta=0.2))
+    assert any(note.startswith("weak: δ = 0.2") for note in outcome.certificate.notes)
+    # Of several owners the one with the fewest rows counts; 1/n itself is too much.
+    with pytest.warns(UserWarning, match="n = 7 rows of peer 1"):
+        unlearn(run, THREE, NewtonFisher(delta=1 / 7), coalesce=True)
+    fine = unlearn(run, THREE[0], NewtonFisher(delta=0.14))
+    assert not any("1/n" in note for note in fine.certificate.notes)
+
+
+def test_a_large_epsilon_is_called_weak(run):
+    outcome = unlearn(run, THREE[0], NewtonFisher(epsilon=11.0))
+    assert "weak: ε > 10" in outcome.certificate.notes
+    assert "weak: ε > 10" in str(outcome.certificate)
+    ten = unlearn(run, THREE[0], NewtonFisher(epsilon=10.0))
+    assert not any("weak" in note for note in ten.certificate.notes)
