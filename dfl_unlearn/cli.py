@@ -208,6 +208,14 @@ def unlearn(
     protocol: Annotated[
         str, typer.Option(help="How; see: dfl-unlearn list protocols")
     ] = "newton-fisher",
+    screen: Annotated[
+        bool,
+        typer.Option(
+            "--screen",
+            help="Refuse more than 10 % of an owner's rows per 100 rounds; hold an "
+            "outcome for review that costs more than 5 points of accuracy.",
+        ),
+    ] = False,
     no_reference: Annotated[
         bool, typer.Option("--no-reference", help="Do not retrain to compare with.")
     ] = False,
@@ -242,6 +250,7 @@ def unlearn(
     from dfl_unlearn.evaluation.view import evaluate
     from dfl_unlearn.unlearning.apply import unlearn as carry_out
     from dfl_unlearn.unlearning.contracts import protocols
+    from dfl_unlearn.unlearning.screening import Screening
     from dfl_unlearn.unlearning.store import commit_outcome, kept_certificate
 
     given: dict[str, Any] = {}
@@ -264,6 +273,7 @@ def unlearn(
             how,
             reference=not no_reference,
             coalesce=coalesce,
+            screening=Screening() if screen else None,
             folder=folder,
         )
         table = evaluate(outcome)
@@ -581,6 +591,8 @@ def _tell_outcome(outcome: "Outcome", table: "ResultsTable") -> None:
     if _common.as_json:
         return
     _tell(comparison_lines([outcome], [table]))
+    for note in outcome.notes:
+        _say(f"  {note}")
     _say("")
     if outcome.certificate is None:
         _print(f"{outcome.protocol_name} makes no claim: no certificate")
@@ -598,6 +610,8 @@ def _outcome_json(outcome: "Outcome", table: "ResultsTable") -> dict[str, Any]:
         "certificate": None
         if certificate is None
         else json.loads(certificate.to_json()),
+        "status": outcome.status,
+        "notes": list(outcome.notes),
         "cost": asdict(outcome.cost),
         "metrics": [row for row in table.rows if row["peer"] == -1],
     }

@@ -25,7 +25,7 @@ from dfl_unlearn.accounting.ledger import PrivacyBudget, PrivacyLedger
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.engine.config import LocalSteps, SimulationConfig, trainers
-from dfl_unlearn.engine.run import History, TrainedRun, state_digest
+from dfl_unlearn.engine.run import CarriedOut, History, TrainedRun, state_digest
 from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.errors import (
     InvalidArgumentError,
@@ -182,7 +182,21 @@ def _read(
         else folder.read_json("done.json")["digest"],
         folder=folder.root,
         info=manifest["info"],
+        carried_out=tuple(
+            CarriedOut(
+                request_id=past["request"],
+                round=past["round"],
+                rows={int(owner): rows for owner, rows in past["rows"].items()},
+            )
+            for past in manifest.get("carried_out", ())  # none in older folders
+        ),
     )
+
+
+def carried_out_to(past: CarriedOut) -> dict[str, Any]:
+    """Return what the manifest says of a request that a state carries."""
+    rows = {str(owner): number for owner, number in past.rows.items()}
+    return {"request": past.request_id, "round": past.round, "rows": rows}
 
 
 def read_state(folder: RunFolder) -> tuple[dict[str, Any], PeerState]:
@@ -331,6 +345,7 @@ def _manifest(run: TrainedRun, name: str) -> dict[str, Any]:
         },
         "record": None if run.record is None else _record_plan(run.record),
         "forgotten": [],
+        "carried_out": [carried_out_to(past) for past in run.carried_out],
         "ledger": list(run.ledger.head),
         "noise_self_check": list(noise_self_check()),
         "versions": versions(),

@@ -21,6 +21,7 @@ from dfl_unlearn.errors import (
 )
 from dfl_unlearn.unlearning.contracts import Outcome, UnlearningProtocol, protocols
 from dfl_unlearn.unlearning.nothing import nothing_asked
+from dfl_unlearn.unlearning.screening import Screening, advised
 
 
 def unlearn(
@@ -30,6 +31,7 @@ def unlearn(
     *,
     reference: bool | TrainedRun = False,
     coalesce: bool = False,
+    screening: Screening | None = None,
     folder: str | Path | None = None,
 ) -> Outcome:
     """Forget data in a trained network.
@@ -47,6 +49,9 @@ def unlearn(
             yardstick of the evaluation; or that run, where it exists already.
         coalesce: Carry out a list as one request: one correction and one release, paid
             for once. The outcome's request names them all under ``coalesced``.
+        screening: Limits that refuse a request, or hold its outcome for review; a list
+            ends with such an outcome. None refuses nothing, and notes where a request
+            passes the default limit on rows.
         folder: Keeps the outcome in this run folder, its ledger durable before
             anything is released; None keeps all in memory.
 
@@ -73,6 +78,8 @@ def unlearn(
         protocol = protocols.build(protocol)
     requests = [request] if isinstance(request, ForgetRequest) else list(request)
     _validate.of_type(bool, coalesce=coalesce)
+    if screening is not None:
+        _validate.of_type(Screening, screening=screening)
     for one in requests:
         _validate.of_type(ForgetRequest, request=one)
     if not requests:
@@ -85,8 +92,12 @@ def unlearn(
             "request has a reference of its own"
         )
     for number, one in enumerate(requests):
-        outcome = _one(run, one, protocol, reference, folder)
-        if number + 1 < len(requests):
+        outcome = _one(run, one, protocol, reference, screening, folder)
+        left = len(requests) - number - 1
+        if left and outcome.status == "held_for_review":
+            note = f"{left} later requests of the list were not carried out"
+            return replace(outcome, notes=(note, *outcome.notes))
+        if left:
             run = outcome.as_run()
     return outcome
 
@@ -96,6 +107,7 @@ def _one(
     request: ForgetRequest,
     protocol: UnlearningProtocol,
     reference: bool | TrainedRun,
+    screening: Screening | None,
     folder: str | Path | None,
 ) -> Outcome:
     request = request.resolve(run.data)
@@ -107,6 +119,8 @@ def _one(
         request = replace(request, request_id=f"r{run.requests}")
     name = protocols.name_of(protocol)
     _check(run, request, protocol, name)
+    if screening is not None:
+        screening.check(run, request, protocol)
     store = None
     if folder is not None:
         from dfl_unlearn.unlearning.store import OutcomeFolder
@@ -120,6 +134,7 @@ def _one(
             charges = len(attempt.ledger.entries) - len(run.ledger.entries)
             store.discard_unless_charged(charges)
         raise
+    outcome = advised(outcome) if screening is None else screening.reviewed(outcome)
     if isinstance(reference, TrainedRun):
         outcome = replace(outcome, reference=reference)
     elif reference and outcome.reference is None:

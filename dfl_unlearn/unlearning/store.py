@@ -17,6 +17,7 @@ from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.engine.stored import (
     FINAL,
     LEDGER,
+    carried_out_to,
     data_entry,
     noted_head,
     read_run,
@@ -134,6 +135,7 @@ class OutcomeFolder:
                 "trace": {k: v.tolist() for k, v in outcome.trace.items()},
                 "info": dict(outcome.info),
                 "notes": list(outcome.notes),
+                "status": outcome.status,
             },
         )
 
@@ -226,7 +228,9 @@ def load_outcomes(run: TrainedRun) -> list[Outcome]:
     ]
 
 
-def commit_outcome(outcome: Outcome, *, keep_checkpoints: bool = False) -> TrainedRun:
+def commit_outcome(
+    outcome: Outcome, *, keep_checkpoints: bool = False, reviewed: bool = False
+) -> TrainedRun:
     """Make a stored attempt the run's own state, for good.
 
     The record, the states of all attempts and the references of other requests, which
@@ -238,16 +242,24 @@ def commit_outcome(outcome: Outcome, *, keep_checkpoints: bool = False) -> Train
             was made in memory.
         keep_checkpoints: Leave that state on disk; the certificate then says so and is
             at most ``certified_conditional``.
+        reviewed: Whether somebody looked at an outcome that is held for review.
 
     Returns:
         The run as it is now in its folder; the same one where nothing was asked for.
 
     Raises:
         MissingInputError: If the run has no folder.
-        RefusedError: If the run has changed since the attempt was made.
+        RefusedError: If the run has changed since the attempt was made, or the outcome
+            is held for review.
     """
     if outcome.request.is_nothing:
         return outcome.run
+    if outcome.status == "held_for_review" and not reviewed:
+        raise RefusedError(
+            f"outcome of {outcome.request.request_id}: must be complete to be "
+            f"committed, got held for review ({outcome.notes[-1]}); the run is as it "
+            "was: pass reviewed=True after looking at it, or retrain"
+        )
     if outcome.run.folder is None:
         raise MissingInputError(
             "outcome: must be of a run with a folder, got one in memory; use "
@@ -265,6 +277,10 @@ def commit_outcome(outcome: Outcome, *, keep_checkpoints: bool = False) -> Train
             "round": outcome.state.round,
             "state": digest,
             "info": {**manifest["info"], "requests": outcome.run.requests + 1},
+            "carried_out": [
+                *manifest.get("carried_out", ()),
+                carried_out_to(outcome.carried_out),
+            ],
             "ledger": list(outcome.ledger.head),
             "record": manifest["record"] if keep_checkpoints else None,
         }
@@ -414,6 +430,7 @@ def _read(
         trace={k: np.array(v) for k, v in known["trace"].items()},
         info=known["info"],
         notes=tuple(known["notes"]),
+        status=known.get("status", "complete"),
     )
 
 

@@ -41,6 +41,10 @@ class Retrain:
             why="0 with coupled=True, at least 1 with coupled=False",
         )
 
+    def predicted_shift(self, run: TrainedRun, request: ForgetRequest) -> float:
+        """Return 0: nothing of the forgotten data is left to be hidden."""
+        return 0.0
+
     def unlearn(self, run: TrainedRun, request: ForgetRequest, rng: RngTree) -> Outcome:
         """Return the state of a network that never had the data."""
         data = run.data.without(request)
