@@ -8,7 +8,7 @@ counts as spent.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -50,6 +50,7 @@ from dfl_unlearn.accounting.mechanisms import Mechanism
 from dfl_unlearn.accounting.rdp import RdpCurve, curve_of
 from dfl_unlearn.errors import (
     InvalidArgumentError,
+    InvalidPrivacyParameterError,
     LedgerCorruptError,
     PrivacyBudgetExceededError,
 )
@@ -371,22 +372,48 @@ class PrivacyLedger:
             return None
         return max(0.0, cap - self.epsilon(owner, observer, self.budget.delta_max))
 
-    def table(self) -> tuple[LedgerRow, ...]:
+    def table(
+        self,
+        *,
+        owner: str | None = None,
+        observer: Observer | None = None,
+        delta: float | None = None,
+        sent: Mapping[str, Mapping[int, int]] | None = None,
+    ) -> tuple[LedgerRow, ...]:
         """Return every account: per owner each observer, all together, the public.
+
+        Args:
+            owner: Only this one's; None for all that were charged.
+            observer: Only this one, a colluding set too; None for all.
+            delta: Give epsilon at this total delta; None is the budget's.
+            sent: Owner -> peer -> messages sent before any request, see
+                ``engine.exposure.sent_before``; None leaves them out.
 
         Returns:
             Rows by owner and observer; observers together only where they have more
             than each alone.
         """
+        if owner is not None:
+            check_owner(owner=owner)
+        if observer is not None:
+            members(observer)
+        if delta is not None:
+            _validate.number(
+                error=InvalidPrivacyParameterError, at_least=0, below=1, delta=delta
+            )
         return tuple(
             row
-            for owner in sorted(self._book.owners, key=by_index)
+            for one in sorted(self._book.owners, key=by_index)
+            if owner in (None, one)
             for row in account_rows(
-                owner,
-                self._book.owned(owner),
-                cap=self.budget.cap(owner),
+                one,
+                self._book.owned(one),
+                cap=self.budget.cap(one),
                 delta=self.budget.delta_max,
                 order=self.filter_order,
+                at=delta,
+                observer=observer,
+                sent=None if sent is None else sent.get(one, {}),
             )
         )
 
