@@ -5,7 +5,7 @@ whomever it came.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dfl_unlearn import _validate
@@ -194,7 +194,7 @@ def account_rows(
     owner: str,
     entries: Sequence[LedgerEntry],
     *,
-    cap: float | None,
+    cap: Callable[[Observer], float | None],
     delta: float,
     order: float | None = None,
     at: float | None = None,
@@ -206,7 +206,7 @@ def account_rows(
     Args:
         owner: ``"peer:<i>"``.
         entries: All of this owner's.
-        cap: Largest total epsilon, or None.
+        cap: Largest total epsilon of an observer's account, or None.
         delta: The budget's total delta.
         order: The only Rényi order that counts, or None.
         at: Delta at which epsilon is given; None is the budget's.
@@ -237,7 +237,7 @@ def account_rows(
     }
     rows = []
     for one in (*accounts, *(["public"] if observer in (None, "public") else [])):
-        epsilon, spent = totals[id(seen[one])]
+        (epsilon, spent), most = totals[id(seen[one])], cap(one)
         peers = members(one)
         several = peers if len(peers) > 1 else ()
         apart = sum(len(seen_by(entries, f"peer:{peer}")) for peer in several)
@@ -248,7 +248,7 @@ def account_rows(
                 releases=len(seen[one]),
                 epsilon=epsilon,
                 delta=at,
-                remaining=None if cap is None else max(0.0, cap - spent),
+                remaining=None if most is None else max(0.0, most - spent),
                 status=seen[one][-1].status if seen[one] else "",
                 pre_request=None
                 if sent is None

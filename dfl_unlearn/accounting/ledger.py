@@ -10,6 +10,7 @@ counts as spent.
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -367,7 +368,7 @@ class PrivacyLedger:
         Returns:
             The cap minus the total at the budget's delta, at least 0.
         """
-        cap = self.budget.cap(owner)
+        cap = self.budget.cap(owner, observer)
         if cap is None:
             return None
         return max(0.0, cap - self.epsilon(owner, observer, self.budget.delta_max))
@@ -408,7 +409,7 @@ class PrivacyLedger:
             for row in account_rows(
                 one,
                 self._book.owned(one),
-                cap=self.budget.cap(one),
+                cap=partial(self.budget.cap, one),
                 delta=self.budget.delta_max,
                 order=self.filter_order,
                 at=delta,
@@ -574,20 +575,29 @@ class PrivacyLedger:
     def _check_budget(self, new: LedgerEntry) -> None:
         """Check that every account the new entry touches stays within its cap.
 
+        That is also the account of who was named before, or has a cap of its own, and
+        sees the release without being named now, as everybody sees a public one.
+
         Raises:
             PrivacyBudgetExceededError: If one would not.
         """
-        cap, delta = self.budget.cap(new.owner), self.budget.delta_max
-        if cap is None:
+        delta = self.budget.delta_max
+        if self.budget.cap(new.owner) is None and not self.budget.per_observer:
             return
         after = [*self._book.owned(new.owner), new]
         union = together(after) if new.scope in ("joint", "view_joint") else None
-        accounts = (*new.observers, *([] if union is None else [union]))
+        audiences = {entry.observers for entry in after}
+        known = {one for some in audiences for one in some} | {
+            *self.budget.per_observer
+        }
+        others = (one for one in sorted(known - {*new.observers}) if new.seen_by(one))
+        accounts = (*new.observers, *others, *([] if union is None else [union]))
         checked = set()
         for one, seen in views(after, accounts).items():
-            if id(seen) in checked:
+            cap = self.budget.cap(new.owner, one)
+            if cap is None or (id(seen), cap) in checked:
                 continue
-            checked.add(id(seen))
+            checked.add((id(seen), cap))
             # The cap itself is tested, not a rounded-up epsilon against it: a release
             # calibrated to exactly the cap must fit.
             mu = total_mu(seen) if self.filter_order is None else None
