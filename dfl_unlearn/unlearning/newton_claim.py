@@ -136,8 +136,9 @@ def _distance_note(protocol: "NewtonFisher", request: ForgetRequest) -> str:
     if protocol.alone:
         several = len(request.peers) > 1
         return (
-            "(kappa tau + |removed gradient| / 2) / lambda at the corrected common "
-            "model: tau was recorded before the request, the rest is at the "
+            "kappa tau / lambda plus half the removed gradient r divided by the bounds "
+            "on the curvature, sqrt(r A^-1 r / lambda) / 2: tau was recorded before "
+            "the request, the rest is at the "
             + (
                 "owners, each of whom checks a public share; parts of others than the "
                 "requester count in full"

@@ -135,12 +135,6 @@ def _check_views(protocol: "NewtonFisher") -> None:
                 f"'view_joint', got True with {protocol.scope!r}; claims about final "
                 "models do not need it"
             )
-        if protocol.curvature == "bounds":
-            raise InvalidHyperparameterError(
-                "curvature: must be 'exact_cg' or another that reads data with scope "
-                f"{protocol.scope!r}, got 'bounds'; it is for the scopes 'view' and "
-                "'view_joint', where nothing may be sent"
-            )
         return
     why = "a message without noise would be in view"
     needed: dict[str, tuple[object, str]] = {
@@ -153,16 +147,10 @@ def _check_views(protocol: "NewtonFisher") -> None:
     }
     if not protocol.assume_secure_aggregation:
         needed |= {
-            "curvature": ("bounds", why + "; or set assume_secure_aggregation=True"),
-            "damping": (0.0, "the step is fixed by lambda"),
+            "curvature": ("local", why + "; or set assume_secure_aggregation=True"),
+            "damping": (0.0, "the claim needs the correction as derived"),
             "newton_steps": (1, "a second step would need a message"),
         }
-    elif protocol.curvature == "bounds":
-        raise InvalidHyperparameterError(
-            "curvature: must be 'exact_cg' or another that reads data with "
-            "assume_secure_aggregation=True, got 'bounds'; leave the assumption out, "
-            "nothing is summed"
-        )
     for name, (value, reason) in needed.items():
         if getattr(protocol, name) != value:
             raise InvalidHyperparameterError(

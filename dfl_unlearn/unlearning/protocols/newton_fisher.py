@@ -90,7 +90,7 @@ class NewtonFisher:
             ``view_joint``: of all messages after the request to all peers but the
             owners, ``view``: to one of them. Under the views nothing is sent before
             the noised release: the requester corrects alone
-            (``curvature="bounds"``) from the residual that training recorded.
+            (``curvature="local"``) from the residual that training recorded.
         target: ``consensus``: the minimizer of the network's objective, for all peers;
             ``dsgd_fixed_point``: where D-SGD itself would rest, a model per peer (for
             full-batch cta with one local step and a constant rate; with
@@ -99,10 +99,10 @@ class NewtonFisher:
             ``lissa``: the Hessian by random rows; ``diag_fisher``,
             ``empirical_fisher`` (labels of the data), ``block`` (dense per layer),
             ``kfac`` (Kronecker-factored) and ``full_empirical_fisher``: Fisher
-            information; ``local``: the requester's own Hessian, without messages;
-            ``linearized_gossip``: exact, by messages to neighbours alone; ``bounds``:
-            2 lambda, the best that bounds on the curvature alone give, for the views.
-            See ``unlearning.newton_curvature``.
+            information; ``local``: the requester's own Hessian, without messages
+            (under the views with the bounds of ``unlearning.newton_view``);
+            ``linearized_gossip``: exact, by messages to neighbours alone. See
+            ``unlearning.newton_curvature``.
         damping: Added to the curvature's diagonal. Networks need some: 0.1 to 1 kept
             a perceptron on digits within five points of retraining, 0.01 did not.
         sparsify: Share of the Fisher diagonal that is kept, the largest entries; the
