@@ -295,6 +295,14 @@ def certificate_of(
         exposure=(
             *exposure_of(run, request),
             *_messages(protocol),
+            *(
+                [
+                    "the corrected models before the noise stay at the peers as secret "
+                    "state (and in a stored outcome): whoever sees them is not covered"
+                ]
+                if protocol.state_policy == "secret_state"
+                else []
+            ),
         ),
         notes=(
             *_notes(protocol, earlier),

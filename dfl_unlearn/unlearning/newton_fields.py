@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Target = Literal["consensus", "dsgd_fixed_point"]
 NewtonScope = Literal["joint", "release", "view", "view_joint"]
 NoisePlacement = Literal["broadcast_model", "broadcast_correction", "independent"]
+StatePolicy = Literal["published_state", "secret_state"]
 NoiseCalibration = Literal["analytic", "classic", "rdp", "oracle_residual"]
 
 
@@ -39,6 +40,7 @@ def check_fields(protocol: "NewtonFisher") -> None:
         ("curvature", Curvature),
         ("influence_weights", InfluenceWeights),
         ("calibration", NoiseCalibration),
+        ("state_policy", StatePolicy),
         ("noise_placement", NoisePlacement),
         ("dissemination", Dissemination),
     ):
@@ -148,6 +150,7 @@ def _check_views(protocol: "NewtonFisher") -> None:
     if not protocol.assume_secure_aggregation:
         needed |= {
             "curvature": ("local", why + "; or set assume_secure_aggregation=True"),
+            "state_policy": ("published_state", "only the requester knows the other"),
             "damping": (0.0, "the claim needs the correction as derived"),
             "newton_steps": (1, "a second step would need a message"),
         }

@@ -283,6 +283,7 @@ def test_owners_of_a_class_check_public_shares_and_all_are_charged(run):
         ({"noise_placement": "broadcast_correction"}, "noise_placement: must be"),
         ({"assume_stationary": True}, "assume_stationary: must be False"),
         ({"damping": 0.1}, "damping: must be 0.0"),
+        ({"state_policy": "secret_state"}, "only the requester knows"),
         ({"newton_steps": 2}, "newton_steps: must be 1"),
     ],
 )

@@ -28,7 +28,7 @@ post-processing), not with a finite retraining run.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -51,6 +51,7 @@ from dfl_unlearn.unlearning.influence_weights import InfluenceWeights, check_wei
 from dfl_unlearn.unlearning.newton_bounds import bounds_told, prior_bound
 from dfl_unlearn.unlearning.newton_claim import assumptions_of, certificate_of
 from dfl_unlearn.unlearning.newton_correction import (
+    UNNOISED,
     Correction,
     correct_mean,
     correct_stack,
@@ -61,6 +62,7 @@ from dfl_unlearn.unlearning.newton_fields import (
     NewtonScope,
     NoiseCalibration,
     NoisePlacement,
+    StatePolicy,
     Target,
     check_fields,
 )
@@ -135,6 +137,10 @@ class NewtonFisher:
             allows a smaller cap; None goes without.
         recovery_rounds: Rounds of ordinary training on retained data afterwards; free
             post-processing only where all models together are covered.
+        state_policy: What the next request starts from: ``published_state``, the
+            noised models, so that nothing else is kept; ``secret_state``, the corrected
+            models before the noise, which every peer keeps to itself: these lie closer
+            together, but whoever gets to see them is not covered.
         convex_head: Certify the linear head of a network whose extractor is frozen:
             the run's data are its features (``data.features``), and the certificate
             covers ``head`` alone and says what the extractor saw.
@@ -161,6 +167,7 @@ class NewtonFisher:
     dissemination: Dissemination = "tree"
     align_to: float | None = None
     recovery_rounds: int = 1
+    state_policy: StatePolicy = "published_state"
     convex_head: bool = False
     disclose_m: bool = False
     assume_secure_aggregation: bool = False
@@ -323,6 +330,9 @@ class NewtonFisher:
         dtype = run.state.params.dtype
         released = PeerState(params=rows.to(dtype).clone(), round=run.state.round)
         state, gradients = continue_training(run, data, released, self.recovery_rounds)
+        if self.state_policy == "secret_state":
+            kept_back = correction.rows.to(dtype).clone()
+            state = replace(state, slots={**state.slots, UNNOISED: kept_back})
         for _ in range(self.recovery_rounds):
             transport.exchange("recovery", run.model.size * dtype.itemsize)
         return Outcome(
@@ -390,7 +400,7 @@ class NewtonFisher:
         peers, size = rows.shape
         whole = math.sqrt(peers)
         moved = (
-            correction.rows - run.state.params.double()
+            correction.rows - correction.models
             if correction.move is None
             else correction.move.expand(peers, -1)
         )
