@@ -16,7 +16,7 @@ from dfl_unlearn.errors import (
     NumericalError,
     UnsupportedRequestError,
 )
-from dfl_unlearn.unlearning.contracts import Outcome, UnlearningProtocol, protocols
+from dfl_unlearn.unlearning.contracts import Outcome, UnlearningProtocol, unlearners
 
 
 def unlearn(
@@ -36,7 +36,7 @@ def unlearn(
         run: The trained network.
         request: What to forget; a list is carried out in order, each request on the
             outcome of the one before.
-        protocol: A protocol or a registered name.
+        protocol: A protocol, a baseline, or the registered name of one.
         reference: True also retrains the network without the data (same seeds), the
             yardstick of the evaluation; or that run, where it exists already.
         folder: Keeps the outcome in this run folder, its ledger durable before
@@ -61,7 +61,7 @@ def unlearn(
     """
     _validate.of_type(TrainedRun, run=run)
     if isinstance(protocol, str):
-        protocol = protocols.build(protocol)
+        protocol = unlearners.build(protocol)
     requests = [request] if isinstance(request, ForgetRequest) else list(request)
     if not requests:
         raise InvalidForgetSetError(
@@ -96,7 +96,7 @@ def _one(
         request = named_in(folder, request, run.requests)
     elif not request.request_id:
         request = replace(request, request_id=f"r{run.requests}")
-    name = protocols.name_of(protocol)
+    name = unlearners.name_of(protocol)
     _check(run, request, protocol, name)
     store = None
     if folder is not None:
