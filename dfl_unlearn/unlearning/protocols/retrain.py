@@ -12,6 +12,7 @@ from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.simulator import retrain, samples_per_round
 from dfl_unlearn.errors import InvalidHyperparameterError, UnsupportedRequestError
 from dfl_unlearn.rng import RngTree
+from dfl_unlearn.unlearning.claims import exposure_of
 from dfl_unlearn.unlearning.contracts import Cost, Outcome, protocols
 
 
@@ -42,6 +43,10 @@ class Retrain:
             error=InvalidHyperparameterError,
             why="0 with coupled=True, at least 1 with coupled=False",
         )
+
+    def predicted_shift(self, run: TrainedRun, request: ForgetRequest) -> float:
+        """Return 0: nothing of the forgotten data is left to be hidden."""
+        return 0.0
 
     def check(self, run: TrainedRun, request: ForgetRequest) -> None:
         """Refuse to use the noise of private training twice.
@@ -92,10 +97,7 @@ class Retrain:
                 ),
             ),
             observers=("public",),
-            exposure=(
-                f"messages of {run.state.round} training rounds, sent before the "
-                "request",
-            ),
+            exposure=exposure_of(run, request),
             notes=_notes(run, request),
             adaptive=request.adaptive,
             exact=True,
