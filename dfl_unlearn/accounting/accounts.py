@@ -18,8 +18,11 @@ from dfl_unlearn.accounting.entries import (
     members,
 )
 from dfl_unlearn.accounting.gaussian import compose_gaussians, gaussian_epsilon
-from dfl_unlearn.accounting.mechanisms import GaussianMechanism
-from dfl_unlearn.accounting.pairs import group_privacy
+from dfl_unlearn.accounting.groups import group_curve
+from dfl_unlearn.accounting.mechanisms import (
+    GaussianMechanism,
+    SampledGaussianMechanism,
+)
 from dfl_unlearn.accounting.rdp import RdpCurve, rdp_to_epsilon
 
 
@@ -109,12 +112,7 @@ def total_mu(seen: Sequence[LedgerEntry]) -> float | None:
 
 def total_curve(seen: Sequence[LedgerEntry]) -> RdpCurve:
     """Return the Rényi curve of all releases together."""
-    if not seen:
-        return RdpCurve.zero()
-    total = seen[0].curve
-    for entry in seen[1:]:
-        total = replace(total + entry.curve, description="")
-    return replace(total, description=f"{len(seen)} releases")
+    return _sum([entry.curve for entry in seen])
 
 
 def total_epsilon(
@@ -145,7 +143,7 @@ def group_epsilon(
     *,
     order: float | None = None,
 ) -> float:
-    """Return epsilon of all releases together for several records at once.
+    """Return epsilon of all releases together for several records of one peer.
 
     Args:
         seen: Distinct releases, private for one record.
@@ -154,24 +152,28 @@ def group_epsilon(
         order: The only Rényi order that counts, or None.
 
     Returns:
-        By the group rule of Gaussian-like curves where all are, else by the rule for
-        pairs at the best smaller delta of a grid; infinite where that proves nothing.
+        As ``total_epsilon``, each release at what it costs the group; exact where all
+        are plain Gaussians.
     """
     _validate.integer(at_least=1, group_size=group_size)
-    curve = total_curve(seen)
-    if curve.gaussian_like:
-        curve = curve.group(group_size)
-        if order is not None:
-            return _at(curve, order, delta)
-        return curve.to_epsilon(delta).epsilon
-    best = math.inf
-    for shrink in range(120):
-        smaller = delta * 10 ** (-shrink / 4)
-        one = total_epsilon(seen, smaller, order=order)
-        if math.isfinite(one):
-            epsilon, total = group_privacy(one, smaller, group_size)
-            best = min(best, epsilon if total <= delta else math.inf)
-    return best
+    if group_size == 1:
+        return total_epsilon(seen, delta, order=order)
+    curve = _sum(
+        [
+            group_curve(entry.mechanism, group_size, entry.curve.orders)
+            if isinstance(entry.mechanism, SampledGaussianMechanism)
+            else entry.curve.group(group_size)
+            for entry in seen
+        ]
+    )
+    if order is not None:
+        return _at(curve, order, delta)
+    mu, bound = total_mu(seen), curve.to_epsilon(delta).epsilon
+    if mu is None:
+        return bound
+    return min(
+        gaussian_epsilon(math.nextafter(group_size * mu, math.inf), delta), bound
+    )
 
 
 def together(entries: Sequence[LedgerEntry]) -> Observer | None:
@@ -290,6 +292,16 @@ def format_rows(rows: Sequence[LedgerRow], delta: float) -> str:
         ).rstrip()
         for line in cells
     )
+
+
+def _sum(curves: Sequence[RdpCurve]) -> RdpCurve:
+    """Return the curve of all releases together."""
+    if not curves:
+        return RdpCurve.zero()
+    total = curves[0]
+    for curve in curves[1:]:
+        total = replace(total + curve, description="")
+    return replace(total, description=f"{len(curves)} releases")
 
 
 def _at(curve: RdpCurve, order: float, delta: float) -> float:

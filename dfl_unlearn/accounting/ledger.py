@@ -338,7 +338,7 @@ class PrivacyLedger:
     def public_epsilon(
         self, observer: Observer, delta: float, *, group_size: int = 1
     ) -> float | None:
-        """Return what an observer could learn of any few records from account ``"*"``.
+        """Return what an observer could learn from account ``"*"`` of any few records.
 
         A request that was chosen after seeing released models is covered by the sum of
         this and its own epsilon, if *everything* released before was charged here.
@@ -346,7 +346,7 @@ class PrivacyLedger:
         Args:
             observer: As in ``spent``.
             delta: Total delta, in [0, 1).
-            group_size: Records that are forgotten together.
+            group_size: Records of one peer that are forgotten together.
 
         Returns:
             Epsilon at ``delta`` for the group, infinite where nothing is proven; None
@@ -355,8 +355,6 @@ class PrivacyLedger:
         if not self._book.owned(EVERYONE):
             return None
         seen = self._seen(EVERYONE, observer)
-        if group_size == 1:
-            return total_epsilon(seen, delta, order=self.filter_order)
         return group_epsilon(seen, delta, group_size, order=self.filter_order)
 
     def remaining(self, owner: str, observer: Observer) -> float | None:

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfl_unlearn.accounting.gaussian import gaussian_noise_std
+from dfl_unlearn.accounting.groups import group_curve
 from dfl_unlearn.accounting.ledger import PrivacyBudget, PrivacyLedger, colluding
 from dfl_unlearn.accounting.mechanisms import (
     DiscreteGaussianMechanism,
@@ -454,19 +455,20 @@ def test_what_is_private_for_any_record_has_its_own_epsilon():
 def test_several_records_at_once_pay_the_group_rule():
     ledger = PrivacyLedger()
     ledger.charge("train", "*", BOTH, TRAINING)
-    pair = ledger.public_epsilon("peer:0", 1e-5, group_size=2)
-    curve = curve_of(TRAINING)
-    assert pair > 2 * curve.to_epsilon(1e-5).epsilon
-    half, smaller = pair / 2, curve.to_delta(pair / 2)
-    assert smaller * (1 + math.exp(half)) <= 1e-5 * (1 + 1e-6)
+    alone = ledger.public_epsilon("peer:0", 1e-5)
+    for size in (2, 5):
+        several = ledger.public_epsilon("peer:0", 1e-5, group_size=size)
+        curve = group_curve(TRAINING, size)
+        assert several == curve.to_epsilon(1e-5).epsilon > size * alone
     full = GaussianMechanism(noise_std=20.0, sensitivity=1.0, adjacency="add_remove")
+    ledger.charge("more", "*", BOTH, full)
+    both = ledger.public_epsilon("peer:0", 1e-5, group_size=5)
+    added = group_curve(TRAINING, 5) + curve_of(full).group(5)
+    assert both == added.to_epsilon(1e-5).epsilon
     plain = PrivacyLedger()
     plain.charge("train", "*", BOTH, full)
-    by_group = plain.public_epsilon("peer:0", 1e-5, group_size=4)
-    assert by_group == pytest.approx(0.7945220325, rel=1e-7)  # one of noise 5
-    bare = PrivacyLedger()
-    bare.charge("train", "*", BOTH, replace(TRAINING, noise_multiplier=0.05))
-    assert bare.public_epsilon("peer:0", 1e-5, group_size=9) > 1e3
+    exact = plain.public_epsilon("peer:0", 1e-5, group_size=4)
+    assert exact == pytest.approx(0.7255217509, abs=2e-10)  # one of noise 5, exactly
 
 
 # --- merge ---------------------------------------------------------------------------
@@ -630,7 +632,9 @@ def test_other_mechanisms_have_their_documented_line(tmp_path, mechanism, what, 
 
 def test_ledger_tamper(tmp_path):
     path = tmp_path / "ledger.jsonl"
-    play(PrivacyLedger(path=path))
+    ledger = play(PrivacyLedger(path=path), "charge r1 peer:2; commit r1")
+    ledger.charge("r2", "peer:4", BOTH, GRIDDED)
+    ledger.charge("train", "*", BOTH, TRAINING, noise_purpose="train-noise")
     whole = path.read_bytes()
     rng = np.random.default_rng(0)
     flips = [(at, 1) for at in range(len(whole) - 3, len(whole))]
