@@ -441,7 +441,13 @@ def ledger(
             _print(f"  {line}")
     if any(found.values()):
         _say("")
-        _say("Messages from before a request carry no ε and are not recalled.")
+        private = any(row.owner == "*" for rows in found.values() for row in rows)
+        _say(
+            "Messages from before a request are not recalled; their ε, for any one "
+            "record, is that of owner *."
+            if private
+            else "Messages from before a request carry no ε and are not recalled."
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 
 from dfl_unlearn._assumption import Assumption
+from dfl_unlearn.accounting.entries import EVERYONE
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.exposure import sent_before
 from dfl_unlearn.engine.run import TrainedRun
+from dfl_unlearn.engine.transport import Dissemination, multiples
 from dfl_unlearn.errors import TopologyError
 from dfl_unlearn.models.flat import FlatModel
 
@@ -52,7 +54,11 @@ def exposure_of(run: TrainedRun, request: ForgetRequest) -> tuple[str, ...]:
     lines = [
         f"messages of {rounds} training rounds, sent before the request: "
         + ("; ".join(parts) or "none, there is one peer")
-        + " (no epsilon is attached to them)"
+        + (
+            " (private for any one record: account * of the ledger)"
+            if any(entry.owner == EVERYONE for entry in run.ledger.entries)
+            else " (no epsilon is attached to them)"
+        )
     ]
     near = run.topology.hops if run.config.schedule is None else None
     reached = [
@@ -141,6 +147,36 @@ def stacked_convexity(run: TrainedRun) -> Assumption:
         note="l2 and weight decay of every peer that takes steps; with a symmetric "
         "mixing matrix the Jacobian I - W + rate H is bounded below by its smallest "
         "eigenvalue with H at this value",
+    )
+
+
+def extractor_of(run: TrainedRun) -> list[Assumption]:
+    """Return what a claim on features takes of their extractor, if there is one."""
+    return [] if run.data.extractor is None else [run.data.extractor]
+
+
+def held_multiples(
+    run: TrainedRun, source: int, how: Dissemination, what: str
+) -> tuple[str, ...]:
+    """Return what a certificate says where peers hold multiples of what was sent.
+
+    Args:
+        run: Gives the network.
+        source: Where it was sent from.
+        how: How it was sent.
+        what: What was sent.
+
+    Returns:
+        One sentence, or none where all hold the same.
+    """
+    if how != "gossip_average":
+        return ()
+    held = multiples(run.topology, source, how)
+    return (
+        f"after {run.topology.mixing_rounds()} rounds of averaging, peer i holds "
+        f"N [W^J]_iu times {what}, between {held.min():.6g} and {held.max():.6g}: "
+        "numbers of the network alone, so this is post-processing, of the reference "
+        "world's release too",
     )
 
 

@@ -35,6 +35,8 @@ from dfl_unlearn.unlearning.claims import (
     EARLIER,
     earlier_releases,
     exposure_of,
+    extractor_of,
+    held_multiples,
     observers_of,
     owners_of,
 )
@@ -63,6 +65,7 @@ class Claim:
         visits: Later visits, K - 1.
         scale: Factor N p_v on each peer's objective, shape ``(N,)``.
         gradients: Per-sample gradients that the bounds took.
+        last: Who holds the token at the end.
     """
 
     protocol: "RrDu"
@@ -73,6 +76,7 @@ class Claim:
     visits: int
     scale: NDArray[np.float64]
     gradients: int
+    last: int
 
     @classmethod
     def of(
@@ -129,12 +133,17 @@ class Claim:
         return cls(
             protocol=protocol,
             scope=_VIEW if protocol.certify == "retrain" else "transcript",
-            assumptions=(*assumptions, *([earlier] if earlier else [])),
+            assumptions=(
+                *assumptions,
+                *extractor_of(run),
+                *([earlier] if earlier else []),
+            ),
             start=start,
             visit=visit,
             visits=visits,
             scale=scale,
             gradients=int(run.data.retained[list(request.peers)].sum()),
+            last=int(route.holders[-1]),
         )
 
     @property
@@ -219,10 +228,13 @@ class Claim:
             observers=observers_of(run, request),
             exposure=(
                 *exposure_of(run, request),
-                "the mean of all models, which the walk starts from, is known from "
+                "the mean of all models that the walk starts from is known from "
                 "before the request",
             ),
-            notes=self._notes(run, together),
+            notes=(
+                *self._notes(run, together),
+                *held_multiples(run, self.last, protocol.dissemination, "the model"),
+            ),
             adaptive=request.adaptive,
         )
 

@@ -200,8 +200,8 @@ def test_nobody_can_write_a_better_status_by_hand():
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        ({"scope": "view"}, InvalidArgumentError, "scope: .* got 'view'"),
-        ({"bound": "a_priori"}, InvalidArgumentError, "bound: .* got 'a_priori'"),
+        ({"scope": "network"}, InvalidArgumentError, "scope: .* got 'network'"),
+        ({"bound": "guess"}, InvalidArgumentError, "bound: .* got 'guess'"),
         ({"accountant": "gdp"}, InvalidArgumentError, "accountant: .* got 'gdp'"),
         ({"sensitivity": math.nan}, NumericalError, "must be finite, got nan"),
         ({"noise_std": math.inf}, NumericalError, "must be finite, got inf"),
