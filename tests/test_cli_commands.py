@@ -128,6 +128,26 @@ def test_a_damaged_ledger_is_named_with_its_line(runs, capsys):
     assert call(*words, "--verify") == 0
 
 
+def test_a_private_run_forgets_by_the_baseline(tmp_path, capsys):
+    file = tmp_path / "private.toml"
+    file.write_text(
+        'name = "private"\n[topology]\nuse = "ring"\nn = 4\n'
+        '[data]\nuse = "gaussian-classes"\n[training]\nrounds = 5\n'
+        'trainer = { use = "dp-gossip", noise_multiplier = 20.0 }\n'
+    )
+    assert call("run", file, "--runs", tmp_path, "--no-report") == 0
+    words = ("unlearn", "private", "--runs", tmp_path, "--peer", 1, "--no-reference")
+    forget = (*words, "--indices", "0,4")
+    assert call(*forget, "--protocol", "dp-gossip", "delta=1e-6") == 0
+    out = capsys.readouterr().out
+    assert "CERTIFIED" in out
+    assert "scope view_joint" in out
+    assert call(*words, "--all", "--protocol", "dp-gossip") == 2
+    assert "dp-gossip serves class, samples" in capsys.readouterr().err
+    assert call(*forget, "--protocol", "dp-gosip") == 2
+    assert "did you mean 'dp-gossip'" in capsys.readouterr().err
+
+
 def test_a_report_is_drawn_again(runs, tmp_path, capsys):
     page = tmp_path / "page.html"
     words = ("report", "demo", "--runs", runs, "--out", page, "--figures", "svg,gif")

@@ -167,6 +167,9 @@ class DpGossipBaseline:
                 "compares with the same training on the retained rows, every peer "
                 "dividing by its rate times the rows it stored",
                 "all messages of training are covered: the noise is in them",
+                "for whoever sees everything: a single peer h hops away has seen the "
+                "owner's rounds but the last "
+                + ("h - 1" if trainer.form == "atc" else "h"),
                 "epsilon says how many records go: group_size is not hidden",
             ),
             adaptive=request.adaptive,

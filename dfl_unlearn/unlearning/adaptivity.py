@@ -12,8 +12,8 @@ release. Which S was asked for is a function of P, so the bound holds for the se
 was chosen, too. [derived]
 
 In the world without S every peer divides by the rows it stored with S, as private
-training's divisors are public. Retraining is not covered: it draws again what training
-drew, so nothing of it is fresh given P.
+training's divisors are public. Retraining is left out: a coupled one draws again what
+training drew, so nothing of it is fresh given P.
 """
 
 from collections.abc import Sequence

@@ -14,6 +14,7 @@ from dfl_unlearn.engine.trainers.dp_gossip import DpGossip
 from dfl_unlearn.record.plan import RecordPlan
 from dfl_unlearn.unlearning.apply import unlearn
 from dfl_unlearn.unlearning.protocols.newton_fisher import NewtonFisher
+from dfl_unlearn.unlearning.protocols.retrain import Retrain
 from dfl_unlearn.unlearning.protocols.rr_du import RrDu
 
 DATA = blobs([12, 9, 9, 10])
@@ -67,8 +68,9 @@ def test_a_chosen_request_is_conditional_with_the_fixed_reason(plain, protocol):
 def test_retraining_a_chosen_request_is_conditional_even_after_private_training(
     plain, private
 ):
-    for run in (plain, private):
-        certificate = unlearn(run, CHOSEN, "retrain").certificate
+    fresh = Retrain(coupled=False, seed_offset=1)
+    for run, protocol in ((plain, Retrain()), (private, fresh)):
+        certificate = unlearn(run, CHOSEN, protocol).certificate
         assert certificate.status == "certified_conditional"
         assert certificate.reasons == (ADAPTIVE,)
 
@@ -131,7 +133,8 @@ def test_what_was_released_for_another_request_is_not_private_for_all(private):
     carried = first.as_run()
     assert lifted(unlearn(carried, CHOSEN, TOLD)) is None
     # Nor is a model that was trained on without noise of its own afterwards.
-    retrained = unlearn(private, ForgetRequest.samples(peer=2, indices=[0]), "retrain")
+    other = ForgetRequest.samples(peer=2, indices=[0])
+    retrained = unlearn(private, other, Retrain(coupled=False, seed_offset=1))
     assert lifted(unlearn(retrained.as_run(), CHOSEN, TOLD)) is None
 
 
