@@ -58,6 +58,7 @@ _MEANING = {
 _SCOPES = {
     "release": "an observer who sees one peer's final model",
     "joint": "an observer who sees the final models of all peers together",
+    "view": "one peer that is no owner, with every message it saw",
     "view_joint": "all peers but the owners together, with every message they saw",
     "transcript": "all other peers together, as far as the walk itself goes",
 }
@@ -157,8 +158,8 @@ def _result(view: ResultsView) -> Html:
         words = [words[0].removesuffix("is "), "comes without a claim"]
     elif certificate.epsilon is not None and certificate.status != "exact":
         words += [
-            f"{_CLAIMS[claim]} at ε = {certificate.epsilon:g}, "
-            f"δ = {certificate.delta:g} ({certificate.scope})"
+            f"{_CLAIMS[claim]} at ε = {round_up(certificate.epsilon):g}, "
+            f"δ = {round_up(certificate.delta or 0.0):g} ({certificate.scope})"
         ]
     else:
         words += [_CLAIMS[claim]]
@@ -438,13 +439,17 @@ def _certificate(certificate: Certificate) -> list[object]:
         facts.append(("Against", f"{_SCOPES[certificate.scope]} ({certificate.scope})"))
     if certificate.epsilon is not None and certificate.delta is not None:
         facts.append(
-            ("Privacy", f"ε = {certificate.epsilon:g}, δ = {certificate.delta:g}")
+            (
+                "Privacy",
+                f"ε = {round_up(certificate.epsilon):g}, "
+                f"δ = {round_up(certificate.delta):g}",
+            )
         )
     elif certificate.nominal_epsilon is not None:
         facts.append(
             (
                 "Nominal only",
-                f"ε = {certificate.nominal_epsilon:g}, "
+                f"ε = {round_up(certificate.nominal_epsilon):g}, "
                 f"δ = {certificate.nominal_delta:g}; not a guarantee",
             )
         )
