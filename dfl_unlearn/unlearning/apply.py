@@ -92,6 +92,8 @@ def unlearn(
     if not requests:
         return nothing_asked(run, protocol, unlearners.name_of(protocol), reference)
     if coalesce and len(requests) > 1:
+        for one in requests:
+            _check_kind(one, protocol, unlearners.name_of(protocol))
         requests = [put_together(requests, run.data)]
     if len(requests) > 1 and isinstance(reference, TrainedRun):
         raise InvalidForgetSetError(
@@ -268,10 +270,14 @@ def _check_views(outcome: Outcome, name: str) -> None:
         )
 
 
-def _check(
-    run: TrainedRun, request: ForgetRequest, protocol: UnlearningProtocol, name: str
+def _check_kind(
+    request: ForgetRequest, protocol: UnlearningProtocol, name: str
 ) -> None:
-    """Refuse what cannot work, before anything is computed."""
+    """Refuse a kind of request that the protocol does not serve.
+
+    Raises:
+        UnsupportedRequestError: If it does not.
+    """
     kinds = getattr(protocol, "kinds", None)
     if kinds is not None and request.kind not in kinds:
         raise UnsupportedRequestError(
@@ -283,6 +289,13 @@ def _check(
                 else "use retrain"
             )
         )
+
+
+def _check(
+    run: TrainedRun, request: ForgetRequest, protocol: UnlearningProtocol, name: str
+) -> None:
+    """Refuse what cannot work, before anything is computed."""
+    _check_kind(request, protocol, name)
     kept = run.record.plan.parts if run.record is not None else frozenset()
     needs: frozenset[str] = getattr(protocol, "needs", frozenset())
     missing = needs - kept
