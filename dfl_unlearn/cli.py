@@ -279,6 +279,8 @@ def unlearn(
             folder=folder,
         )
         table = evaluate(outcome)
+        if outcome.status == "held_for_review" and commit:
+            _tell_outcome(outcome, table)  # what is refused next
         if commit:
             trained = commit_outcome(outcome, keep_checkpoints=keep_checkpoints)
             outcome = replace(outcome, certificate=kept_certificate(outcome))
