@@ -16,6 +16,7 @@ from dfl_unlearn.accounting.certificate import (
 )
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.run import TrainedRun
+from dfl_unlearn.unlearning.adaptivity import private_before, still_adaptive
 from dfl_unlearn.unlearning.claims import (
     EARLIER,
     convexity,
@@ -122,6 +123,13 @@ def assumptions_of(
             )
         )
     assumptions += [*_placement(protocol, run), *extractor_of(run)]
+    assumptions += private_before(
+        run,
+        request,
+        epsilon=protocol.epsilon,
+        delta=protocol.delta,
+        disclosed=protocol.disclose_m,
+    )
     earlier = earlier_releases(run, request)
     return assumptions if earlier is None else [*assumptions, earlier]
 
@@ -310,7 +318,7 @@ def certificate_of(
             *bounds,
         ),
         covers=("head",) if protocol.convex_head else ("all",),
-        adaptive=request.adaptive,
+        adaptive=still_adaptive(request, assumptions),
     )
 
 

@@ -44,6 +44,7 @@ from dfl_unlearn.engine.transport import Dissemination, Transport, multiples
 from dfl_unlearn.errors import UnsupportedRequestError
 from dfl_unlearn.record.plan import RecordPart
 from dfl_unlearn.rng import RngTree
+from dfl_unlearn.unlearning.adaptivity import still_adaptive
 from dfl_unlearn.unlearning.claims import observers_of, owners_of, refuse_single
 from dfl_unlearn.unlearning.contracts import Cost, Outcome, protocols
 from dfl_unlearn.unlearning.fixed_point import FixedPoint
@@ -321,7 +322,9 @@ class NewtonFisher:
             request,
             correction,
             rng,
-            status=status_of(assumptions, adaptive=request.adaptive),
+            status=status_of(
+                assumptions, adaptive=still_adaptive(request, assumptions)
+            ),
             assumptions=tuple(a.name for a in assumptions),
         )
         self._disseminate(run, request, transport)
