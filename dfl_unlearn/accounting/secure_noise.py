@@ -54,10 +54,13 @@ RandomBytes: TypeAlias = Callable[[int], bytes]
 STEPS_PER_STD = 2**10
 """A grid has at least so many steps in one standard deviation."""
 
+MOST_STEPS_PER_STD = 2**40
+"""More would be wider than the sampler draws."""
+
 _BITS = 62  # compared at once: floors of chances in [0, 1] fit a signed 64-bit integer
 _BUFFER = 2**16
 _BATCH = 2**17
-_LARGEST_VARIANCE = 2**80  # draws stay far below 2**63
+_LARGEST_VARIANCE = MOST_STEPS_PER_STD**2  # draws stay far below 2**63
 _EXACT = 2**53
 
 
@@ -141,8 +144,10 @@ def grid_sensitivity(sensitivity: float, grid: float, coordinates: int) -> float
         coordinates: Numbers p in a value.
 
     Returns:
-        :math:`\Delta + g\sqrt p`, rounded up.
+        :math:`\Delta + g\sqrt p`, rounded up; 0 for a value that never changes.
     """
+    if sensitivity == 0:
+        return 0.0
     return _up(sensitivity + _up(grid * _up(math.sqrt(coordinates))))
 
 
@@ -351,4 +356,4 @@ def _check_exact(steps: NDArray[np.float64] | NDArray[np.int64], grid: float) ->
 
 
 def _up(value: float) -> float:
-    return math.nextafter(value, math.inf) if value else value
+    return math.nextafter(value, math.inf)

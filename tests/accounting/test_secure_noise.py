@@ -191,7 +191,10 @@ def test_the_worst_case_of_rounding_is_reached_and_covered():
     assert (steps[0] == 0).all()
     assert (steps[1] == 1).all()
     moved = grid * math.sqrt(p)
-    assert moved <= grid_sensitivity(0.0, grid, p) <= moved * (1 + 1e-15)
+    distance = np.linalg.norm(one - other)
+    assert 0 < distance < 1e-18
+    assert moved <= grid_sensitivity(distance, grid, p) <= moved * (1 + 1e-15)
+    assert grid_sensitivity(0.0, grid, p) == 0  # equal values are rounded alike
 
 
 def test_rounding_is_half_to_even_and_back_is_exact():
