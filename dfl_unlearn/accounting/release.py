@@ -162,10 +162,10 @@ class GaussianRelease:
             coordinates: Numbers in the value.
 
         Returns:
-            The release.
+            The release; without noise, and so without a grid, where either is 0.
         """
-        if sensitivity == 0:
-            return cls(sensitivity=0.0, noise_std=0.0, mode="secure")
+        if sensitivity * noise_multiplier == 0:
+            return cls(sensitivity=sensitivity, noise_std=0.0, mode="secure")
         grid = grid_of(sensitivity * noise_multiplier)
         shift = grid_sensitivity(sensitivity, grid, coordinates)
         noise_std = math.nextafter(shift * noise_multiplier, math.inf)

@@ -1,13 +1,22 @@
 """What the claims of several protocols share: parties, network, convexity, history."""
 
 from dfl_unlearn._assumption import Assumption
+from dfl_unlearn.accounting.ledger import PrivacyLedger
+from dfl_unlearn.accounting.mechanisms import GaussianMechanism
+from dfl_unlearn.accounting.rdp import RdpCurve
+from dfl_unlearn.accounting.release import GaussianRelease
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.run import TrainedRun
-from dfl_unlearn.errors import TopologyError
+from dfl_unlearn.errors import InsecureNoiseError, TopologyError
 from dfl_unlearn.models.flat import FlatModel
 
 EARLIER = "earlier releases of the same owner"
 """Name of the assumption that composing with them makes."""
+NOT_REPEATABLE = (
+    "the noise came from the operating system: this outcome cannot be repeated, not "
+    "even with the same seed"
+)
+"""Note of every outcome with secure noise."""
 
 
 def owners_of(request: ForgetRequest) -> tuple[str, ...]:
@@ -68,6 +77,88 @@ def convexity(model: FlatModel) -> list[Assumption]:
             note="the model's l2 term; part of every peer's objective",
         ),
     ]
+
+
+def spent_together(
+    run: TrainedRun, request: ForgetRequest, delta: float
+) -> tuple[float, RdpCurve | None]:
+    """Return what all releases of the request's owners cost, the worst owner's.
+
+    Args:
+        run: The trained network, with this attempt's ledger.
+        request: The resolved request.
+        delta: Of the total.
+
+    Returns:
+        Epsilon, and the Rényi curve it comes from; None where all releases are plain
+        Gaussians, which compose exactly.
+    """
+    epsilon, worst = max(
+        (run.ledger.epsilon(owner, "public", delta), owner)
+        for owner in owners_of(request)
+    )
+    plain = all(
+        isinstance(e.mechanism, GaussianMechanism)
+        for e in run.ledger.entries
+        if e.owner == worst and e.noise_drawn
+    )
+    return epsilon, None if plain else run.ledger.spent(worst, "public")
+
+
+def on_grid(release: GaussianRelease, coordinates: int, *, of: str) -> list[Assumption]:
+    """Return what a secure release rests on; nothing for a simulated one.
+
+    Args:
+        release: The release.
+        coordinates: Numbers in its value.
+        of: What is released, for the name.
+
+    Returns:
+        At most one assumption.
+    """
+    if release.grid is None:
+        return []
+    shift = release.mechanism(coordinates).sensitivity
+    return [
+        Assumption(
+            name=f"grid of {of}",
+            value=release.grid,
+            source="proven",
+            note=f"value and noise are whole multiples of it, exactly; rounding "
+            f"{coordinates} numbers to it raises the shift from "
+            f"{release.sensitivity:.6g} to {shift:.6g}",
+        )
+    ]
+
+
+def simulated_releases(ledger: PrivacyLedger) -> tuple[str, ...]:
+    """Return the requests whose releases in a ledger have noise from the seed."""
+    found = {
+        e.request_id: None
+        for e in ledger.entries
+        if e.noise_drawn and e.noise_mode == "simulated"
+    }
+    return tuple(found)
+
+
+def refuse_mixed_noise(run: TrainedRun, request: ForgetRequest) -> None:
+    """Refuse secure noise on top of noise that the seed gives away.
+
+    Args:
+        run: The trained network.
+        request: The resolved request, for secure noise.
+
+    Raises:
+        InsecureNoiseError: If an earlier release of the run has simulated noise.
+    """
+    earlier = simulated_releases(run.ledger)
+    if earlier:
+        raise InsecureNoiseError(
+            f"noise_mode: must be 'simulated' for request {request.request_id}, got "
+            f"'secure' after {len(earlier)} with simulated noise ({earlier[0]}), which "
+            "the seed gives away; nothing was sent: begin with secure noise in a run "
+            "without such releases"
+        )
 
 
 def refuse_single(run: TrainedRun, protocol: str) -> None:
