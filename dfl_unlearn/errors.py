@@ -181,6 +181,10 @@ class SensitivityUnprovenError(RefusedError):
     """A sensitivity is claimed that does not follow."""
 
 
+class SubsamplingAssumptionError(RefusedError):
+    """Less is charged for sampling without what the bound for it needs."""
+
+
 class AdjacencyMismatchError(RefusedError):
     """Curves of different neighbouring relations were combined."""
 

@@ -6,7 +6,7 @@ as they are; what the log keeps is who sent how much to whom and in which step, 
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfl_unlearn import _validate
-from dfl_unlearn.errors import TopologyError
+from dfl_unlearn.errors import SensitivityUnprovenError, TopologyError
 from dfl_unlearn.topology.graph import Topology
 
 Dissemination = Literal["tree", "flood"]
@@ -44,10 +44,19 @@ class Message:
 
 
 class MessageLog:
-    """All messages of one attempt, in order; grows by whole communication steps."""
+    """All messages of one attempt, in order; grows by whole communication steps.
 
-    def __init__(self) -> None:
-        """Start an empty log."""
+    Attributes:
+        guarded: Whether a ``Guard`` held messages back until a noised release.
+    """
+
+    def __init__(self, *, guarded: bool = False) -> None:
+        """Start an empty log.
+
+        Args:
+            guarded: Whether a guard watched all of it from the start.
+        """
+        self.guarded = guarded
         self._steps: list[tuple[str, NDArray[np.int64], NDArray[np.int64], int]] = []
 
     def append(
@@ -132,6 +141,27 @@ class MessageLog:
         self.append(row["kind"], sources, targets, row["nbytes"])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Guard:
+    """Holds every message back until a noised release has been paid for.
+
+    A claim about all messages after a request (scopes ``view`` and ``view_joint``)
+    bears no message without noise, not even a number: until the release is in the
+    ledger, sending raises, whatever the protocol thinks of it. What is sent later may
+    depend on the release and on what others hold anyway.
+
+    Attributes:
+        request_id: The request.
+        released: Tells whether a noised release of it is in the ledger.
+        sums: Whether sums over all peers pass before, as secure aggregation is
+            assumed to hide them.
+    """
+
+    request_id: str
+    released: Callable[[], bool]
+    sums: bool = False
+
+
 class Transport:
     """Carries a protocol's messages over the edges of a topology.
 
@@ -140,10 +170,16 @@ class Transport:
         log: Every message so far.
     """
 
-    def __init__(self, topology: Topology) -> None:
-        """Open a transport with an empty log."""
+    def __init__(self, topology: Topology, guard: Guard | None = None) -> None:
+        """Open a transport with an empty log.
+
+        Args:
+            topology: The network.
+            guard: Holds messages back; None lets all pass.
+        """
         self.topology = topology
-        self.log = MessageLog()
+        self.log = MessageLog(guarded=guard is not None)
+        self._guard = guard
         self._neighbours = [
             sorted(topology.graph.neighbors(i)) for i in range(topology.n)
         ]
@@ -160,6 +196,7 @@ class Transport:
         Raises:
             TopologyError: If the two are not neighbours.
         """
+        self._hold_back(kind)
         if target not in self._neighbours[source]:
             raise TopologyError(
                 f"send: {source} -> {target} must be an edge of the network, got none; "
@@ -227,9 +264,9 @@ class Transport:
         """
         levels = self._levels(root)
         for edges in reversed(levels):
-            self._step(kind, [(c, p) for p, c in edges], payload_bytes)
+            self._step(kind, [(c, p) for p, c in edges], payload_bytes, sums=True)
         for edges in levels:
-            self._step(kind, edges, payload_bytes)
+            self._step(kind, edges, payload_bytes, sums=True)
 
     def exchange(self, kind: str, payload_bytes: int) -> None:
         """Count one gossip round: every peer sends its row to all neighbours."""
@@ -239,9 +276,30 @@ class Transport:
             payload_bytes,
         )
 
+    def _hold_back(self, kind: str, *, sums: bool = False) -> None:
+        """Refuse a message that must wait.
+
+        Raises:
+            SensitivityUnprovenError: If a guard stands and nothing was released yet.
+        """
+        guard = self._guard
+        if guard is None or (sums and guard.sums) or guard.released():
+            return
+        raise SensitivityUnprovenError(
+            f"send: must wait for the noised release of request {guard.request_id} "
+            f"under a claim about all messages, got {kind!r} before it; nothing was "
+            "sent: use what is known without a message, or a scope of final models"
+        )
+
     def _step(
-        self, kind: str, edges: list[tuple[int, int]], payload_bytes: int
+        self,
+        kind: str,
+        edges: list[tuple[int, int]],
+        payload_bytes: int,
+        *,
+        sums: bool = False,
     ) -> None:
+        self._hold_back(kind, sums=sums)
         if edges:
             ends = np.array(edges, dtype=np.int64)
             self.log.append(kind, ends[:, 0], ends[:, 1], payload_bytes + HEADER_BYTES)

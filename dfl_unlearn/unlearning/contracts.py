@@ -169,8 +169,10 @@ class UnlearningProtocol(Protocol):
     """Acts on the network: reads a run, returns every peer's new state.
 
     A protocol may also have the class attributes ``needs`` (parts of the record),
-    ``kinds`` (requests it serves), ``claim`` (what its certificate can be at best) and
-    a method ``check(run, request)`` that raises before anything changes.
+    ``kinds`` (requests it serves), ``claim`` (what its certificate can be at best),
+    ``noised_only`` (no message before a noised release of the request: the transport
+    sees to it, and no claim about all messages stands without) and a method
+    ``check(run, request)`` that raises before anything changes.
     """
 
     def unlearn(self, run: TrainedRun, request: ForgetRequest, rng: RngTree) -> Outcome:

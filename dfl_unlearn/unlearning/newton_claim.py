@@ -4,18 +4,29 @@ The constants are read before the release is charged, so that the ledger's entry
 what it rests on; the certificate follows once the release is in the ledger.
 """
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dfl_unlearn.accounting.certificate import Assumption, Certificate, certify
+from dfl_unlearn.accounting.certificate import (
+    Assumption,
+    Bound,
+    Certificate,
+    certify,
+)
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.unlearning.claims import (
     EARLIER,
     convexity,
     earlier_releases,
+    observers_of,
     owners_of,
 )
-from dfl_unlearn.unlearning.newton_correction import Correction, proves
+from dfl_unlearn.unlearning.newton_correction import (
+    Correction,
+    recovers_within_claim,
+)
 from dfl_unlearn.unlearning.newton_release import (
     ROUNDING_SHARE,
     ReleasePlan,
@@ -31,6 +42,7 @@ def assumptions_of(
     request: ForgetRequest,
     correction: Correction,
     rounding: float,
+    bound: Bound,
 ) -> list[Assumption]:
     """Return every constant of the claim; read before the release is charged.
 
@@ -40,6 +52,7 @@ def assumptions_of(
         request: The resolved request.
         correction: The models before the noise, and their distance to the target.
         rounding: How far rounding may move a released model.
+        bound: What ``bound_of`` said of the distance.
 
     Returns:
         The assumptions with their sources and states.
@@ -51,18 +64,20 @@ def assumptions_of(
             name="residual cap (Delta_max)",
             value=protocol.residual_cap,
             source="set",
-            note="public; the noise is calibrated to it and to nothing measured",
+            note="public; the noise is calibrated to it and to nothing measured"
+            if protocol.calibration != "oracle_residual"
+            else "public; the noise is calibrated to the measured distance instead",
         ),
     ]
     if protocol.stacked:
         assumptions[1] = _stacked_convexity(run)
-    if proves(protocol, run):
+    if bound != "none":
         assumptions += [
             Assumption(
                 name=_distance_name(protocol),
                 value=correction.distance,
                 source="measured",
-                note=_distance_note(protocol),
+                note=_distance_note(protocol, request),
             ),
             Assumption(
                 name="rounding of the released model",
@@ -73,12 +88,15 @@ def assumptions_of(
             ),
         ]
     else:
+        above = correction.distance < math.inf
         assumptions.append(
             Assumption(
                 name=_distance_name(protocol),
-                value="no bound",
+                value=correction.distance if above else "no bound",
                 source="estimated",
-                note="assumed within the cap; "
+                note="measured above the cap, or rounded by more than 1 % of it"
+                if above
+                else "assumed within the cap; "
                 + (
                     "training is taken as converged"
                     if protocol.assume_stationary
@@ -97,6 +115,17 @@ def assumptions_of(
                     note="how far it is from the Hessian is not bounded",
                 )
             )
+    if bound == "a_posteriori":
+        assumptions.append(
+            Assumption(
+                name="noise from a public number",
+                value="from the measured distance",
+                source="measured",
+                state="violated",
+                note="how much noise there is depends on the forgotten data, and "
+                "whoever sees it learns from it; for experiments only",
+            )
+        )
     assumptions += _placement(protocol, run)
     earlier = earlier_releases(run, request)
     return assumptions if earlier is None else [*assumptions, earlier]
@@ -119,7 +148,20 @@ def _distance_name(protocol: "NewtonFisher") -> str:
     return "distance to the exact minimizer"
 
 
-def _distance_note(protocol: "NewtonFisher") -> str:
+def _distance_note(protocol: "NewtonFisher", request: ForgetRequest) -> str:
+    if protocol.alone:
+        several = len(request.peers) > 1
+        return (
+            "(kappa tau + |removed gradient| / 2) / lambda at the corrected common "
+            "model: tau was recorded before the request, the rest is at the "
+            + (
+                "owners, each of whom checks a public share; parts of others than the "
+                "requester count in full"
+                if several
+                else "owner"
+            )
+            + "; at most the cap"
+        )
     if protocol.stacked:
         return (
             "|R-| / mu over the stack of all peers' models, R- the residual of D-SGD "
@@ -137,7 +179,7 @@ def _distance_note(protocol: "NewtonFisher") -> str:
 def _placement(protocol: "NewtonFisher", run: TrainedRun) -> list[Assumption]:
     """Return what the place of the noise adds to the claim."""
     if protocol.noise_placement == "broadcast_model":
-        return [
+        found = [
             Assumption(
                 name="one release",
                 value="all peers start from the same noised model",
@@ -146,6 +188,7 @@ def _placement(protocol: "NewtonFisher", run: TrainedRun) -> list[Assumption]:
                 "rounds use retained rows only and are post-processing",
             )
         ]
+        return found + (_messages_before(protocol) if protocol.views else [])
     found = []
     if protocol.stacked:
         found.append(
@@ -185,8 +228,7 @@ def _placement(protocol: "NewtonFisher", run: TrainedRun) -> list[Assumption]:
                 "not the same with and without them",
             )
         )
-    mixed = protocol.scope == "release" and not protocol.stacked
-    if mixed and protocol.recovery_rounds:
+    if not recovers_within_claim(protocol):
         found.append(
             Assumption(
                 name="recovery rounds",
@@ -200,12 +242,38 @@ def _placement(protocol: "NewtonFisher", run: TrainedRun) -> list[Assumption]:
     return found
 
 
+def _messages_before(protocol: "NewtonFisher") -> list[Assumption]:
+    """Return what a claim about all messages takes of those before the release."""
+    if protocol.alone:
+        return [
+            Assumption(
+                name="messages before the release",
+                value="none",
+                source="proven",
+                note="the transport holds them back; later ones are post-processing: "
+                "they follow from the noised model and from retained rows",
+            )
+        ]
+    return [
+        Assumption(
+            name="secure aggregation",
+            value="sums over all peers before the release",
+            source="assumed",
+            note="what is summed, the sums and the points they are taken at stay "
+            "hidden from everybody but the requester; the simulator does not do this",
+        )
+    ]
+
+
 def certificate_of(
     protocol: "NewtonFisher",
     run: TrainedRun,
     request: ForgetRequest,
     assumptions: list[Assumption],
     plan: ReleasePlan,
+    *,
+    bound: Bound,
+    bounds: Sequence[str],
 ) -> Certificate:
     """Return the claim after the release was charged.
 
@@ -215,6 +283,8 @@ def certificate_of(
         request: The resolved request.
         assumptions: What ``assumptions_of`` gave.
         plan: The releases, for noise and sensitivity.
+        bound: What ``bound_of`` said of the distance.
+        bounds: Sentences on the bounds before and after, on which nothing rests.
 
     Returns:
         The certificate; epsilon composes all releases of the same owner.
@@ -232,16 +302,21 @@ def certificate_of(
         epsilon=max(composed, protocol.epsilon) if earlier else protocol.epsilon,
         delta=protocol.delta,
         sensitivity=plan.sensitivity,
-        bound="capped" if proves(protocol, run) else "none",
+        bound=bound,
         noise_std=plan.release.noise_std,
         accountant="exact_gaussian",
         assumptions=assumptions,
-        observers=("public",),
+        observers=observers_of(run, request) if protocol.views else ("public",),
         exposure=(
-            f"messages of {run.state.round} training rounds, sent before the request",
-            _messages(protocol),
+            f"messages of {run.state.round} training rounds, sent before the request"
+            + (
+                ", among them the mean of all models that the correction starts from"
+                if protocol.alone
+                else ""
+            ),
+            *([] if protocol.views else [_messages(protocol)]),
         ),
-        notes=_notes(protocol, earlier),
+        notes=(*_notes(protocol, earlier), *bounds),
         adaptive=request.adaptive,
     )
 

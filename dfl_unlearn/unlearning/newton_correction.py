@@ -48,6 +48,7 @@ class Correction:
         distance: Bound on the largest distance of a peer's model to its target; for a
             stack on the Frobenius distance of all; inf where nothing is proven.
         residuals: Norms of what is to vanish, at the start and after every step.
+        summed: Whether these are norms of sums over all peers that bound distances.
         solver_residuals: Of the linear solver.
         solver_iterations: Its iterations.
         sample_gradients: Per-sample gradients taken.
@@ -59,6 +60,7 @@ class Correction:
     weights: NDArray[np.float64]
     distance: float
     residuals: tuple[float, ...]
+    summed: bool
     solver_residuals: tuple[float, ...]
     solver_iterations: int
     sample_gradients: int
@@ -90,7 +92,7 @@ def correct_mean(
         UnsupportedRequestError: If a peer's weight is not positive where noise is
             scaled by it.
     """
-    provable = proves(protocol, run)
+    provable = measures(protocol, run)
     start = run.state.mean()
     transport.all_reduce("mean model", _FLOAT * run.model.size, request.requester)
     path = _mean_path(protocol, run, kept, start, request, rng, transport, provable)
@@ -125,6 +127,7 @@ def correct_mean(
         weights=weights,
         distance=bound,
         residuals=path.residuals,
+        summed=provable and not protocol.assume_stationary,
         solver_residuals=path.solver_residuals,
         solver_iterations=path.solver_iterations,
         sample_gradients=gradients,
@@ -172,6 +175,7 @@ def correct_stack(
         weights=np.ones(run.topology.n),
         distance=path.residuals[-1] / equation.contraction,
         residuals=path.residuals,
+        summed=True,
         solver_residuals=(),
         solver_iterations=path.gossip_rounds,
         sample_gradients=path.evaluations * equation.rows,
@@ -179,9 +183,42 @@ def correct_stack(
     )
 
 
-def proves(protocol: "NewtonFisher", run: TrainedRun) -> bool:
-    """Tell whether the residual will bound the distance to the target."""
-    return run.model.convex and run.model.l2 > 0 and not protocol.assume_stationary
+def measures(protocol: "NewtonFisher", run: TrainedRun) -> bool:
+    """Tell whether the residual will bound the distance to the target.
+
+    With ``assume_stationary`` it is summed over all peers only where a claim could rest
+    on it.
+
+    Args:
+        protocol: Its fields.
+        run: Gives the model.
+
+    Returns:
+        Whether it will be finite.
+    """
+    if not (run.model.convex and run.model.l2 > 0):
+        return False
+    return not protocol.assume_stationary or (
+        recovers_within_claim(protocol)
+        and (
+            protocol.noise_placement != "broadcast_correction"
+            or protocol.influence_weights == "uniform"
+        )
+    )
+
+
+def recovers_within_claim(protocol: "NewtonFisher") -> bool:
+    """Tell whether recovery rounds, if any, only mix what the claim covers together.
+
+    Args:
+        protocol: Its fields.
+
+    Returns:
+        False where a peer would mix models that are covered one at a time only.
+    """
+    alone = protocol.scope == "release" and not protocol.stacked
+    mixes = protocol.noise_placement != "broadcast_model"
+    return not (alone and mixes and protocol.recovery_rounds)
 
 
 def _mean_path(
@@ -196,7 +233,7 @@ def _mean_path(
 ) -> NewtonPath:
     """Return where the corrections lead; counts their messages."""
     payload = _FLOAT * run.model.size
-    if protocol.curvature == "exact_cg" and provable:
+    if protocol.curvature == "exact_cg" and provable and not protocol.assume_stationary:
         path = newton_minimize(
             kept,
             start,
@@ -207,9 +244,9 @@ def _mean_path(
         )
     else:
         path = _fixed_steps(protocol, run, kept, start, request, rng, provable)
-    if not protocol.assume_stationary:
-        for _ in range(path.gradients):
-            transport.all_reduce("gradient", payload, request.requester)
+    summed = int(provable) if protocol.assume_stationary else path.gradients
+    for _ in range(summed):
+        transport.all_reduce("gradient", payload, request.requester)
     for _ in range(path.solver_iterations):
         transport.all_reduce("curvature product", payload, request.requester)
     if protocol.curvature == "diag_fisher":
@@ -237,7 +274,8 @@ def _fixed_steps(
     """Take corrections; without a provable bound ``newton_steps`` of them."""
     theta = start.clone()
     full = network_objective(run) if protocol.assume_stationary else None
-    target = _mean_target(protocol, kept) if provable else math.inf
+    aims = provable and full is None
+    target = _mean_target(protocol, kept) if aims else math.inf
     norms: list[float] = []
     solver: tuple[float, ...] = ()
     gradients = 0

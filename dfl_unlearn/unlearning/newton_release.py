@@ -20,7 +20,7 @@ once, so its release is one vector too.
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ from dfl_unlearn.accounting.mechanisms import GaussianMechanism
 from dfl_unlearn.accounting.release import GaussianRelease
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.run import TrainedRun
+from dfl_unlearn.errors import ResidualExceedsCapError
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.unlearning.claims import observers_of, owners_of
 from dfl_unlearn.unlearning.newton_correction import Correction
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 # Share of the cap that is set aside for rounding the released models to their dtype.
 ROUNDING_SHARE = 0.01
+
+_EPS = {torch.float32: 2.0**-23, torch.float64: 2.0**-52}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +60,12 @@ class ReleasePlan:
 
     @classmethod
     def of(
-        cls, protocol: "NewtonFisher", peers: int, least_weight: float = 1.0
+        cls,
+        protocol: "NewtonFisher",
+        peers: int,
+        least_weight: float = 1.0,
+        *,
+        measured: float | None = None,
     ) -> "ReleasePlan":
         """Return the plan of a protocol.
 
@@ -66,18 +74,22 @@ class ReleasePlan:
             peers: N.
             least_weight: Smallest influence weight, for ``broadcast_correction``; the
                 noise over the sensitivity does not depend on it.
+            measured: The measured bound, for ``calibration="oracle_residual"``; None
+                where only the cost is asked, which does not depend on it.
 
         Returns:
             The plan.
         """
-        one = protocol.residual_cap * (1 + ROUNDING_SHARE)
+        one, method = protocol.residual_cap * (1 + ROUNDING_SHARE), protocol.calibration
+        if method == "oracle_residual":
+            one, method = (one if measured is None else measured), "analytic"
         count, seen = 1, one
         if protocol.noise_placement == "broadcast_correction":
             one = seen = one / least_weight
         elif protocol.noise_placement == "independent" and not protocol.stacked:
             count = peers
             seen = one * math.sqrt(peers) if protocol.scope == "joint" else one
-        noise_std = gaussian_noise_std(protocol.epsilon, protocol.delta, seen)
+        noise_std = gaussian_noise_std(protocol.epsilon, protocol.delta, seen, method)
         return cls(
             release=GaussianRelease(sensitivity=one, noise_std=noise_std),
             count=count,
@@ -144,3 +156,86 @@ def released_rows(
     if protocol.stacked:
         return release(rows)
     return torch.stack([release(row) for row in rows])
+
+
+def rounding_of(
+    protocol: "NewtonFisher", run: TrainedRun, correction: Correction
+) -> float:
+    """Return how far rounding to the dtype may move a model (a stack: all).
+
+    Args:
+        protocol: Its fields.
+        run: Gives the dtype.
+        correction: The models before the noise.
+    """
+    norms = correction.rows.norm(dim=1)
+    size = float(norms.norm() if protocol.stacked else norms.max())
+    return 2 * _EPS[run.state.params.dtype] * size
+
+
+def bound_of(
+    protocol: "NewtonFisher", correction: Correction, rounding: float
+) -> Literal["capped", "a_posteriori", "none"]:
+    """Return how far the measured distance carries a claim.
+
+    Args:
+        protocol: Its fields.
+        correction: The models before the noise, and their distance to the target.
+        rounding: How far rounding may move a released model.
+
+    Returns:
+        ``capped``: it is within the public cap that the noise goes by;
+        ``a_posteriori``: the noise goes by the distance itself; ``none``: there is no
+        bound, or it is above the cap.
+    """
+    slack = ROUNDING_SHARE * protocol.residual_cap
+    if not (correction.distance <= protocol.residual_cap and rounding <= slack):
+        return "none"
+    return "a_posteriori" if protocol.calibration == "oracle_residual" else "capped"
+
+
+def check_residual(
+    protocol: "NewtonFisher", run: TrainedRun, correction: Correction, rounding: float
+) -> None:
+    """Refuse a bound above the cap, before anything is charged or released.
+
+    Args:
+        protocol: Its fields.
+        run: The trained network.
+        correction: The models before the noise, and their distance to the target.
+        rounding: How far rounding may move a released model.
+
+    Raises:
+        ResidualExceedsCapError: If the cap is not met.
+    """
+    if correction.distance == math.inf or protocol.assume_stationary:
+        return  # no bound, or one that only decides what the certificate says
+    if not correction.distance <= protocol.residual_cap:
+        spread = (
+            "; that includes how far the peers' models lie apart"
+            if protocol.noise_placement != "broadcast_model" and not protocol.stacked
+            else ""
+        )
+        if protocol.alone:
+            raise ResidualExceedsCapError(
+                f"residual_cap: the corrected model is only known to lie within "
+                f"{correction.distance:.3g} of the exact minimizer without the data, "
+                f"above the cap {protocol.residual_cap:g}; nothing was sent: set a "
+                "larger residual_cap, train for more rounds or with a falling "
+                "learning rate, or retrain"
+            )
+        raise ResidualExceedsCapError(
+            f"residual_cap: the distance to the exact target is bounded by "
+            f"{correction.distance:.3g} after {len(correction.residuals) - 1} "
+            f"corrections, above the cap {protocol.residual_cap:g}{spread}; nothing "
+            "was sent: raise newton_steps_max or residual_cap, use "
+            "curvature='exact_cg' and noise_placement='broadcast_model', or retrain"
+        )
+    slack = ROUNDING_SHARE * protocol.residual_cap
+    if not rounding <= slack:
+        raise ResidualExceedsCapError(
+            f"residual_cap: rounding the released model to "
+            f"{run.state.params.dtype} may move it by {rounding:.3g}, above the "
+            f"{slack:.3g} set aside (1 % of the cap); nothing was sent: raise "
+            "residual_cap or train in float64"
+        )

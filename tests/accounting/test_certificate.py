@@ -243,7 +243,7 @@ def test_nobody_can_write_a_better_status_by_hand():
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        ({"scope": "view"}, InvalidArgumentError, "scope: .* got 'view'"),
+        ({"scope": "network"}, InvalidArgumentError, "scope: .* got 'network'"),
         ({"bound": "a_priori"}, InvalidArgumentError, "bound: .* got 'a_priori'"),
         ({"accountant": "gdp"}, InvalidArgumentError, "accountant: .* got 'gdp'"),
         ({"sensitivity": math.nan}, NumericalError, "must be finite, got nan"),

@@ -209,7 +209,7 @@ def test_delta_of_zero_proves_nothing():
     assert gaussians(1.0).to_epsilon(0.0).epsilon == math.inf
 
 
-def test_curves_of_different_relations_never_combine():
+def test_adjacency_mismatch():
     unlearn = gaussians(1.0)
     other = curve_of(
         GaussianMechanism(noise_std=1.0, sensitivity=1.0, adjacency="replace_one")
@@ -220,6 +220,73 @@ def test_curves_of_different_relations_never_combine():
         unlearn.max(other)
     with pytest.raises(InvalidArgumentError, match="orders: must be the same"):
         unlearn + unlearn.restrict((2.0, 3.0))
+
+
+def sampled(rate, noise, steps=1):
+    return curve_of(
+        SampledGaussianMechanism(rate=rate, noise_multiplier=noise, steps=steps)
+    )
+
+
+def test_exchanging_a_record_is_a_gaussian_of_twice_the_shift():
+    one = GaussianMechanism(noise_std=3.0, sensitivity=1.0, adjacency="add_remove")
+    two = GaussianMechanism(noise_std=3.0, sensitivity=2.0, adjacency="replace_one")
+    exchanged = curve_of(one).to_adjacency("replace_one")
+    assert exchanged.adjacency == "replace_one"
+    np.testing.assert_allclose(exchanged.values, curve_of(two).values, rtol=1e-12)
+    assert exchanged + curve_of(two) == curve_of(two) + exchanged
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.4])
+@pytest.mark.parametrize("noise", [1.0, 4.0])
+@pytest.mark.parametrize("order", [1.5, 2.0, 5.0, 16.0])
+def test_exchange_under_sampling_is_above_the_integrated_divergence(rate, noise, order):
+    def joined(shift):
+        still = gaussian_log_density(0.0, noise)
+        moved = gaussian_log_density(shift, noise)
+        return lambda x: np.logaddexp(
+            np.log1p(-rate) + still(x), np.log(rate) + moved(x)
+        )
+
+    span = 20 * noise + 2 * order
+    exact = renyi_divergence(joined(1.0), joined(-1.0), order, low=-span, high=span)
+    curve = sampled(rate, noise).to_adjacency("replace_one")
+    ours = curve.values[curve.orders.index(order)]
+    assert exact <= ours
+    assert noise < 4 or ours <= 5 * exact
+    assert np.isinf(curve.values[-1])  # 2 * 1024 is beyond the grid
+    assert math.isfinite(curve.to_epsilon(1e-5).epsilon)
+
+
+def test_what_is_private_for_any_record_is_private_for_a_forgotten_one():
+    training = sampled(0.1, 2.0, steps=50)
+    forgotten = training.to_adjacency("unlearn")
+    assert forgotten.adjacency == "unlearn"
+    assert forgotten.to_epsilon(1e-5) == training.to_epsilon(1e-5)
+    assert training.to_adjacency("add_remove") is training
+    with pytest.raises(GroupPrivacyError, match="whole forget set"):
+        training.to_adjacency("unlearn", group_size=2)
+    full = SampledGaussianMechanism(rate=1.0, noise_multiplier=6.0)
+    three = curve_of(full).to_adjacency("unlearn", group_size=3)
+    np.testing.assert_allclose(three.values, gaussians(2.0).values, rtol=1e-12)
+
+
+@pytest.mark.parametrize("source", ["unlearn", "replace_one"])
+@pytest.mark.parametrize("target", ["unlearn", "replace_one", "add_remove"])
+def test_relations_that_say_nothing_about_another_are_not_converted(source, target):
+    curve = RdpCurve.zero(adjacency=source)
+    if source == target:
+        assert curve.to_adjacency(target) is curve
+        return
+    with pytest.raises(AdjacencyMismatchError, match=f"to '{target}': it says noth"):
+        curve.to_adjacency(target)
+
+
+def test_a_group_is_converted_to_unlearning_only():
+    curve = RdpCurve.zero(adjacency="add_remove")
+    for target in ("add_remove", "replace_one"):
+        with pytest.raises(InvalidArgumentError, match="group_size: must be 1"):
+            curve.to_adjacency(target, group_size=2)
 
 
 def test_restricting_orders_never_helps_and_knows_its_own_orders():

@@ -240,6 +240,15 @@ class RrDu:
                 "leave those out"
             )
 
+    @property
+    def noised_only(self) -> bool:
+        """Whether nothing may be sent before the noised start."""
+        return (
+            self.certify == "retrain"
+            and self.calibration == "derived"
+            and self.release_noise_std != 0
+        )
+
     @classmethod
     def preset(cls, name: str) -> "RrDu":
         """Return a named choice of fields.

@@ -1,0 +1,160 @@
+"""What the fields of the Newton/Fisher protocol may be, alone and together."""
+
+from typing import TYPE_CHECKING, Literal, get_args
+
+from dfl_unlearn import _validate
+from dfl_unlearn.engine.transport import Dissemination
+from dfl_unlearn.errors import (
+    InvalidHyperparameterError,
+    InvalidPrivacyParameterError,
+)
+from dfl_unlearn.unlearning.influence_weights import InfluenceWeights
+
+if TYPE_CHECKING:
+    from dfl_unlearn.unlearning.protocols.newton_fisher import NewtonFisher
+
+Target = Literal["consensus", "dsgd_fixed_point"]
+Curvature = Literal["exact_cg", "diag_fisher", "linearized_gossip", "bounds"]
+NewtonScope = Literal["joint", "release", "view", "view_joint"]
+NoisePlacement = Literal["broadcast_model", "broadcast_correction", "independent"]
+NoiseCalibration = Literal["analytic", "classic", "rdp", "oracle_residual"]
+
+
+def check_fields(protocol: "NewtonFisher") -> None:
+    """Check the fields, each alone and then together.
+
+    Args:
+        protocol: The protocol.
+    """
+    wrong = InvalidHyperparameterError
+    _validate.number(
+        epsilon=protocol.epsilon, above=0, error=InvalidPrivacyParameterError
+    )
+    _validate.number(
+        delta=protocol.delta, above=0, below=1, error=InvalidPrivacyParameterError
+    )
+    for name, kind in (
+        ("scope", NewtonScope),
+        ("target", Target),
+        ("curvature", Curvature),
+        ("influence_weights", InfluenceWeights),
+        ("calibration", NoiseCalibration),
+        ("noise_placement", NoisePlacement),
+        ("dissemination", Dissemination),
+    ):
+        _validate.one_of(get_args(kind), **{name: getattr(protocol, name)})
+    _validate.number(damping=protocol.damping, at_least=0, error=wrong)
+    if protocol.sparsify is not None:
+        _validate.number(sparsify=protocol.sparsify, above=0, at_most=1, error=wrong)
+    _validate.integer(newton_steps=protocol.newton_steps, at_least=1, error=wrong)
+    _validate.integer(
+        newton_steps_max=protocol.newton_steps_max,
+        at_least=protocol.newton_steps,
+        error=wrong,
+    )
+    _validate.number(residual_cap=protocol.residual_cap, above=0, error=wrong)
+    _validate.of_type(
+        bool,
+        assume_stationary=protocol.assume_stationary,
+        assume_secure_aggregation=protocol.assume_secure_aggregation,
+        disclose_m=protocol.disclose_m,
+    )
+    _validate.integer(recovery_rounds=protocol.recovery_rounds, at_least=0, error=wrong)
+    _check_together(protocol)
+
+
+def _check_together(protocol: "NewtonFisher") -> None:
+    """Refuse fields that contradict each other.
+
+    Raises:
+        InvalidHyperparameterError: Naming one field and what it must be.
+        InvalidPrivacyParameterError: If epsilon is too large for the calibration.
+    """
+    stacked = {
+        "curvature": "linearized_gossip",
+        "noise_placement": "independent",
+        "assume_stationary": False,
+        "damping": 0.0,
+    }
+    for name, needed in stacked.items() if protocol.stacked else ():
+        if getattr(protocol, name) != needed:
+            raise InvalidHyperparameterError(
+                f"{name}: must be {needed!r} with target='dsgd_fixed_point', got "
+                f"{getattr(protocol, name)!r}; set it or use target='consensus'"
+            )
+    _check_views(protocol)
+    if protocol.curvature == "linearized_gossip" and not protocol.stacked:
+        raise InvalidHyperparameterError(
+            "curvature: must be 'exact_cg' or 'diag_fisher' with "
+            "target='consensus', got 'linearized_gossip'; it solves for "
+            "target='dsgd_fixed_point'"
+        )
+    if protocol.calibration == "classic" and protocol.epsilon >= 1:
+        raise InvalidPrivacyParameterError(
+            "epsilon: must be below 1 with calibration='classic', got "
+            f"{protocol.epsilon:g}; use calibration='analytic' (classic adds too "
+            "little noise at large epsilon)"
+        )
+    if protocol.sparsify is not None and (
+        protocol.curvature != "diag_fisher" or not protocol.damping > 0
+    ):
+        raise InvalidHyperparameterError(
+            "sparsify: must be None unless curvature='diag_fisher' and damping > "
+            f"0, got {protocol.sparsify:g} with curvature={protocol.curvature!r} and "
+            f"damping={protocol.damping:g}; dropped entries become the damping"
+        )
+    if protocol.noise_placement == "broadcast_correction" and protocol.scope == "joint":
+        raise InvalidHyperparameterError(
+            "scope: must be 'release' with noise_placement='broadcast_correction', "
+            "got 'joint'; the differences of two peers' models carry no noise "
+            "there: use 'broadcast_model' or 'independent' for a joint claim"
+        )
+
+
+def _check_views(protocol: "NewtonFisher") -> None:
+    """Refuse what would send something without noise under a claim about all messages.
+
+    Raises:
+        InvalidHyperparameterError: Naming one field and what it must be.
+    """
+    if not protocol.views:
+        if protocol.assume_secure_aggregation:
+            raise InvalidHyperparameterError(
+                "assume_secure_aggregation: must be False unless scope is 'view' or "
+                f"'view_joint', got True with {protocol.scope!r}; claims about final "
+                "models do not need it"
+            )
+        if protocol.curvature == "bounds":
+            raise InvalidHyperparameterError(
+                "curvature: must be 'exact_cg' or another that reads data with scope "
+                f"{protocol.scope!r}, got 'bounds'; it is for the scopes 'view' and "
+                "'view_joint', where nothing may be sent"
+            )
+        return
+    why = "a message without noise would be in view"
+    needed: dict[str, tuple[object, str]] = {
+        "target": ("consensus", why),
+        "noise_placement": (
+            "broadcast_model",
+            "other placements send more than one noised vector, or some without noise",
+        ),
+        "assume_stationary": (False, "what training recorded of its residual is used"),
+    }
+    if not protocol.assume_secure_aggregation:
+        needed |= {
+            "curvature": ("bounds", why + "; or set assume_secure_aggregation=True"),
+            "damping": (0.0, "the step is fixed by lambda"),
+            "newton_steps": (1, "a second step would need a message"),
+        }
+    elif protocol.curvature == "bounds":
+        raise InvalidHyperparameterError(
+            "curvature: must be 'exact_cg' or another that reads data with "
+            "assume_secure_aggregation=True, got 'bounds'; leave the assumption out, "
+            "nothing is summed"
+        )
+    for name, (value, reason) in needed.items():
+        if getattr(protocol, name) != value:
+            raise InvalidHyperparameterError(
+                f"{name}: must be {value!r} with scope={protocol.scope!r}, got "
+                f"{getattr(protocol, name)!r}; {reason}"
+            )
