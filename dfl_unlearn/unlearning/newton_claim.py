@@ -18,10 +18,11 @@ from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.unlearning.claims import (
     EARLIER,
+    NOT_REPEATABLE,
     convexity,
     earlier_releases,
     observers_of,
-    owners_of,
+    spent_together,
 )
 from dfl_unlearn.unlearning.newton_correction import (
     Correction,
@@ -289,22 +290,25 @@ def certificate_of(
     Returns:
         The certificate; epsilon composes all releases of the same owner.
     """
-    composed = max(
-        run.ledger.epsilon(owner, "public", protocol.delta)
-        for owner in owners_of(request)
-    )
-    earlier = any(a.name == EARLIER for a in assumptions)
+    curve = plan.curve
+    epsilon, earlier = protocol.epsilon, any(a.name == EARLIER for a in assumptions)
+    if earlier:
+        composed, curve = spent_together(run, request, protocol.delta)
+        epsilon = max(composed, epsilon)
+    secure = protocol.noise_mode == "secure"
     return certify(
         method="newton-fisher",
         request_id=request.request_id,
         group_size=request.size(run.data) if protocol.disclose_m else None,
         scope=protocol.scope,
-        epsilon=max(composed, protocol.epsilon) if earlier else protocol.epsilon,
+        epsilon=epsilon,
         delta=protocol.delta,
         sensitivity=plan.sensitivity,
         bound=bound,
         noise_std=plan.release.noise_std,
-        accountant="exact_gaussian",
+        noise_mode=protocol.noise_mode,
+        accountant="exact_gaussian" if curve is None else "rdp",
+        curve=curve,
         assumptions=assumptions,
         observers=observers_of(run, request) if protocol.views else ("public",),
         exposure=(
@@ -316,7 +320,11 @@ def certificate_of(
             ),
             *([] if protocol.views else [_messages(protocol)]),
         ),
-        notes=(*_notes(protocol, earlier), *bounds),
+        notes=(
+            *_notes(protocol, earlier),
+            *bounds,
+            *([NOT_REPEATABLE] if secure else []),
+        ),
         adaptive=request.adaptive,
     )
 

@@ -3,14 +3,16 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
-from networks import blobs
+from networks import blobs, full_batch
 from safetensors.torch import load_file
 
 from dfl_unlearn.accounting.budget import PrivacyBudget
 from dfl_unlearn.accounting.gaussian import gaussian_noise_std
 from dfl_unlearn.accounting.mechanisms import DiscreteGaussianMechanism
+from dfl_unlearn.accounting.rdp import curve_of
 from dfl_unlearn.accounting.release import project_ball_
 from dfl_unlearn.data.batch import TensorBatch
 from dfl_unlearn.data.forget import ForgetRequest
@@ -23,7 +25,9 @@ from dfl_unlearn.errors import (
     InvalidHyperparameterError,
     PrivacyBudgetExceededError,
 )
+from dfl_unlearn.models.zoo import models
 from dfl_unlearn.unlearning.apply import unlearn
+from dfl_unlearn.unlearning.protocols.newton_fisher import NewtonFisher
 from dfl_unlearn.unlearning.protocols.rr_du import RrDu
 
 CONFIG = SimulationConfig(
@@ -197,6 +201,137 @@ def test_secure_noise_after_simulated_noise_is_refused(run):
     first = unlearn(run, REQUEST, replace(WALK, noise_mode="simulated"))
     with pytest.raises(InsecureNoiseError, match=r"request r1, got 'secure' .* \(r0\)"):
         unlearn(replace(first.as_run(), record=run.record), OTHER, WALK)
+
+
+# --- newton-fisher -------------------------------------------------------------------
+
+EXACT = blobs([12, 7, 9, 10, 8], dtype=np.float64)
+MODEL = models.build("logistic", input_shape=(6,), num_classes=3, l2=0.1)
+NEWTON = NewtonFisher(noise_mode="secure", recovery_rounds=0)
+STACK = replace(
+    NEWTON,
+    target="dsgd_fixed_point",
+    curvature="linearized_gossip",
+    noise_placement="independent",
+)
+FROM_ONE = ForgetRequest.samples(peer=1, indices=[0, 4])
+FROM_ONE_MORE = ForgetRequest.samples(peer=1, indices=[1])
+
+
+@pytest.fixture(scope="module")
+def exact_run():
+    """A run in float64, whose released models are the released numbers."""
+    local = LocalSteps(batch_size=5, learning_rate=0.03)
+    config = SimulationConfig(
+        rounds=100, local=local, evaluate_every=0, dtype="float64"
+    )
+    return simulate("ring", EXACT, MODEL, config)
+
+
+@pytest.fixture(scope="module")
+def full_run():
+    """A run that comes to rest at a fixed point of its own."""
+    return simulate("ring", EXACT, MODEL, full_batch("cta", rounds=200))
+
+
+@pytest.mark.parametrize(
+    ("protocol", "releases", "seen"),
+    [
+        (NEWTON, 1, 1),
+        (replace(NEWTON, scope="release"), 1, 1),
+        (replace(NEWTON, noise_placement="independent", residual_cap=5.0), 5, 5),
+        (
+            replace(
+                NEWTON,
+                noise_placement="independent",
+                scope="release",
+                residual_cap=5.0,
+            ),
+            5,
+            1,
+        ),
+        (
+            replace(NEWTON, scope="view_joint", curvature="bounds", residual_cap=50.0),
+            1,
+            1,
+        ),
+        (STACK, 1, 1),
+    ],
+    ids=["model", "one model", "independent", "one of them", "view", "stack"],
+)
+def test_secure_models_lie_on_a_grid_and_cost_what_is_claimed(
+    exact_run, full_run, protocol, releases, seen
+):
+    run = full_run if protocol.stacked else exact_run
+    outcome = unlearn(run, FROM_ONE, protocol)
+    certificate, entries = outcome.certificate, outcome.ledger.entries
+    assert certificate.status == "certified"
+    assert (certificate.noise_mode, certificate.numerics) == ("secure", "grid")
+    assert (certificate.accountant, certificate.epsilon) == ("rdp", 1.0)
+    assert len(entries) == releases
+    mechanism = entries[0].mechanism
+    assert whole_steps(outcome.state.params, mechanism.grid)
+    together = seen * curve_of(mechanism)
+    assert certificate.rdp == pytest.approx(together.values, rel=1e-12)
+    assert 1 - 1e-6 < together.to_epsilon(1e-5).epsilon <= 1.0
+    numbers = run.model.size * (5 if protocol.stacked else 1)
+    shift = 1.01 * protocol.residual_cap + mechanism.grid * math.sqrt(numbers)
+    assert mechanism.sensitivity == pytest.approx(shift, rel=1e-12)
+    assert certificate.sensitivity == pytest.approx(shift * math.sqrt(seen), rel=1e-12)
+    assert certificate.noise_std == pytest.approx(
+        RDP * certificate.sensitivity, rel=1e-8
+    )
+    assert by_name(certificate)["grid of the release"].value == mechanism.grid
+    assert "cannot be repeated" in str(certificate)
+
+
+def test_recovery_rounds_after_a_secure_release_are_post_processing(exact_run):
+    plain = unlearn(exact_run, FROM_ONE, NEWTON)
+    outcome = unlearn(exact_run, FROM_ONE, replace(NEWTON, recovery_rounds=2))
+    assert outcome.certificate.status == "certified"
+    (entry,) = outcome.ledger.entries
+    assert not whole_steps(outcome.state.params, entry.mechanism.grid)
+    assert entry.mechanism == plain.ledger.entries[0].mechanism
+
+
+def test_secure_corrections_add_up_by_renyi_orders(exact_run):
+    first = unlearn(exact_run, FROM_ONE, NEWTON)
+    second = unlearn(first.as_run(), FROM_ONE_MORE, NEWTON)
+    certificate = second.certificate
+    curve = second.ledger.spent("peer:1", "public")
+    assert certificate.rdp == tuple(curve.values)
+    assert certificate.epsilon == curve.to_epsilon(1e-5).epsilon > 1.4
+    plain = unlearn(first.as_run(), FROM_ONE_MORE, NewtonFisher()).certificate
+    assert (plain.noise_mode, plain.accountant) == ("simulated", "rdp")
+    assert plain.epsilon > 1.4
+    simulated = unlearn(exact_run, FROM_ONE, NewtonFisher())
+    with pytest.raises(InsecureNoiseError, match=r"request r1, got 'secure' .* \(r0\)"):
+        unlearn(simulated.as_run(), FROM_ONE_MORE, NEWTON)
+
+
+def test_a_heuristic_release_with_secure_noise_claims_nothing(exact_run):
+    network = models.build("mlp", input_shape=(6,), num_classes=3, hidden=[4], l2=0.1)
+    run = simulate("ring", EXACT, network, replace(exact_run.config, rounds=5))
+    protocol = replace(NEWTON, curvature="diag_fisher", damping=1.0)
+    certificate = unlearn(run, FROM_ONE, protocol).certificate
+    assert (certificate.status, certificate.epsilon) == ("heuristic", None)
+    assert (certificate.noise_mode, certificate.nominal_epsilon) == ("secure", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"noise_placement": "broadcast_correction", "scope": "release"},
+            r"noise_placement: .* got 'broadcast_correction'; .* last bits tell",
+        ),
+        ({"calibration": "classic", "epsilon": 0.5}, r"calibration: .* got 'classic'"),
+        ({"calibration": "oracle_residual"}, r"calibration: .* got 'oracle_residual'"),
+    ],
+)
+def test_what_secure_noise_does_not_fit_is_refused(changes, message):
+    with pytest.raises(InvalidHyperparameterError, match=message):
+        replace(NEWTON, **changes)
 
 
 # --- export --------------------------------------------------------------------------

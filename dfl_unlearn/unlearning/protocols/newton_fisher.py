@@ -36,6 +36,7 @@ from torch import Tensor
 
 from dfl_unlearn import _validate
 from dfl_unlearn.accounting.certificate import status_of
+from dfl_unlearn.accounting.entries import NoiseMode
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.simulator import continue_training
@@ -44,7 +45,13 @@ from dfl_unlearn.engine.transport import Dissemination, Transport
 from dfl_unlearn.errors import UnsupportedRequestError
 from dfl_unlearn.record.plan import RecordPart
 from dfl_unlearn.rng import RngTree
-from dfl_unlearn.unlearning.claims import observers_of, owners_of, refuse_single
+from dfl_unlearn.unlearning.claims import (
+    observers_of,
+    on_grid,
+    owners_of,
+    refuse_mixed_noise,
+    refuse_single,
+)
 from dfl_unlearn.unlearning.contracts import Cost, Outcome, protocols
 from dfl_unlearn.unlearning.fixed_point import FixedPoint
 from dfl_unlearn.unlearning.influence_weights import InfluenceWeights, check_weights
@@ -124,6 +131,11 @@ class NewtonFisher:
             ``broadcast_correction``: each adds its multiple of one noised correction
             (scope ``release`` only); ``independent``: each adds its part and noise of
             its own.
+        noise_mode: ``simulated``: drawn from the seed, repeatable, not for deployment;
+            ``secure``: from the operating system, exactly on a grid, never the same
+            twice, and calibrated by Rényi's measure: a tenth more noise, and more in
+            large models, where rounding to the grid adds up to sqrt(P) / 1024 of the
+            noise to the cap.
         dissemination: ``tree`` (N-1 messages) or ``flood`` (2|E|-N+1).
         recovery_rounds: Rounds of ordinary training on retained data afterwards; free
             post-processing only where all models together are covered.
@@ -147,6 +159,7 @@ class NewtonFisher:
     influence_weights: InfluenceWeights = "resolvent"
     calibration: NoiseCalibration = "analytic"
     noise_placement: NoisePlacement = "broadcast_model"
+    noise_mode: NoiseMode = "simulated"
     dissemination: Dissemination = "tree"
     recovery_rounds: int = 1
     disclose_m: bool = False
@@ -223,6 +236,8 @@ class NewtonFisher:
             UnsupportedRequestError: If a field does not fit this run.
         """
         refuse_single(run, "newton-fisher")
+        if self.noise_mode == "secure":
+            refuse_mixed_noise(run, request)
         if self.calibration == "oracle_residual" and not measures(self, run):
             raise UnsupportedRequestError(
                 "calibration: must not be 'oracle_residual' where no bound is measured "
@@ -238,7 +253,8 @@ class NewtonFisher:
                 check_weights(self.influence_weights, run, owner)
         # What the release costs is public and known now: a copy of the ledger refuses
         # before anything is computed or sent.
-        plan, trial = ReleasePlan.of(self, run.topology.n), run.ledger.fork()
+        plan = ReleasePlan.of(self, run.topology.n, run.model.size)
+        trial = run.ledger.fork()
         for _ in range(plan.count):
             trial.charge_owners(
                 request.request_id,
@@ -278,9 +294,11 @@ class NewtonFisher:
         plan = ReleasePlan.of(
             self,
             run.topology.n,
+            run.model.size,
             float(correction.weights.min()),
             measured=correction.distance + rounding,
         )
+        assumptions += on_grid(plan.release, plan.coordinates, of="the release")
         rows = released_rows(
             plan,
             self,

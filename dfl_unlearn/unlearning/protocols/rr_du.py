@@ -112,7 +112,8 @@ class RrDu:
         dissemination: How the result is sent: ``tree`` or ``flood``.
         noise_mode: ``simulated``: drawn from the seed, repeatable, not for deployment;
             ``secure``: from the operating system, exactly on a grid, never the same
-            twice, and accounted by Rényi orders, which asks for a tenth more noise.
+            twice, and calibrated by Rényi's measure: a tenth more noise, and more in
+            large models (see ``NewtonFisher``).
         disclose_m: Whether the certificate names the number of forgotten rows.
     """
 
