@@ -424,8 +424,11 @@ def _certificate(certificate: Certificate) -> list[object]:
             if certificate.status in CLAIMED
             else "a nominal shift of"
         )
+        law = (
+            "Gaussian" if certificate.numerics == "idealized" else "Gaussian on a grid"
+        )
         words = (
-            f"Gaussian, standard deviation {certificate.noise_std:.4g}, for {kind} "
+            f"{law}, standard deviation {certificate.noise_std:.4g}, for {kind} "
             f"{certificate.sensitivity:.4g}"
         )
         facts += [

@@ -1,5 +1,7 @@
 """What the claims of several protocols share: parties, network, convexity, history."""
 
+import math
+
 from dfl_unlearn._assumption import Assumption
 from dfl_unlearn.accounting.ledger import PrivacyLedger
 from dfl_unlearn.accounting.mechanisms import GaussianMechanism
@@ -124,9 +126,9 @@ def on_grid(release: GaussianRelease, coordinates: int, *, of: str) -> list[Assu
             name=f"grid of {of}",
             value=release.grid,
             source="proven",
-            note=f"value and noise are whole multiples of it, exactly; rounding "
-            f"{coordinates} numbers to it raises the shift from "
-            f"{release.sensitivity:.6g} to {shift:.6g}",
+            note=f"2**{math.frexp(release.grid)[1] - 1}; value and noise are whole "
+            f"multiples of it, exactly; rounding {coordinates} numbers to it raises "
+            f"the shift from {release.sensitivity:.6g} to {shift:.6g}",
         )
     ]
 

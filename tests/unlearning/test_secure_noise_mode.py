@@ -281,7 +281,9 @@ def test_secure_models_lie_on_a_grid_and_cost_what_is_claimed(
     assert certificate.noise_std == pytest.approx(
         RDP * certificate.sensitivity, rel=1e-8
     )
-    assert by_name(certificate)["grid of the release"].value == mechanism.grid
+    grid = by_name(certificate)["grid of the release"]
+    assert grid.value == mechanism.grid
+    assert f"2**{round(math.log2(mechanism.grid))}; " in grid.note
     assert "cannot be repeated" in str(certificate)
 
 
