@@ -8,16 +8,20 @@ as they are; what the log keeps is who sent how much to whom and in which step, 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dfl_unlearn import _validate
-from dfl_unlearn.errors import SensitivityUnprovenError, TopologyError
+from dfl_unlearn.errors import (
+    InvalidArgumentError,
+    SensitivityUnprovenError,
+    TopologyError,
+)
 from dfl_unlearn.topology.graph import Topology
 
-Dissemination = Literal["tree", "flood"]
+Dissemination = Literal["tree", "flood", "gossip_average", "push"]
 
 # request id, protocol, sequence, influence weight, noise std, cap, epsilon, delta,
 # checksum: what a message carries besides its vector (decentralized-certified 3.7)
@@ -207,9 +211,14 @@ class Transport:
         )
 
     def broadcast(
-        self, source: int, kind: str, payload_bytes: int, how: Dissemination
+        self,
+        source: int,
+        kind: str,
+        payload_bytes: int,
+        how: Dissemination,
+        generator: np.random.Generator | None = None,
     ) -> int:
-        """Carry the same message from one peer to all others.
+        """Carry a vector from one peer to all others.
 
         Args:
             source: Where it starts.
@@ -217,12 +226,29 @@ class Transport:
             payload_bytes: Size without the header.
             how: ``tree`` sends along a breadth-first tree, N-1 messages; ``flood`` has
                 every peer forward its first copy to all neighbours but the sender,
-                2|E|-N+1 messages.
+                2|E|-N+1 messages; ``push`` has every peer that holds it tell one random
+                neighbour a round, until all do, about N times the rounds;
+                ``gossip_average`` mixes N times the vector at the source and 0
+                elsewhere, 2|E| messages a round, which leaves every peer a multiple of
+                it (``multiples``).
+            generator: Draws the neighbours of ``push``.
 
         Returns:
-            Number of communication steps: the eccentricity of the source.
+            Number of communication steps; for a tree or a flood the eccentricity of
+            the source.
+
+        Raises:
+            InvalidArgumentError: If ``push`` has no generator.
+            TopologyError: If gossip on this network does not reach the average.
         """
-        _validate.one_of(("tree", "flood"), how=how)
+        _validate.one_of(get_args(Dissemination), how=how)
+        if how == "push":
+            return self._push(source, kind, payload_bytes, generator)
+        if how == "gossip_average":
+            rounds = self.topology.mixing_rounds()
+            for _ in range(rounds):
+                self.exchange(kind, payload_bytes)
+            return rounds
         levels = self._levels(source)
         for level, edges in enumerate(levels):
             if how == "flood":
@@ -276,6 +302,34 @@ class Transport:
             payload_bytes,
         )
 
+    def _push(
+        self,
+        source: int,
+        kind: str,
+        payload_bytes: int,
+        generator: np.random.Generator | None,
+    ) -> int:
+        """Spread a rumour; every round draws one number per peer, in peer order."""
+        if generator is None:
+            raise InvalidArgumentError(
+                "generator: must be given with how='push', got None; take it from the "
+                "run's rng"
+            )
+        informed = np.zeros(self.topology.n, dtype=np.bool_)
+        informed[source] = True
+        rounds = 0
+        while not informed.all():
+            draws = generator.random(self.topology.n)
+            edges = [
+                (i, near[int(draws[i] * len(near))])
+                for i in np.flatnonzero(informed).tolist()
+                if (near := self._neighbours[i])
+            ]
+            self._step(kind, edges, payload_bytes)
+            informed[[j for _, j in edges]] = True
+            rounds += 1
+        return rounds
+
     def _hold_back(self, kind: str, *, sums: bool = False) -> None:
         """Refuse a message that must wait.
 
@@ -319,3 +373,31 @@ class Transport:
             if edges:
                 levels.append(edges)
         return levels
+
+
+def multiples(
+    topology: Topology, source: int, how: Dissemination
+) -> NDArray[np.float64]:
+    r"""Return which multiple of a vector every peer holds after ``broadcast``.
+
+    Args:
+        topology: The network.
+        source: Where the vector starts.
+        how: How it is sent; only ``gossip_average`` gives others than 1: after J
+            rounds :math:`N [W^J]_{iu}` with source u, off by at most
+            :math:`N \|W^J - \mathbf{1}\mathbf{1}^T / N\|`; J is the least that
+            brings this norm to 1e-3.
+
+    Returns:
+        Shape ``(N,)``; they depend on the network alone, so they are public.
+
+    Raises:
+        TopologyError: If gossip on this network does not reach the average.
+    """
+    held = np.ones(topology.n)
+    if how == "gossip_average":
+        held = np.zeros(topology.n)
+        held[source] = topology.n
+        for _ in range(topology.mixing_rounds()):
+            held = topology.weights @ held
+    return held

@@ -9,6 +9,7 @@ from dfl_unlearn.accounting.rdp import RdpCurve
 from dfl_unlearn.accounting.release import GaussianRelease
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.run import TrainedRun
+from dfl_unlearn.engine.transport import Dissemination, multiples
 from dfl_unlearn.errors import InsecureNoiseError, TopologyError
 from dfl_unlearn.models.flat import FlatModel
 
@@ -161,6 +162,31 @@ def refuse_mixed_noise(run: TrainedRun, request: ForgetRequest) -> None:
             "the seed gives away; nothing was sent: begin with secure noise in a run "
             "without such releases"
         )
+
+
+def held_multiples(
+    run: TrainedRun, source: int, how: Dissemination, what: str
+) -> tuple[str, ...]:
+    """Return what a certificate says where peers hold multiples of what was sent.
+
+    Args:
+        run: Gives the network.
+        source: Where it was sent from.
+        how: How it was sent.
+        what: What was sent.
+
+    Returns:
+        One sentence, or none where all hold the same.
+    """
+    if how != "gossip_average":
+        return ()
+    held = multiples(run.topology, source, how)
+    return (
+        f"after {run.topology.mixing_rounds()} rounds of averaging, peer i holds "
+        f"N [W^J]_iu times {what}, between {held.min():.6g} and {held.max():.6g}: "
+        "numbers of the network alone, so this is post-processing, of the reference "
+        "world's release too",
+    )
 
 
 def refuse_single(run: TrainedRun, protocol: str) -> None:

@@ -203,7 +203,8 @@ def _curvature(protocol: "NewtonFisher", l2: float) -> float:
     """Return a bound on how far the inverse curvature is from the exact one."""
     if protocol.curvature == "exact_cg":
         return protocol.damping / (l2 * (l2 + protocol.damping))
-    return 1 / l2
+    # Lissa's series over changing rows is no symmetric matrix; its norm is bounded.
+    return (2 if protocol.curvature == "lissa" else 1) / l2
 
 
 def _nothing(why: str) -> PriorBound:

@@ -21,6 +21,7 @@ from dfl_unlearn.unlearning.claims import (
     NOT_REPEATABLE,
     convexity,
     earlier_releases,
+    held_multiples,
     observers_of,
     spent_together,
 )
@@ -28,6 +29,7 @@ from dfl_unlearn.unlearning.newton_correction import (
     Correction,
     recovers_within_claim,
 )
+from dfl_unlearn.unlearning.newton_curvature import curvature_claim
 from dfl_unlearn.unlearning.newton_release import (
     ROUNDING_SHARE,
     ReleasePlan,
@@ -105,17 +107,7 @@ def assumptions_of(
                 ),
             )
         )
-        if protocol.curvature == "diag_fisher":
-            assumptions.append(
-                Assumption(
-                    name="Fisher error",
-                    value="diagonal"
-                    if protocol.sparsify is None
-                    else f"diagonal, {protocol.sparsify:g} of it kept",
-                    source="estimated",
-                    note="how far it is from the Hessian is not bounded",
-                )
-            )
+    assumptions += curvature_claim(protocol, bounded=bound != "none")
     if bound == "a_posteriori":
         assumptions.append(
             Assumption(
@@ -223,7 +215,7 @@ def _placement(protocol: "NewtonFisher", run: TrainedRun) -> list[Assumption]:
                 name="influence weights",
                 value=protocol.influence_weights,
                 source="proven" if uniform else "estimated",
-                note="all 1, whatever the data"
+                note="the same whatever the data"
                 if uniform
                 else "they come from the data and scale the noise, so the noise is "
                 "not the same with and without them",
@@ -322,11 +314,26 @@ def certificate_of(
         ),
         notes=(
             *_notes(protocol, earlier),
+            *_sent(protocol, run, request),
             *bounds,
             *([NOT_REPEATABLE] if secure else []),
         ),
         adaptive=request.adaptive,
     )
+
+
+def _sent(
+    protocol: "NewtonFisher", run: TrainedRun, request: ForgetRequest
+) -> tuple[str, ...]:
+    """Return what is to be said of the way of the correction to the peers."""
+    if protocol.stacked:
+        return ()
+    what = {
+        "broadcast_model": "the noised model",
+        "broadcast_correction": "its part of the noised correction",
+        "independent": "its part of the correction",
+    }[protocol.noise_placement]
+    return held_multiples(run, request.requester, protocol.dissemination, what)
 
 
 def _messages(protocol: "NewtonFisher") -> str:
@@ -343,7 +350,7 @@ def _messages(protocol: "NewtonFisher") -> str:
         "independent": "; so does the correction that every peer is sent",
     }[protocol.noise_placement]
     return (
-        "sums over all peers of models, and of the gradients and curvature products "
+        "sums over all peers of models, and of the gradients and curvature "
         f"that the correction takes, carry no noise: scope {protocol.scope} covers "
         f"final models{own}"
     )

@@ -10,12 +10,12 @@ from dfl_unlearn.errors import (
     InvalidPrivacyParameterError,
 )
 from dfl_unlearn.unlearning.influence_weights import InfluenceWeights
+from dfl_unlearn.unlearning.newton_curvature import DIAGONALS, Curvature
 
 if TYPE_CHECKING:
     from dfl_unlearn.unlearning.protocols.newton_fisher import NewtonFisher
 
 Target = Literal["consensus", "dsgd_fixed_point"]
-Curvature = Literal["exact_cg", "diag_fisher", "linearized_gossip", "bounds"]
 NewtonScope = Literal["joint", "release", "view", "view_joint"]
 NoisePlacement = Literal["broadcast_model", "broadcast_correction", "independent"]
 NoiseCalibration = Literal["analytic", "classic", "rdp", "oracle_residual"]
@@ -54,6 +54,8 @@ def check_fields(protocol: "NewtonFisher") -> None:
         at_least=protocol.newton_steps,
         error=wrong,
     )
+    if protocol.align_to is not None:
+        _validate.number(align_to=protocol.align_to, above=0, error=wrong)
     _validate.number(residual_cap=protocol.residual_cap, above=0, error=wrong)
     _validate.of_type(
         bool,
@@ -88,7 +90,7 @@ def _check_together(protocol: "NewtonFisher") -> None:
     _check_secure(protocol)
     if protocol.curvature == "linearized_gossip" and not protocol.stacked:
         raise InvalidHyperparameterError(
-            "curvature: must be 'exact_cg' or 'diag_fisher' with "
+            "curvature: must be 'exact_cg' or another one of the mean model with "
             "target='consensus', got 'linearized_gossip'; it solves for "
             "target='dsgd_fixed_point'"
         )
@@ -99,12 +101,20 @@ def _check_together(protocol: "NewtonFisher") -> None:
             "little noise at large epsilon)"
         )
     if protocol.sparsify is not None and (
-        protocol.curvature != "diag_fisher" or not protocol.damping > 0
+        protocol.curvature not in DIAGONALS or not protocol.damping > 0
     ):
         raise InvalidHyperparameterError(
-            "sparsify: must be None unless curvature='diag_fisher' and damping > "
-            f"0, got {protocol.sparsify:g} with curvature={protocol.curvature!r} and "
+            "sparsify: must be None unless curvature='diag_fisher' or "
+            "'empirical_fisher' and damping > 0, got "
+            f"{protocol.sparsify:g} with curvature={protocol.curvature!r} and "
             f"damping={protocol.damping:g}; dropped entries become the damping"
+        )
+    own = protocol.noise_placement != "broadcast_model" and not protocol.stacked
+    if protocol.align_to is not None and not own:
+        raise InvalidHyperparameterError(
+            "align_to: must be None unless peers add a correction to models of their "
+            f"own, got {protocol.align_to:g} with target={protocol.target!r} and "
+            f"noise_placement={protocol.noise_placement!r}; gossip keeps the mean model"
         )
     if protocol.noise_placement == "broadcast_correction" and protocol.scope == "joint":
         raise InvalidHyperparameterError(

@@ -36,6 +36,7 @@ from dfl_unlearn.accounting.rdp import RdpCurve, curve_of
 from dfl_unlearn.accounting.release import GaussianRelease
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.run import TrainedRun
+from dfl_unlearn.engine.transport import multiples
 from dfl_unlearn.errors import ResidualExceedsCapError
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.unlearning.claims import observers_of, owners_of
@@ -176,12 +177,13 @@ def released_rows(
 
     rows = correction.rows
     if protocol.noise_placement == "broadcast_model":
-        return release(rows[0]).expand(len(rows), -1)
+        held = multiples(run.topology, request.requester, protocol.dissemination)
+        return torch.from_numpy(held)[:, None] * release(rows[0])
     if protocol.noise_placement == "broadcast_correction":
         assert correction.move is not None
         noised = release(correction.move)
         weights = torch.from_numpy(correction.weights)[:, None]
-        return run.state.params.double() + weights * noised
+        return correction.models + weights * noised
     if protocol.stacked:
         return release(rows)
     return torch.stack([release(row) for row in rows])

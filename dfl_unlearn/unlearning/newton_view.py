@@ -74,6 +74,7 @@ def correct_alone(
     total = torch.stack([own, *(p for o, p in parts.items() if o != request.requester)])
     return Correction(
         rows=row.expand(n, -1),
+        models=theta.expand(n, -1),
         move=move,
         weights=np.ones(n),
         distance=(residual + room) / model.l2 + rounding,

@@ -41,6 +41,7 @@ from dfl_unlearn.unlearning.claims import (
     EARLIER,
     NOT_REPEATABLE,
     earlier_releases,
+    held_multiples,
     observers_of,
     on_grid,
     owners_of,
@@ -71,6 +72,7 @@ class Claim:
         coordinates: Numbers in each release, P.
         scale: Factor N p_v on each peer's objective, shape ``(N,)``.
         gradients: Per-sample gradients that the bounds took.
+        last: Who holds the token at the end.
     """
 
     protocol: "RrDu"
@@ -82,6 +84,7 @@ class Claim:
     coordinates: int
     scale: NDArray[np.float64]
     gradients: int
+    last: int
 
     @classmethod
     def of(
@@ -150,6 +153,7 @@ class Claim:
             coordinates=size,
             scale=scale,
             gradients=int(run.data.retained[list(request.peers)].sum()),
+            last=int(route.holders[-1]),
         )
 
     @property
@@ -259,6 +263,7 @@ class Claim:
             ),
             notes=(
                 *self._notes(run, together),
+                *held_multiples(run, self.last, protocol.dissemination, "the model"),
                 *([NOT_REPEATABLE] if self.secure else []),
             ),
             adaptive=request.adaptive,

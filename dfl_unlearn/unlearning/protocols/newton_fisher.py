@@ -41,7 +41,7 @@ from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.simulator import continue_training
 from dfl_unlearn.engine.state import PeerState
-from dfl_unlearn.engine.transport import Dissemination, Transport
+from dfl_unlearn.engine.transport import Dissemination, Transport, multiples
 from dfl_unlearn.errors import UnsupportedRequestError
 from dfl_unlearn.record.plan import RecordPart
 from dfl_unlearn.rng import RngTree
@@ -63,8 +63,8 @@ from dfl_unlearn.unlearning.newton_correction import (
     correct_stack,
     measures,
 )
+from dfl_unlearn.unlearning.newton_curvature import Curvature, check_curvature
 from dfl_unlearn.unlearning.newton_fields import (
-    Curvature,
     NewtonScope,
     NoiseCalibration,
     NoisePlacement,
@@ -103,10 +103,13 @@ class NewtonFisher:
             full-batch cta with one local step and a constant rate; with
             ``curvature="linearized_gossip"`` and ``noise_placement="independent"``).
         curvature: ``exact_cg``: conjugate gradients on exact Hessian products;
-            ``diag_fisher``: the diagonal of the Fisher information;
-            ``linearized_gossip``: exact, by messages to neighbours alone;
-            ``bounds``: 2 lambda, the best that bounds on the curvature alone give, for
-            the views.
+            ``lissa``: the Hessian by random rows; ``diag_fisher``,
+            ``empirical_fisher`` (labels of the data), ``block`` (dense per layer),
+            ``kfac`` (Kronecker-factored) and ``full_empirical_fisher``: Fisher
+            information; ``local``: the requester's own Hessian, without messages;
+            ``linearized_gossip``: exact, by messages to neighbours alone; ``bounds``:
+            2 lambda, the best that bounds on the curvature alone give, for the views.
+            See ``unlearning.newton_curvature``.
         damping: Added to the curvature's diagonal. Networks need some: 0.1 to 1 kept
             a perceptron on digits within five points of retraining, 0.01 did not.
         sparsify: Share of the Fisher diagonal that is kept, the largest entries; the
@@ -131,12 +134,17 @@ class NewtonFisher:
             ``broadcast_correction``: each adds its multiple of one noised correction
             (scope ``release`` only); ``independent``: each adds its part and noise of
             its own.
+        dissemination: ``tree`` (N-1 messages), ``flood`` (2|E|-N+1), ``push`` (a
+            rumour, about N times its rounds) or ``gossip_average`` (2|E| a round, and
+            every peer holds a public multiple near 1); see ``engine.transport``.
+        align_to: Where peers add to models of their own, let them gossip first until
+            these are at most this far from their mean (Frobenius norm of all), which
+            allows a smaller cap; None goes without.
         noise_mode: ``simulated``: drawn from the seed, repeatable, not for deployment;
             ``secure``: from the operating system, exactly on a grid, never the same
             twice, and calibrated by Rényi's measure: a tenth more noise, and more in
             large models, where rounding to the grid adds up to sqrt(P) / 1024 of the
             noise to the cap.
-        dissemination: ``tree`` (N-1 messages) or ``flood`` (2|E|-N+1).
         recovery_rounds: Rounds of ordinary training on retained data afterwards; free
             post-processing only where all models together are covered.
         disclose_m: Whether the certificate names the number of forgotten rows.
@@ -161,6 +169,7 @@ class NewtonFisher:
     noise_placement: NoisePlacement = "broadcast_model"
     noise_mode: NoiseMode = "simulated"
     dissemination: Dissemination = "tree"
+    align_to: float | None = None
     recovery_rounds: int = 1
     disclose_m: bool = False
     assume_secure_aggregation: bool = False
@@ -244,6 +253,8 @@ class NewtonFisher:
                 "(it takes a convex model with l2 > 0), got 'oracle_residual'; use "
                 "'analytic', which goes by residual_cap"
             )
+        multiples(run.topology, request.requester, self.dissemination)
+        check_curvature(self, run, request)
         if self.alone:
             check_alone(run)
         elif self.stacked:
@@ -361,7 +372,13 @@ class NewtonFisher:
             "independent": ("correction", 8),
         }[self.noise_placement]
         transport.broadcast(
-            request.requester, kind, run.model.size * number, self.dissemination
+            request.requester,
+            kind,
+            run.model.size * number,
+            self.dissemination,
+            run.rng.numpy(
+                "walk", who=request.requester, request=request.request_id, draw=1
+            ),
         )
 
     def _info(

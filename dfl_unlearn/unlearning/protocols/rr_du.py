@@ -34,13 +34,14 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
 import numpy as np
+import torch
 
 from dfl_unlearn import _validate
 from dfl_unlearn.accounting.entries import NoiseMode
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.state import PeerState
-from dfl_unlearn.engine.transport import Dissemination
+from dfl_unlearn.engine.transport import Dissemination, multiples
 from dfl_unlearn.errors import (
     InvalidHyperparameterError,
     InvalidPrivacyParameterError,
@@ -109,7 +110,8 @@ class RrDu:
         calibration: ``derived``, or ``lamri_view``: the published noise, with no noise
             at the start; heuristic.
         max_visits: The walk ends before a visit more than this; None has no limit.
-        dissemination: How the result is sent: ``tree`` or ``flood``.
+        dissemination: How the result is sent: ``tree``, ``flood``, ``push`` or
+            ``gossip_average``; see ``engine.transport``.
         noise_mode: ``simulated``: drawn from the seed, repeatable, not for deployment;
             ``secure``: from the operating system, exactly on a grid, never the same
             twice, and calibrated by Rényi's measure: a tenth more noise, and more in
@@ -172,7 +174,7 @@ class RrDu:
         _validate.one_of(("sgd", "adam"), optimizer=self.optimizer)
         _validate.one_of(("proven", "assumed"), delta0=self.delta0)
         _validate.one_of(("derived", "lamri_view"), calibration=self.calibration)
-        _validate.one_of(("tree", "flood"), dissemination=self.dissemination)
+        _validate.one_of(get_args(Dissemination), dissemination=self.dissemination)
         _validate.one_of(get_args(NoiseMode), noise_mode=self.noise_mode)
         _validate.of_type(bool, disclose_m=self.disclose_m)
         if self.restart_probability is not None:
@@ -292,6 +294,7 @@ class RrDu:
                 f"request: must have one owner with alignment='lightweight', got "
                 f"{len(request.peers)}; use alignment='exact'"
             )
+        multiples(run.topology, request.requester, self.dissemination)
         claim = Claim.of(self, run, request, self.route(run, request))
         claim.check_budget(run, request)
 
@@ -343,11 +346,14 @@ class RrDu:
         tensors = 3 if self.optimizer == "adam" else 1
         sent = route.send(transport, 8 * run.model.size * tensors)
         row = theta.to(run.state.params.dtype)
+        last = int(route.holders[-1])
+        held = multiples(run.topology, last, self.dissemination)
         transport.broadcast(
-            int(route.holders[-1]),
+            last,
             "final model",
             run.model.size * row.element_size(),
             self.dissemination,
+            rng.numpy("walk", who=last, request=request.request_id, draw=1),
         )
         if claim.charges:
             run.ledger.commit(request.request_id)
@@ -356,7 +362,8 @@ class RrDu:
             request=request,
             protocol=self,
             state=PeerState(
-                params=row.expand(run.topology.n, -1).clone(), round=run.state.round
+                params=(torch.from_numpy(held)[:, None] * theta).to(row.dtype),
+                round=run.state.round,
             ),
             certificate=claim.certificate(run, request),
             cost=Cost(
