@@ -4,9 +4,11 @@ Each distinct release an observer has seen counts once, however often and throug
 whomever it came.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from dfl_unlearn import _validate
 from dfl_unlearn._stats import round_up
 from dfl_unlearn.accounting.entries import (
     EVERYONE,
@@ -17,7 +19,8 @@ from dfl_unlearn.accounting.entries import (
 )
 from dfl_unlearn.accounting.gaussian import compose_gaussians, gaussian_epsilon
 from dfl_unlearn.accounting.mechanisms import GaussianMechanism
-from dfl_unlearn.accounting.rdp import RdpCurve
+from dfl_unlearn.accounting.pairs import group_privacy
+from dfl_unlearn.accounting.rdp import RdpCurve, rdp_to_epsilon
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,19 +111,61 @@ def total_curve(seen: Sequence[LedgerEntry]) -> RdpCurve:
     return replace(total, description=f"{len(seen)} releases")
 
 
-def total_epsilon(seen: Sequence[LedgerEntry], delta: float) -> float:
+def total_epsilon(
+    seen: Sequence[LedgerEntry], delta: float, *, order: float | None = None
+) -> float:
     """Return epsilon of all releases together, rounded up.
 
     Args:
         seen: Distinct releases.
         delta: Total delta, in [0, 1).
+        order: The only Rényi order that counts, or None.
 
     Returns:
         The smaller one of the exact value, which plain Gaussians have, and the Rényi
-        bound.
+        bound; with an order, the Rényi bound at it.
     """
-    mu, bound = total_mu(seen), total_curve(seen).to_epsilon(delta).epsilon
+    curve = total_curve(seen)
+    if order is not None:
+        return _at(curve, order, delta)
+    mu, bound = total_mu(seen), curve.to_epsilon(delta).epsilon
     return bound if mu is None else min(gaussian_epsilon(mu, delta), bound)
+
+
+def group_epsilon(
+    seen: Sequence[LedgerEntry],
+    delta: float,
+    group_size: int,
+    *,
+    order: float | None = None,
+) -> float:
+    """Return epsilon of all releases together for several records at once.
+
+    Args:
+        seen: Distinct releases, private for one record.
+        delta: Total delta, in [0, 1).
+        group_size: Records, at least 1.
+        order: The only Rényi order that counts, or None.
+
+    Returns:
+        By the group rule of Gaussian-like curves where all are, else by the rule for
+        pairs at the best smaller delta of a grid; infinite where that proves nothing.
+    """
+    _validate.integer(at_least=1, group_size=group_size)
+    curve = total_curve(seen)
+    if curve.gaussian_like:
+        curve = curve.group(group_size)
+        if order is not None:
+            return _at(curve, order, delta)
+        return curve.to_epsilon(delta).epsilon
+    best = math.inf
+    for shrink in range(120):
+        smaller = delta * 10 ** (-shrink / 4)
+        one = total_epsilon(seen, smaller, order=order)
+        if math.isfinite(one):
+            epsilon, total = group_privacy(one, smaller, group_size)
+            best = min(best, epsilon if total <= delta else math.inf)
+    return best
 
 
 def together(entries: Sequence[LedgerEntry]) -> Observer | None:
@@ -131,7 +176,12 @@ def together(entries: Sequence[LedgerEntry]) -> Observer | None:
 
 
 def account_rows(
-    owner: str, entries: Sequence[LedgerEntry], *, cap: float | None, delta: float
+    owner: str,
+    entries: Sequence[LedgerEntry],
+    *,
+    cap: float | None,
+    delta: float,
+    order: float | None = None,
 ) -> tuple[LedgerRow, ...]:
     """Return one owner's accounts.
 
@@ -140,6 +190,7 @@ def account_rows(
         entries: All of this owner's.
         cap: Largest total epsilon, or None.
         delta: Total delta.
+        order: The only Rényi order that counts, or None.
 
     Returns:
         One row for each observer, then for all of them together where that is more
@@ -155,7 +206,7 @@ def account_rows(
             accounts.append(union)
             seen[union] = all_seen
     totals = {
-        key: total_epsilon(some, delta)
+        key: total_epsilon(some, delta, order=order)
         for key, some in {id(some): some for some in seen.values()}.items()
     }
     rows = []
@@ -212,6 +263,12 @@ def format_rows(rows: Sequence[LedgerRow], delta: float) -> str:
         ).rstrip()
         for line in cells
     )
+
+
+def _at(curve: RdpCurve, order: float, delta: float) -> float:
+    """Return what a filter has counted, without the shortcut for tiny variations."""
+    one = curve.restrict((order,))
+    return rdp_to_epsilon(one.orders, one.values, delta, variation=False).epsilon
 
 
 def by_index(name: str) -> tuple[int, list[int]]:
