@@ -203,6 +203,22 @@ def test_a_secure_release_is_charged_with_its_rounding():
     assert spent[0] > spent[1]
 
 
+def test_secure_noise_is_drawn_after_its_entry_is_on_disk(tmp_path, monkeypatch):
+    path = tmp_path / "ledger.jsonl"
+
+    def watched(*args):
+        assert b'"state":"reserved"' in path.read_bytes()
+        return grid_noise(*args)
+
+    monkeypatch.setattr(release_module, "grid_noise", watched)
+    released(torch.zeros(2), ledger=PrivacyLedger(path=path), release=SECURE)
+    monkeypatch.setattr(release_module, "grid_noise", None)  # a call would fail
+    poor = PrivacyLedger(PrivacyBudget(epsilon_max=0.1))
+    with pytest.raises(PrivacyBudgetExceededError):
+        released(torch.zeros(2), ledger=poor, release=SECURE)
+    assert poor.entries == ()
+
+
 @given(
     sensitivity=st.floats(1e-6, 1e3),
     epsilon=st.floats(0.1, 8),

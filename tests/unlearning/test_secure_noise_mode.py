@@ -14,6 +14,7 @@ from dfl_unlearn.accounting.gaussian import gaussian_noise_std
 from dfl_unlearn.accounting.mechanisms import DiscreteGaussianMechanism
 from dfl_unlearn.accounting.rdp import curve_of
 from dfl_unlearn.accounting.release import project_ball_
+from dfl_unlearn.accounting.secure_noise import to_grid
 from dfl_unlearn.data.batch import TensorBatch
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.data.peers import PeerData
@@ -29,6 +30,7 @@ from dfl_unlearn.models.zoo import models
 from dfl_unlearn.unlearning.apply import unlearn
 from dfl_unlearn.unlearning.protocols.newton_fisher import NewtonFisher
 from dfl_unlearn.unlearning.protocols.rr_du import RrDu
+from dfl_unlearn.unlearning.retained import exact_minimizer
 
 CONFIG = SimulationConfig(
     rounds=300, local=LocalSteps(batch_size=8, lr_schedule="cosine"), evaluate_every=0
@@ -285,6 +287,30 @@ def test_secure_models_lie_on_a_grid_and_cost_what_is_claimed(
     assert grid.value == mechanism.grid
     assert f"2**{round(math.log2(mechanism.grid))}; " in grid.note
     assert "cannot be repeated" in str(certificate)
+
+
+def test_rounding_leaves_models_as_near_to_their_target_as_charged(
+    exact_run, monkeypatch
+):
+    rounded = []
+
+    def watched(value, grid):
+        rounded.append((to_grid(value, grid), grid))
+        return rounded[-1][0].copy()
+
+    monkeypatch.setattr("dfl_unlearn.accounting.release.to_grid", watched)
+    # As coarse as it gets beside the cap, so that rounding is what is seen.
+    coarse = replace(NEWTON, epsilon=0.01)
+    for peer in range(5):
+        request = ForgetRequest.samples(peer=peer, indices=[0, 2, 3])
+        (entry,) = unlearn(exact_run, request, coarse).ledger.entries
+        ((steps, grid),) = rounded
+        rounded.clear()
+        kept = exact_run.data.without(request.resolve(exact_run.data))
+        target = exact_minimizer(exact_run, kept, gradient_norm=1e-13).theta
+        shift = grid * np.linalg.norm(steps - to_grid(target.numpy(), grid))
+        assert shift <= entry.mechanism.sensitivity
+        assert 1.01 * coarse.residual_cap < entry.mechanism.sensitivity / 2
 
 
 def test_recovery_rounds_after_a_secure_release_are_post_processing(exact_run):
