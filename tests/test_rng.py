@@ -123,8 +123,8 @@ def test_noise_moments(scale, passes):
     for power, moment, square in ((1, 0, 1), (2, 1, 3), (3, 0, 15), (4, 3, 105)):
         error = ((square - moment**2) / len(noise)) ** 0.5
         fits.append(abs((noise**power).mean() - moment) < 5 * error)
-    assert all(fits) is passes
-    assert fits[0] is passes
+    assert all(fits) == passes
+    assert fits[0] == passes
 
 
 def test_torch_generators_come_from_the_same_key():

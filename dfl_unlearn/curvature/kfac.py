@@ -34,10 +34,11 @@ from math import sqrt
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from dfl_unlearn.curvature.blocks import MAX_DENSE, positive_factor
 from dfl_unlearn.curvature.operators import Objective
-from dfl_unlearn.curvature.samples import check_labels, labelled, row_parts
+from dfl_unlearn.curvature.samples import check_labels, label_law, row_parts
 from dfl_unlearn.errors import UnsupportedModelError
 from dfl_unlearn.models.flat import FlatModel
 from dfl_unlearn.models.layers import MatrixLayer, matrix_layers, traced
@@ -89,20 +90,6 @@ class KroneckerBlock:
             outputs_factor=positive_factor(g, what, damping),
         )
 
-    def matrix(self, vector: Tensor) -> Tensor:
-        """Return the layer's part of a flat vector, ``(out, in (+ 1))``."""
-        weight = self.layer.weight.view(vector).flatten(1)
-        if self.layer.bias is None:
-            return weight
-        return torch.cat([weight, self.layer.bias.view(vector)[:, None]], dim=1)
-
-    def put(self, matrix: Tensor, vector: Tensor) -> None:
-        """Write what ``matrix`` gave back into a flat vector."""
-        if self.layer.bias is not None:
-            self.layer.bias.view(vector).copy_(matrix[:, -1])
-            matrix = matrix[:, :-1]
-        self.layer.weight.view(vector).copy_(matrix.reshape(self.layer.weight.shape))
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class KfacFisher:
@@ -137,15 +124,23 @@ class KfacFisher:
         outputs = [torch.zeros(b, b, dtype=torch.float64) for _, b in sides]
         total = float(objective.weights.sum())
         rows = 0
-        for x, y, w in row_parts(objective):
-            for k, (label, share) in enumerate(labelled(model, theta, x, y, "model")):
+        for x, _, w in row_parts(objective):
+            with traced(layers) as calls:
+                given = model.predict(theta.detach().requires_grad_(), x)
+            for a, layer in zip(inputs, layers, strict=True):
+                a += _moment(layer.positions(calls[layer.name][0]), w / total)
+            written = [calls[layer.name][1] for layer in layers]
+            for label, share in label_law(model, given):
+                slopes = torch.autograd.grad(
+                    _total_loss(given, label),
+                    written,
+                    retain_graph=True,
+                    materialize_grads=True,
+                )
                 rows += len(x)
-                for i, (read, slope) in enumerate(
-                    _layer_values(model, layers, theta, x, label)
-                ):
-                    if k == 0:  # what layers read does not depend on the label
-                        inputs[i] += _moment(read, w / total)
-                    outputs[i] += _moment(slope, w * share / slope.shape[1])
+                for g, layer, slope in zip(outputs, layers, slopes, strict=True):
+                    at = layer.written(slope)
+                    g += _moment(at, w * share / at.shape[1])
         return cls(
             blocks=tuple(
                 KroneckerBlock.of(layer, a, g, l2=model.l2, damping=damping)
@@ -164,15 +159,18 @@ class KfacFisher:
         """Return the damped products times a vector, shape ``(P,)`` float64."""
         result = torch.empty(self.size, dtype=torch.float64)
         for block in self.blocks:
-            block.put(block.outputs @ block.matrix(vector) @ block.inputs, result)
+            layer = block.layer
+            layer.put_(block.outputs @ layer.matrix(vector) @ block.inputs, result)
         return result
 
     def solve(self, vector: Tensor) -> Tensor:
         """Return the inverse products times a vector, shape ``(P,)``."""
         result = torch.empty(self.size, dtype=torch.float64)
         for block in self.blocks:
-            half = torch.cholesky_solve(block.matrix(vector), block.outputs_factor)
-            block.put(torch.cholesky_solve(half.T, block.inputs_factor).T, result)
+            given = block.layer.matrix(vector)
+            half = torch.cholesky_solve(given, block.outputs_factor)
+            whole = torch.cholesky_solve(half.T, block.inputs_factor).T
+            block.layer.put_(whole, result)
         return result
 
 
@@ -212,26 +210,15 @@ def _sides(layer: MatrixLayer) -> tuple[int, int]:
     return layer.weight.size // outputs + (layer.bias is not None), outputs
 
 
-def _layer_values(
-    model: FlatModel,
-    layers: tuple[MatrixLayer, ...],
-    theta: Tensor,
-    x: Tensor,
-    labels: Tensor,
-) -> list[tuple[Tensor, Tensor]]:
-    """Return what each layer reads, and the losses' derivatives in its outputs.
+def _total_loss(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Return the sum of the losses of what ``predict`` gave.
 
-    Rows do not influence each other, so the gradient of the sum of their losses in a
-    layer's outputs is that of each row.
+    Rows do not influence each other, so its gradient in a layer's outputs is that of
+    each row's own loss.
     """
-    with traced(layers) as calls:
-        losses = model.sample_losses(theta.detach().requires_grad_(), (x, labels))
-    outputs = [calls[layer.name][1] for layer in layers]
-    slopes = torch.autograd.grad(losses.sum(), outputs)
-    return [
-        (layer.positions(calls[layer.name][0]), layer.written(slope))
-        for layer, slope in zip(layers, slopes, strict=True)
-    ]
+    if labels.is_floating_point():
+        return 0.5 * (outputs - labels).square().sum()
+    return functional.cross_entropy(outputs, labels, reduction="sum")
 
 
 def _moment(values: Tensor, weights: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dfl_unlearn._arrays import as_features
-from dfl_unlearn.curvature.samples import Labels, sample_gradients
+from dfl_unlearn.curvature.samples import PART_ROWS, Labels, PerSample, row_parts
 from dfl_unlearn.errors import InvalidArgumentError, NonPositiveCurvatureError
 from dfl_unlearn.models.flat import FlatModel, LinearLayer
 from dfl_unlearn.rng import RngTree
@@ -349,8 +349,9 @@ class DiagonalFisher:
             values = glm.diagonal(theta) if labels == "model" else glm.squares(theta)
         elif labels == "data":
             values = torch.zeros_like(theta)
-            for gradients, w in sample_gradients(objective, theta, labels):
-                values += w @ gradients.square_()
+            per_sample = PerSample(objective.model, theta)
+            for x, y, w in row_parts(objective):
+                values += per_sample.squares(x, y, w)
         else:
             values = _sampled_diagonal(objective, theta, rng, request)
         values = values + (objective.model.l2 + damping)
@@ -379,10 +380,7 @@ def _sampled_diagonal(
     generator = rng.numpy("method", request=request)
     model = objective.model
 
-    def sample_loss(p: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        return model.sample_losses(p, (x[None], y[None]))[0]
-
-    per_sample = torch.func.vmap(torch.func.grad(sample_loss), in_dims=(None, 0, 0))
+    per_sample = PerSample(model, theta)
     total = torch.zeros_like(theta)
     for x, y, w in objective._chunks:
         out = model.predict(theta, x)
@@ -393,7 +391,6 @@ def _sampled_diagonal(
             cumulative = out.softmax(dim=1).cumsum(dim=1)
             uniform = torch.from_numpy(generator.random(len(y)))[:, None]
             drawn = (cumulative < uniform).sum(dim=1).clamp_max(out.shape[1] - 1)
-        for part in torch.arange(len(x)).split(64):
-            gradients = per_sample(theta, x[part], drawn[part])
-            total += w[part] @ gradients.square_()
+        for part in torch.arange(len(x)).split(PART_ROWS):
+            total += per_sample.squares(x[part], drawn[part], w[part])
     return total

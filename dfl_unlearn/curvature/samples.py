@@ -18,13 +18,14 @@ from torch import Tensor
 
 from dfl_unlearn.errors import UnsupportedModelError
 from dfl_unlearn.models.flat import FlatModel
+from dfl_unlearn.models.layers import MatrixLayer, matrix_layers, traced
 
 if TYPE_CHECKING:
     from dfl_unlearn.curvature.operators import Objective
 
 Labels = Literal["data", "model"]
 
-_PART_ROWS = 64  # rows whose gradients are held at once
+PART_ROWS = 64  # rows whose gradients are held at once
 
 
 def check_labels(model: FlatModel, labels: Labels) -> None:
@@ -46,31 +47,117 @@ def check_labels(model: FlatModel, labels: Labels) -> None:
         )
 
 
-@torch.no_grad()
-def labelled(
-    model: FlatModel, theta: Tensor, x: Tensor, y: Tensor, labels: Labels
-) -> list[tuple[Tensor, Tensor]]:
-    """Return every label that rows are to be taken with, and its probability.
+def label_law(model: FlatModel, outputs: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Return every label that the model's own law gives rows, and its probability.
 
     Args:
         model: The model, see ``check_labels``.
-        theta: Where the model's labels are drawn, shape ``(P,)`` float64.
-        x: Inputs, shape ``(B, ...)`` float64.
-        y: Labels in the data, shape ``(B,)``.
-        labels: ``data``, or ``model`` for the exact expectation.
+        outputs: What ``predict`` gave, ``(B, C)``, or ``(B,)`` for a regression.
 
     Returns:
         Pairs of labels and probabilities, both ``(B,)``; the probabilities of a row
         sum to 1.
     """
-    ones = torch.ones(len(x), dtype=torch.float64)
-    if labels == "data":
-        return [(y, ones)]
-    outputs = model.predict(theta, x)
+    outputs = outputs.detach()
     if model.loss_name == "squared-error":
-        return [(outputs + 1, ones)]
+        return [(outputs + 1, torch.ones_like(outputs))]
     law = outputs.softmax(dim=1)
-    return [(torch.full_like(y, c), law[:, c]) for c in range(law.shape[1])]
+    whole = torch.ones(len(outputs), dtype=torch.int64)
+    return [(c * whole, law[:, c]) for c in range(law.shape[1])]
+
+
+class PerSample:
+    """Gradients of single samples at a point, the data term only.
+
+    A model of linear layers and plain convolutions is differentiated once for all
+    samples, in what its layers write: a sample's gradient in a layer's matrix is the
+    sum over positions of outer products of that with what the layer reads. Other
+    models go one sample at a time, batched by ``vmap``.
+    """
+
+    def __init__(self, model: FlatModel, theta: Tensor) -> None:
+        """Take the model and the point, shape ``(P,)`` float64."""
+        self._model = model
+        self._theta = theta.detach()
+        try:
+            self._layers = matrix_layers(model)
+        except UnsupportedModelError:
+            self._layers = ()
+
+    def gradients(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return every sample's gradient.
+
+        Args:
+            x: Inputs, shape ``(B, ...)`` float64.
+            y: Labels, shape ``(B,)``.
+
+        Returns:
+            Shape ``(B, P)``.
+        """
+        found = self._layer_values(x, y)
+        if not found:
+            return self._one_by_one(x, y)
+        total = torch.empty((len(x), len(self._theta)), dtype=torch.float64)
+        for layer, read, slope in found:
+            layer.put_(slope.transpose(1, 2) @ read, total)
+        return total
+
+    def squares(self, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+        """Return the weighted sum of squared gradients.
+
+        Args:
+            x: Inputs, shape ``(B, ...)`` float64.
+            y: Labels, shape ``(B,)``.
+            weights: Shape ``(B,)``.
+
+        Returns:
+            Shape ``(P,)``.
+        """
+        found = self._layer_values(x, y)
+        if not found:
+            return weights @ self._one_by_one(x, y).square_()
+        total = torch.empty_like(self._theta)
+        for layer, read, slope in found:
+            if read.shape[1] == 1:  # the square of a product is that of its factors
+                outer = slope[:, 0].square() * weights[:, None]
+                square = outer.T @ read[:, 0].square()
+            else:
+                each = (slope.transpose(1, 2) @ read).square_()
+                square = torch.tensordot(weights, each, dims=1)
+            layer.put_(square, total)
+        return total
+
+    def _layer_values(
+        self, x: Tensor, y: Tensor
+    ) -> list[tuple[MatrixLayer, Tensor, Tensor]]:
+        """Return what each layer reads and its outputs' derivatives, or nothing."""
+        if not self._layers:
+            return []
+        leaf = self._theta.detach().requires_grad_()
+        try:
+            with traced(self._layers) as calls:
+                losses = self._model.sample_losses(leaf, (x, y))
+        except UnsupportedModelError:  # a layer that is not used once
+            self._layers = ()
+            return []
+        slopes = torch.autograd.grad(
+            losses.sum(),
+            [calls[layer.name][1] for layer in self._layers],
+            materialize_grads=True,
+        )
+        return [
+            (layer, layer.positions(calls[layer.name][0]), layer.written(slope))
+            for layer, slope in zip(self._layers, slopes, strict=True)
+        ]
+
+    def _one_by_one(self, x: Tensor, y: Tensor) -> Tensor:
+        def sample_loss(p: Tensor, x: Tensor, y: Tensor) -> Tensor:
+            return self._model.sample_losses(p, (x[None], y[None]))[0]
+
+        found: Tensor = torch.func.vmap(torch.func.grad(sample_loss), (None, 0, 0))(
+            self._theta, x, y
+        )
+        return found
 
 
 def sample_gradients(
@@ -89,18 +176,18 @@ def sample_gradients(
     """
     model = objective.model
     check_labels(model, labels)
-
-    def sample_loss(p: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        return model.sample_losses(p, (x[None], y[None]))[0]
-
-    per_sample = torch.func.vmap(torch.func.grad(sample_loss), in_dims=(None, 0, 0))
+    per_sample = PerSample(model, theta)
     for x, y, w in row_parts(objective):
-        for label, share in labelled(model, theta, x, y, labels):
-            yield per_sample(theta, x, label).detach(), w * share
+        pairs = [(y, torch.ones_like(w))]
+        if labels == "model":
+            with torch.no_grad():
+                pairs = label_law(model, model.predict(theta, x))
+        for label, share in pairs:
+            yield per_sample.gradients(x, label), w * share
 
 
 def row_parts(objective: "Objective") -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield float64 inputs, labels and weights of at most 64 rows at a time."""
     for x, y, w in objective._chunks:
-        for part in torch.arange(len(x)).split(_PART_ROWS):
+        for part in torch.arange(len(x)).split(PART_ROWS):
             yield x[part], y[part], w[part]

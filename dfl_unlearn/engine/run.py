@@ -44,6 +44,21 @@ class History:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CarriedOut:
+    """A forget request that a state already carries.
+
+    Attributes:
+        request_id: Its id.
+        round: The state's round when it was asked.
+        rows: Owner -> number of rows that went.
+    """
+
+    request_id: str
+    round: int
+    rows: Mapping[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainedRun:
     """A trained network.
 
@@ -61,6 +76,7 @@ class TrainedRun:
         folder: Where it is stored, or None.
         info: Kernel, threads, versions and seconds, for readers only.
         guard: Holds messages back, in an attempt whose claim is about all of them.
+        carried_out: Requests that this state carries, oldest first.
     """
 
     topology: Topology
@@ -76,6 +92,7 @@ class TrainedRun:
     folder: Path | None = None
     info: Mapping[str, Any] = field(default_factory=dict)
     guard: Guard | None = None
+    carried_out: tuple[CarriedOut, ...] = ()
 
     @classmethod
     def from_states(

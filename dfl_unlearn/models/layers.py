@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -58,6 +59,33 @@ class MatrixLayer:
         if isinstance(self.module, nn.Conv2d):
             return outputs.flatten(2).transpose(1, 2)
         return outputs.reshape(len(outputs), -1, outputs.shape[-1])
+
+    def matrix(self, vectors: Tensor) -> Tensor:
+        """Return the layer's part of flat vectors, ``(..., out, in (+ 1))``.
+
+        Args:
+            vectors: Shape ``(..., P)``.
+
+        Returns:
+            The weight with the bias as its last column.
+        """
+        weight = self.weight.view(vectors).flatten(vectors.ndim)
+        if self.bias is None:
+            return weight
+        return torch.cat([weight, self.bias.view(vectors)[..., None]], dim=-1)
+
+    def put_(self, matrix: Tensor, vectors: Tensor) -> None:
+        """Write what ``matrix`` gave back into flat vectors.
+
+        Args:
+            matrix: Shape ``(..., out, in (+ 1))``.
+            vectors: Shape ``(..., P)``; the layer's part is overwritten.
+        """
+        if self.bias is not None:
+            self.bias.view(vectors).copy_(matrix[..., -1])
+            matrix = matrix[..., :-1]
+        place = self.weight.view(vectors)
+        place.copy_(matrix.reshape(place.shape))
 
 
 def matrix_layers(model: FlatModel) -> tuple[MatrixLayer, ...]:
@@ -130,17 +158,14 @@ def traced(
         its graph.
 
     Raises:
-        UnsupportedModelError: From a call that uses a layer twice.
+        UnsupportedModelError: If the call uses a layer twice, or not at all.
     """
     calls: dict[str, tuple[Tensor, Tensor]] = {}
 
     def note(name: str) -> Callable[[nn.Module, Any, Tensor], Tensor]:
         def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
             if name in calls:
-                raise UnsupportedModelError(
-                    f"module: layer {name or 'itself'!r} must be used once per call "
-                    "for curvature by layers, got twice; use curvature='block'"
-                )
+                raise UnsupportedModelError(_used(name, "twice"))
             calls[name] = (args[0].detach().clone(), output)
             # What follows gets a copy: an activation in place leaves ours as it was.
             return output.clone()
@@ -153,3 +178,13 @@ def traced(
     finally:
         for handle in handles:
             handle.remove()
+    for layer in layers:
+        if layer.name not in calls:
+            raise UnsupportedModelError(_used(layer.name, "never"))
+
+
+def _used(name: str, how: str) -> str:
+    return (
+        f"module: layer {name or 'itself'!r} must be used once per call for curvature "
+        f"by layers, got {how}; use curvature='block'"
+    )

@@ -1,25 +1,17 @@
 """What the claims of several protocols share: parties, network, convexity, history."""
 
-import math
+from collections.abc import Sequence
 
 from dfl_unlearn._assumption import Assumption
-from dfl_unlearn.accounting.ledger import PrivacyLedger
-from dfl_unlearn.accounting.mechanisms import GaussianMechanism
-from dfl_unlearn.accounting.rdp import RdpCurve
-from dfl_unlearn.accounting.release import GaussianRelease
 from dfl_unlearn.data.forget import ForgetRequest
+from dfl_unlearn.engine.exposure import sent_before
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.transport import Dissemination, multiples
-from dfl_unlearn.errors import InsecureNoiseError, TopologyError
+from dfl_unlearn.errors import TopologyError
 from dfl_unlearn.models.flat import FlatModel
 
 EARLIER = "earlier releases of the same owner"
 """Name of the assumption that composing with them makes."""
-NOT_REPEATABLE = (
-    "the noise came from the operating system: this outcome cannot be repeated, not "
-    "even with the same seed"
-)
-"""Note of every outcome with secure noise."""
 
 
 def owners_of(request: ForgetRequest) -> tuple[str, ...]:
@@ -31,6 +23,65 @@ def observers_of(run: TrainedRun, request: ForgetRequest) -> tuple[str, ...]:
     """Return everybody who receives a release but the owners, and the public."""
     others = (i for i in range(run.topology.n) if i not in request.peers)
     return (*(f"peer:{i}" for i in others), "public")
+
+
+def exposure_of(run: TrainedRun, request: ForgetRequest) -> tuple[str, ...]:
+    """Return what observers hold from before the request; no claim covers it.
+
+    Args:
+        run: The trained network.
+        request: The resolved request.
+
+    Returns:
+        Lines for a certificate's ``exposure``: who got how many messages of the owners
+        in training, and who can compare a model from before with one from after.
+    """
+    rounds = training_rounds(run)
+    if rounds == 0:
+        return (
+            "what was sent before the request is not known: the models were not "
+            "trained here",
+        )
+    schedule = run.topology if run.config.schedule is None else run.config.schedule
+    known = sent_before(schedule, owners_of(request), rounds)
+    parts = []
+    for owner, counts in known.items():
+        most = max(counts.values(), default=0)
+        each = f"{most} to each" if len(set(counts.values())) <= 1 else f"up to {most}"
+        if counts:
+            parts.append(f"{owner} sent {each} of {brief(sorted(counts))}")
+    lines = [
+        f"messages of {rounds} training rounds, sent before the request: "
+        + ("; ".join(parts) or "none, there is one peer")
+        + " (no epsilon is attached to them)"
+    ]
+    near = run.topology.hops if run.config.schedule is None else None
+    reached = [
+        i
+        for i in range(run.topology.n)
+        if i not in request.peers
+        and (near is None or min(near(o)[i] for o in request.peers) <= rounds)
+    ]
+    if reached:
+        lines.append(
+            f"before/after exposure: model released at round {rounds} to "
+            f"{brief(reached)}; who keeps it can compare it with what comes after"
+        )
+    return tuple(lines)
+
+
+def training_rounds(run: TrainedRun) -> int:
+    """Return the rounds of training behind a state, those after requests left out."""
+    return min(run.state.round, run.config.rounds)
+
+
+def brief(peers: Sequence[int]) -> str:
+    """Return peers as words; of many the first, the last and how many."""
+    if len(peers) == 1:
+        return f"peer {peers[0]}"
+    if len(peers) <= 6:
+        return f"peers {', '.join(map(str, peers))}"
+    return f"peers {peers[0]}, {peers[1]}, … {peers[-1]} ({len(peers)})"
 
 
 def earlier_releases(run: TrainedRun, request: ForgetRequest) -> Assumption | None:
@@ -82,86 +133,9 @@ def convexity(model: FlatModel) -> list[Assumption]:
     ]
 
 
-def spent_together(
-    run: TrainedRun, request: ForgetRequest, delta: float
-) -> tuple[float, RdpCurve | None]:
-    """Return what all releases of the request's owners cost, the worst owner's.
-
-    Args:
-        run: The trained network, with this attempt's ledger.
-        request: The resolved request.
-        delta: Of the total.
-
-    Returns:
-        Epsilon, and the Rényi curve it comes from; None where all releases are plain
-        Gaussians, which compose exactly.
-    """
-    epsilon, worst = max(
-        (run.ledger.epsilon(owner, "public", delta), owner)
-        for owner in owners_of(request)
-    )
-    plain = all(
-        isinstance(e.mechanism, GaussianMechanism)
-        for e in run.ledger.entries
-        if e.owner == worst and e.noise_drawn
-    )
-    return epsilon, None if plain else run.ledger.spent(worst, "public")
-
-
-def on_grid(release: GaussianRelease, coordinates: int, *, of: str) -> list[Assumption]:
-    """Return what a secure release rests on; nothing for a simulated one.
-
-    Args:
-        release: The release.
-        coordinates: Numbers in its value.
-        of: What is released, for the name.
-
-    Returns:
-        At most one assumption.
-    """
-    if release.grid is None:
-        return []
-    shift = release.mechanism(coordinates).sensitivity
-    return [
-        Assumption(
-            name=f"grid of {of}",
-            value=release.grid,
-            source="proven",
-            note=f"2**{math.frexp(release.grid)[1] - 1}; value and noise are whole "
-            f"multiples of it, exactly; rounding {coordinates} numbers to it raises "
-            f"the shift from {release.sensitivity:.6g} to {shift:.6g}",
-        )
-    ]
-
-
-def simulated_releases(ledger: PrivacyLedger) -> tuple[str, ...]:
-    """Return the requests whose releases in a ledger have noise from the seed."""
-    found = {
-        e.request_id: None
-        for e in ledger.entries
-        if e.noise_drawn and e.noise_mode == "simulated"
-    }
-    return tuple(found)
-
-
-def refuse_mixed_noise(run: TrainedRun, request: ForgetRequest) -> None:
-    """Refuse secure noise on top of noise that the seed gives away.
-
-    Args:
-        run: The trained network.
-        request: The resolved request, for secure noise.
-
-    Raises:
-        InsecureNoiseError: If an earlier release of the run has simulated noise.
-    """
-    earlier = simulated_releases(run.ledger)
-    if earlier:
-        raise InsecureNoiseError(
-            f"noise_mode: must be 'simulated' for request {request.request_id}, got "
-            f"'secure' after {len(earlier)} with simulated noise ({earlier[0]}), which "
-            "the seed gives away; nothing was sent: begin with secure noise in a run "
-            "without such releases"
-        )
+def extractor_of(run: TrainedRun) -> list[Assumption]:
+    """Return what a claim on features takes of their extractor, if there is one."""
+    return [] if run.data.extractor is None else [run.data.extractor]
 
 
 def held_multiples(
@@ -186,6 +160,18 @@ def held_multiples(
         f"N [W^J]_iu times {what}, between {held.min():.6g} and {held.max():.6g}: "
         "numbers of the network alone, so this is post-processing, of the reference "
         "world's release too",
+    )
+
+
+def stacked_convexity(run: TrainedRun) -> Assumption:
+    """Return what bounds the distance of all peers' models to D-SGD's fixed point."""
+    return Assumption(
+        name="strong convexity (lambda)",
+        value=run.model.l2 + run.config.local.weight_decay,
+        source="proven",
+        note="l2 and weight decay of every peer that takes steps; with a symmetric "
+        "mixing matrix the Jacobian I - W + rate H is bounded below by its smallest "
+        "eigenvalue with H at this value",
     )
 
 

@@ -4,7 +4,7 @@ import html
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,14 +12,16 @@ from numpy.typing import NDArray
 from dfl_unlearn.accounting.certificate import Certificate
 from dfl_unlearn.accounting.ledger import PrivacyLedger
 from dfl_unlearn.data.forget import ForgetRequest
-from dfl_unlearn.engine.run import TrainedRun
+from dfl_unlearn.engine.run import CarriedOut, TrainedRun
 from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.engine.transport import MessageLog
 from dfl_unlearn.errors import InsecureNoiseError
 from dfl_unlearn.registry import Registry
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.store.files import to_safetensors, write_file
-from dfl_unlearn.unlearning.claims import simulated_releases
+from dfl_unlearn.unlearning.noise_modes import simulated_releases
+
+OutcomeStatus = Literal["complete", "held_for_review"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +85,8 @@ class Outcome:
         trace: Name -> values per step, e.g. solver residuals.
         info: For readers only; nothing computes from it.
         notes: Sentences for the report.
+        status: ``held_for_review`` where it cost more accuracy than the screening
+            allows; it is not committed unasked then.
     """
 
     run: TrainedRun
@@ -97,6 +101,7 @@ class Outcome:
     trace: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     info: Mapping[str, float | str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    status: OutcomeStatus = "complete"
 
     @property
     def protocol_name(self) -> str:
@@ -155,13 +160,27 @@ class Outcome:
     def as_run(self) -> TrainedRun:
         """Return a run that goes on from the new state, without the forgotten data.
 
-        The training record stays behind, since it was made with that data.
+        The training record stays behind, since it was made with that data. Where
+        nothing was asked for it is the run itself.
         """
+        if self.request.is_nothing:
+            return self.run
         return self.run.replaced(
             data=self.run.data.without(self.request),
             state=self.state,
             ledger=self.ledger,
             info={**self.run.info, "requests": self.run.requests + 1},
+            carried_out=(*self.run.carried_out, self.carried_out),
+        )
+
+    @property
+    def carried_out(self) -> CarriedOut:
+        """What the new state will say of this request."""
+        data, gone = self.run.data, self.request.mask(self.run.data)
+        return CarriedOut(
+            request_id=self.request.request_id,
+            round=self.run.state.round,
+            rows={i: int(gone[data.rows(i)].sum()) for i in self.request.peers},
         )
 
 
@@ -171,8 +190,9 @@ class UnlearningProtocol(Protocol):
     A protocol may also have the class attributes ``needs`` (parts of the record),
     ``kinds`` (requests it serves), ``claim`` (what its certificate can be at best),
     ``noised_only`` (no message before a noised release of the request: the transport
-    sees to it, and no claim about all messages stands without) and a method
-    ``check(run, request)`` that raises before anything changes.
+    sees to it, and no claim about all messages stands without), a method
+    ``check(run, request)`` that raises before anything changes, and
+    ``predicted_shift(run, request)``, the shift that its release is calibrated to.
     """
 
     def unlearn(self, run: TrainedRun, request: ForgetRequest, rng: RngTree) -> Outcome:

@@ -203,6 +203,8 @@ def _curvature(protocol: "NewtonFisher", l2: float) -> float:
     """Return a bound on how far the inverse curvature is from the exact one."""
     if protocol.curvature == "exact_cg":
         return protocol.damping / (l2 * (l2 + protocol.damping))
+    if protocol.sparsify is not None:  # dropped entries are the damping alone
+        return 1 / min(l2, protocol.damping)
     # Lissa's series over changing rows is no symmetric matrix; its norm is bounded.
     return (2 if protocol.curvature == "lissa" else 1) / l2
 

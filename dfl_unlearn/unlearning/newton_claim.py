@@ -18,12 +18,13 @@ from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.unlearning.claims import (
     EARLIER,
-    NOT_REPEATABLE,
     convexity,
     earlier_releases,
+    exposure_of,
+    extractor_of,
     held_multiples,
     observers_of,
-    spent_together,
+    stacked_convexity,
 )
 from dfl_unlearn.unlearning.newton_correction import (
     Correction,
@@ -34,6 +35,7 @@ from dfl_unlearn.unlearning.newton_release import (
     ROUNDING_SHARE,
     ReleasePlan,
 )
+from dfl_unlearn.unlearning.noise_modes import NOT_REPEATABLE, spent_together
 
 if TYPE_CHECKING:
     from dfl_unlearn.unlearning.protocols.newton_fisher import NewtonFisher
@@ -73,7 +75,7 @@ def assumptions_of(
         ),
     ]
     if protocol.stacked:
-        assumptions[1] = _stacked_convexity(run)
+        assumptions[1] = stacked_convexity(run)
     if bound != "none":
         assumptions += [
             Assumption(
@@ -119,20 +121,9 @@ def assumptions_of(
                 "whoever sees it learns from it; for experiments only",
             )
         )
-    assumptions += _placement(protocol, run)
+    assumptions += [*_placement(protocol, run), *extractor_of(run)]
     earlier = earlier_releases(run, request)
     return assumptions if earlier is None else [*assumptions, earlier]
-
-
-def _stacked_convexity(run: TrainedRun) -> Assumption:
-    return Assumption(
-        name="strong convexity (lambda)",
-        value=run.model.l2 + run.config.local.weight_decay,
-        source="proven",
-        note="l2 and weight decay of every peer that takes steps; with a symmetric "
-        "mixing matrix the Jacobian I - W + rate H is bounded below by its smallest "
-        "eigenvalue with H at this value",
-    )
 
 
 def _distance_name(protocol: "NewtonFisher") -> str:
@@ -304,13 +295,8 @@ def certificate_of(
         assumptions=assumptions,
         observers=observers_of(run, request) if protocol.views else ("public",),
         exposure=(
-            f"messages of {run.state.round} training rounds, sent before the request"
-            + (
-                ", among them the mean of all models that the correction starts from"
-                if protocol.alone
-                else ""
-            ),
-            *([] if protocol.views else [_messages(protocol)]),
+            *exposure_of(run, request),
+            *_messages(protocol),
         ),
         notes=(
             *_notes(protocol, earlier),
@@ -318,6 +304,7 @@ def certificate_of(
             *bounds,
             *([NOT_REPEATABLE] if secure else []),
         ),
+        covers=("head",) if protocol.convex_head else ("all",),
         adaptive=request.adaptive,
     )
 
@@ -336,12 +323,19 @@ def _sent(
     return held_multiples(run, request.requester, protocol.dissemination, what)
 
 
-def _messages(protocol: "NewtonFisher") -> str:
-    """Return which messages after the request the claim does not cover."""
+def _messages(protocol: "NewtonFisher") -> tuple[str, ...]:
+    """Return which messages the claim does not cover, of those about the correction."""
+    if protocol.alone:
+        return (
+            "the mean of all models, which the correction starts from, is known from "
+            "before the request",
+        )
+    if protocol.views:
+        return ()
     if protocol.stacked:
         return (
             "models and corrections that neighbours exchange carry no noise: scope "
-            f"{protocol.scope} covers final models"
+            f"{protocol.scope} covers final models",
         )
     own = {
         "broadcast_model": "",
@@ -352,7 +346,7 @@ def _messages(protocol: "NewtonFisher") -> str:
     return (
         "sums over all peers of models, and of the gradients and curvature "
         f"that the correction takes, carry no noise: scope {protocol.scope} covers "
-        f"final models{own}"
+        f"final models{own}",
     )
 
 

@@ -61,6 +61,7 @@ def check_fields(protocol: "NewtonFisher") -> None:
         bool,
         assume_stationary=protocol.assume_stationary,
         assume_secure_aggregation=protocol.assume_secure_aggregation,
+        convex_head=protocol.convex_head,
         disclose_m=protocol.disclose_m,
     )
     _validate.integer(recovery_rounds=protocol.recovery_rounds, at_least=0, error=wrong)

@@ -39,14 +39,14 @@ from dfl_unlearn.engine.local import peer_scale
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.unlearning.claims import (
     EARLIER,
-    NOT_REPEATABLE,
     earlier_releases,
+    exposure_of,
+    extractor_of,
     held_multiples,
     observers_of,
-    on_grid,
     owners_of,
-    spent_together,
 )
+from dfl_unlearn.unlearning.noise_modes import NOT_REPEATABLE, on_grid, spent_together
 from dfl_unlearn.unlearning.rr_du_noise import releases_of
 from dfl_unlearn.unlearning.shift import start_shift
 from dfl_unlearn.unlearning.token_walk import Route
@@ -146,7 +146,11 @@ class Claim:
         return cls(
             protocol=protocol,
             scope=_VIEW if protocol.certify == "retrain" else "transcript",
-            assumptions=(*assumptions, *([earlier] if earlier else [])),
+            assumptions=(
+                *assumptions,
+                *extractor_of(run),
+                *([earlier] if earlier else []),
+            ),
             start=start,
             visit=visit,
             visits=visits,
@@ -258,8 +262,9 @@ class Claim:
             assumptions=self.assumptions,
             observers=observers_of(run, request),
             exposure=(
-                f"messages of {run.state.round} training rounds, sent before the "
-                "request, among them the mean of all models that the walk starts from",
+                *exposure_of(run, request),
+                "the mean of all models, which the walk starts from, is known from "
+                "before the request",
             ),
             notes=(
                 *self._notes(run, together),

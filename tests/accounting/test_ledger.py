@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfl_unlearn.accounting.gaussian import gaussian_noise_std
+from dfl_unlearn.accounting.groups import group_curve
 from dfl_unlearn.accounting.ledger import PrivacyBudget, PrivacyLedger, colluding
 from dfl_unlearn.accounting.mechanisms import (
     DiscreteGaussianMechanism,
@@ -144,6 +145,22 @@ def test_accounts_of_other_mechanisms_are_their_renyi_sum():
     assert 2.3770778758 - 1e-9 <= mixed <= 2.3770778758 * (1 + 1e-7)
     rows = [(row.owner, row.observer, row.releases) for row in ledger.table()]
     assert rows[0] == ("*", "public", 4)
+
+
+def test_steps_that_every_record_joins_compose_exactly():
+    ledger = PrivacyLedger()
+    full = SampledGaussianMechanism(rate=1.0, noise_multiplier=8.0, steps=3)
+    ledger.charge("a", "peer:2", BOTH, replace(full, adjacency="unlearn"))
+    exact = ledger.epsilon("peer:2", "peer:0", 1e-5)
+    assert exact == pytest.approx(0.7912753789, abs=2e-10)
+    ledger.charge("b", "peer:2", BOTH, RELEASE)
+    ledger.charge("c", "peer:2", BOTH, RELEASE)
+    five = ledger.epsilon("peer:2", "peer:0", 1e-5)
+    assert five == pytest.approx(1.0470536091, abs=2e-10)
+    idle = SampledGaussianMechanism(rate=0.0, noise_multiplier=0.0)
+    bare = SampledGaussianMechanism(rate=1.0, noise_multiplier=0.0)
+    assert (idle.mu, bare.mu) == (0.0, math.inf)
+    assert TRAINING.mu is None
 
 
 def test_a_claim_on_any_one_record_is_about_adding_or_removing_it():
@@ -318,6 +335,42 @@ def test_under_joint_scope_all_observers_together_have_one_budget():
                 ledger.charge("r2", "peer:2", ("peer:3",), calibrated(1.0), scope=scope)
 
 
+def test_a_public_release_counts_for_everyone_who_saw_something_before():
+    ledger = PrivacyLedger(PrivacyBudget(epsilon_max=1.0))
+    ledger.charge("r1", "peer:2", ("peer:0",), calibrated(0.9), scope="release")
+    with pytest.raises(PrivacyBudgetExceededError, match="observer peer:0, budget 1"):
+        ledger.charge("r2", "peer:2", ("public",), calibrated(0.9), scope="release")
+    other = PrivacyLedger(PrivacyBudget(epsilon_max=1.0))
+    pair = ("{peer:0,peer:3}",)
+    other.charge("r1", "peer:2", pair, calibrated(0.9), scope="release")
+    with pytest.raises(PrivacyBudgetExceededError, match=r"observer \{peer:0,peer:3\}"):
+        other.charge("r2", "peer:2", ("peer:3",), calibrated(0.9), scope="release")
+    other.charge("r3", "peer:2", ("peer:5",), calibrated(0.9), scope="release")
+
+
+def test_an_observer_may_have_a_cap_of_its_own():
+    budget = PrivacyBudget(
+        epsilon_max=2.0, per_observer={"public": 0.5, "{peer:0,peer:3}": 1.2}
+    )
+    ledger = PrivacyLedger(budget)
+    with pytest.raises(PrivacyBudgetExceededError, match=r"public, budget 0\.5"):
+        ledger.charge("r1", "peer:2", ("peer:0", "public"), calibrated(1.0))
+    for scope in ("release", "joint"):
+        ledger = PrivacyLedger(budget)
+        ledger.charge("r1", "peer:2", ("peer:0",), calibrated(1.0), scope=scope)
+        with pytest.raises(PrivacyBudgetExceededError, match=r"peer:3\}, budget 1\.2"):
+            ledger.charge("r2", "peer:2", ("peer:3",), calibrated(1.0), scope=scope)
+    assert ledger.remaining("peer:2", "peer:0") == pytest.approx(1.0)
+    assert ledger.remaining("peer:2", "public") == 0.5
+    assert ledger.remaining("peer:2", "{peer:0,peer:3}") == pytest.approx(0.2)
+    rows = {row.observer: row.remaining for row in ledger.table()}
+    assert rows["public"] == 0.5
+    alone = PrivacyLedger(PrivacyBudget(per_observer={"peer:3": 0.5}))
+    alone.charge("r1", "peer:2", ("peer:0",), calibrated(9.0))
+    with pytest.raises(PrivacyBudgetExceededError, match="observer peer:3"):
+        alone.charge("r2", "peer:2", ("public",), calibrated(1.0))
+
+
 def test_an_owner_may_have_a_cap_of_its_own():
     ledger = PrivacyLedger(PrivacyBudget(epsilon_max=1.0, per_owner={"peer:2": 0.5}))
     with pytest.raises(PrivacyBudgetExceededError, match=r"budget 0\.5"):
@@ -335,12 +388,14 @@ def test_an_owner_may_have_a_cap_of_its_own():
         {"delta_max": 1.0},
         {"per_owner": {"peer:1": -1.0}},
         {"per_owner": {"client:1": 1.0}},
+        {"per_observer": {"peer:1": 0.0}},
+        {"per_observer": {"client:1": 1.0}},
     ],
 )
 def test_impossible_budgets_are_refused(fields):
     expected = InvalidPrivacyParameterError
     expected = InvalidArgumentError if "client:1" in str(fields) else expected
-    with pytest.raises(expected, match=next(iter(fields))):
+    with pytest.raises(expected, match=next(iter(fields)).removeprefix("per_")):
         PrivacyBudget(**fields)
 
 
@@ -454,19 +509,20 @@ def test_what_is_private_for_any_record_has_its_own_epsilon():
 def test_several_records_at_once_pay_the_group_rule():
     ledger = PrivacyLedger()
     ledger.charge("train", "*", BOTH, TRAINING)
-    pair = ledger.public_epsilon("peer:0", 1e-5, group_size=2)
-    curve = curve_of(TRAINING)
-    assert pair > 2 * curve.to_epsilon(1e-5).epsilon
-    half, smaller = pair / 2, curve.to_delta(pair / 2)
-    assert smaller * (1 + math.exp(half)) <= 1e-5 * (1 + 1e-6)
+    alone = ledger.public_epsilon("peer:0", 1e-5)
+    for size in (2, 5):
+        several = ledger.public_epsilon("peer:0", 1e-5, group_size=size)
+        curve = group_curve(TRAINING, size)
+        assert several == curve.to_epsilon(1e-5).epsilon > size * alone
     full = GaussianMechanism(noise_std=20.0, sensitivity=1.0, adjacency="add_remove")
+    ledger.charge("more", "*", BOTH, full)
+    both = ledger.public_epsilon("peer:0", 1e-5, group_size=5)
+    added = group_curve(TRAINING, 5) + curve_of(full).group(5)
+    assert both == added.to_epsilon(1e-5).epsilon
     plain = PrivacyLedger()
     plain.charge("train", "*", BOTH, full)
-    by_group = plain.public_epsilon("peer:0", 1e-5, group_size=4)
-    assert by_group == pytest.approx(0.7945220325, rel=1e-7)  # one of noise 5
-    bare = PrivacyLedger()
-    bare.charge("train", "*", BOTH, replace(TRAINING, noise_multiplier=0.05))
-    assert bare.public_epsilon("peer:0", 1e-5, group_size=9) > 1e3
+    exact = plain.public_epsilon("peer:0", 1e-5, group_size=4)
+    assert exact == pytest.approx(0.7255217509, abs=2e-10)  # one of noise 5, exactly
 
 
 # --- merge ---------------------------------------------------------------------------
@@ -630,7 +686,9 @@ def test_other_mechanisms_have_their_documented_line(tmp_path, mechanism, what, 
 
 def test_ledger_tamper(tmp_path):
     path = tmp_path / "ledger.jsonl"
-    play(PrivacyLedger(path=path))
+    ledger = play(PrivacyLedger(path=path), "charge r1 peer:2; commit r1")
+    ledger.charge("r2", "peer:4", BOTH, GRIDDED)
+    ledger.charge("train", "*", BOTH, TRAINING, noise_purpose="train-noise")
     whole = path.read_bytes()
     rng = np.random.default_rng(0)
     flips = [(at, 1) for at in range(len(whole) - 3, len(whole))]

@@ -15,7 +15,7 @@ from dfl_unlearn.curvature.blocks import (
 )
 from dfl_unlearn.curvature.kfac import KfacFisher
 from dfl_unlearn.curvature.operators import DiagonalFisher, Objective
-from dfl_unlearn.curvature.samples import labelled
+from dfl_unlearn.curvature.samples import PerSample, label_law
 from dfl_unlearn.errors import NonPositiveCurvatureError, UnsupportedModelError
 from dfl_unlearn.models.flat import FlatModel
 from dfl_unlearn.models.zoo import models
@@ -143,7 +143,7 @@ def test_the_empirical_diagonal_is_that_of_the_dense_one(kind):
 
 def test_the_labels_of_a_row_share_its_weight():
     model = mlp()
-    pairs = labelled(model, start(model), ROWS, LABELS, "model")
+    pairs = label_law(model, model.predict(start(model), ROWS))
     np.testing.assert_allclose(sum(share for _, share in pairs), 1.0, rtol=1e-14)
 
 
@@ -204,20 +204,29 @@ def test_kronecker_factors_are_the_moments_of_inputs_and_derivatives():
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_one_layer_and_one_row_are_exact(bias):
+@pytest.mark.parametrize("loss", ["cross-entropy", "binary-logistic", "squared-error"])
+def test_one_layer_and_one_row_are_exact(bias, loss):
     """Up to the damping's cross terms, which vanish with it."""
-    model = FlatModel.from_module(nn.Linear(6, 3, bias=bias), "cross-entropy", l2=0.0)
+    outputs = 3 if loss == "cross-entropy" else 1
+    labels = {"binary-logistic": LABELS % 2, "squared-error": LABELS.double()}
+    model = FlatModel.from_module(nn.Linear(6, outputs, bias=bias), loss)
     one = np.zeros(len(LABELS))
     one[3] = 0.7
-    objective, theta = objective_of(model, one), start(model)
-    tiny = 1e-13
+    objective = Objective(
+        model=model, inputs=ROWS, labels=labels.get(loss, LABELS), weights=one
+    )
+    theta, tiny = start(model), 1e-13
     found = matrix_of(KfacFisher.at(objective, theta, damping=tiny), model.size)
     hessian = matrix_of(objective.hessian(theta), model.size)
     np.testing.assert_allclose(found, hessian, atol=1e-5)
-    whole = objective_of(model)
-    found = matrix_of(KfacFisher.at(whole, theta, damping=tiny), model.size)
-    hessian = matrix_of(whole.hessian(theta), model.size)
-    assert np.abs(found - hessian).max() > 1e-2  # several rows: no longer
+
+
+def test_several_rows_are_not_exact():
+    model = FlatModel.from_module(nn.Linear(6, 3), "cross-entropy")
+    objective, theta = objective_of(model), start(model)
+    found = matrix_of(KfacFisher.at(objective, theta, damping=1e-13), model.size)
+    hessian = matrix_of(objective.hessian(theta), model.size)
+    assert np.abs(found - hessian).max() > 1e-2
 
 
 @pytest.mark.parametrize(("stride", "padding"), [(1, 1), (2, 0)])
@@ -287,11 +296,66 @@ class Shared(nn.Module):
         return self.outer(self.again(self.inner(x)))
 
 
+class Unused(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(6, 3)
+        self.outer = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.outer(x)
+
+
+# --- gradients of single samples ---------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        mlp()._module,
+        nn.Sequential(nn.Linear(6, 4), nn.ReLU(True), nn.Linear(4, 3, bias=False)),
+        nn.Sequential(nn.Linear(6, 4), nn.LayerNorm(4), nn.Linear(4, 3)),
+        nn.Sequential(
+            nn.Unflatten(1, (1, 2, 3)),
+            nn.Conv2d(1, 2, 2, padding=1),
+            nn.Tanh(),
+            nn.Flatten(),
+            nn.Linear(24, 3),
+        ),
+        nn.Sequential(
+            nn.Unflatten(1, (2, 3)), nn.Linear(3, 2), nn.Flatten(), nn.Linear(4, 3)
+        ),
+        Twice(),
+        Shared(),
+        Unused(),
+    ],
+)
+def test_layers_at_once_are_one_sample_after_the_other(net):
+    model = FlatModel.from_module(net, "cross-entropy")
+    theta = start(model)
+
+    def loss(p, x, y):
+        return model.sample_losses(p, (x[None], y[None]))[0]
+
+    each = [
+        torch.func.grad(loss)(theta, x, y) for x, y in zip(ROWS, LABELS, strict=True)
+    ]
+    jacobian, w = torch.stack(each), torch.from_numpy(weights())
+    found = PerSample(model, theta)
+    np.testing.assert_allclose(found.gradients(ROWS, LABELS), jacobian, atol=1e-14)
+    squares = w @ jacobian.square()
+    np.testing.assert_allclose(found.squares(ROWS, LABELS, w), squares, atol=1e-14)
+
+
+# --- refusals ----------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     ("net", "message"),
     [
         (nn.Sequential(nn.Linear(6, 3), nn.LayerNorm(3)), "layer '1' .*got LayerNorm;"),
         (Twice(), "layer 'inner' must be used once per call .* got twice"),
+        (Unused(), "layer 'inner' must be used once per call .* got never"),
         (Shared(), "layer 'again' .* shares its parameters"),
         (nn.Sequential(nn.Conv2d(2, 4, 1, groups=2)), "Conv2d with groups=2"),
         (

@@ -7,6 +7,7 @@ from networks import blobs, full_batch
 from torch import nn
 
 from dfl_unlearn.data.forget import ForgetRequest
+from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.engine.config import LocalSteps, SimulationConfig
 from dfl_unlearn.engine.run import state_digest
 from dfl_unlearn.engine.simulator import simulate
@@ -22,6 +23,7 @@ from dfl_unlearn.models.flat import FlatModel
 from dfl_unlearn.models.zoo import models
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.unlearning.apply import unlearn
+from dfl_unlearn.unlearning.newton_bounds import prior_bound
 from dfl_unlearn.unlearning.protocols.newton_fisher import NewtonFisher
 from dfl_unlearn.unlearning.retained import exact_minimizer
 
@@ -148,12 +150,53 @@ def test_a_block_of_a_linear_model_is_newtons_method(convex):
     assert steps[0] <= steps[1]
 
 
+def test_factors_of_convolutions_correct_a_small_network_and_norms_are_refused():
+    rng = np.random.default_rng(0)
+    images = [
+        (
+            torch.from_numpy(rng.random((8, 8, 8), dtype=np.float32)),
+            torch.arange(8) % 2,
+        )
+        for _ in range(3)
+    ]
+    data = PeerData.from_tensors(images, test=images[0], num_classes=2)
+    config = SimulationConfig(rounds=2, evaluate_every=0)
+    fields = {"channels": (2, 3), "l2": 0.01}
+    model = models.build("small-cnn", input_shape=(8, 8), num_classes=2, **fields)
+    run = simulate("path", data, model, config)
+    outcome = unlearn(run, REQUEST, NewtonFisher(curvature="kfac", damping=1.0))
+    assert outcome.certificate.status == "heuristic"
+    before, after = outcome.trace["gradient_norm"]
+    assert after < before
+    factors = 10**2 + 2**2 + 19**2 + 3**2 + 13**2 + 2**2
+    assert set(sizes(outcome, "kronecker factors")) == {8 * factors}
+    fields = {"width": 2, "groups": 1}
+    normed = models.build("resnet8", input_shape=(8, 8), num_classes=2, **fields)
+    run = simulate("path", data, normed, config)
+    refused(run, UnsupportedModelError, "got GroupNorm", curvature="kfac")
+
+
 def test_a_surrogate_with_the_data_gone_is_not_the_one_with_it(deep):
     """Curvature is that of what is kept."""
     protocol = NewtonFisher(curvature="kfac", damping=3.0, recovery_rounds=0)
     few = unlearn(deep, REQUEST, protocol)
     more = unlearn(deep, ForgetRequest.samples(peer=1, indices=[0, 4, 5]), protocol)
     assert not torch.equal(few.state.params, more.state.params)
+
+
+def test_a_sparse_diagonal_below_lambda_is_off_by_more(convex):
+    """Dropped entries are the damping alone: 1/damping takes the place of 1/lambda."""
+    request = REQUEST.resolve(convex.data)
+    parts = [
+        prior_bound(
+            NewtonFisher(curvature="diag_fisher", sparsify=0.5, damping=damping),
+            convex,
+            request,
+        ).curvature
+        for damping in (0.02, 0.1, 5.0)
+    ]
+    assert parts[0] == pytest.approx(5 * parts[1])
+    assert parts[2] == parts[1]
 
 
 # --- messages and costs --------------------------------------------------------------

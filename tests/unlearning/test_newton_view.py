@@ -89,7 +89,7 @@ def test_the_requester_corrects_alone_and_is_certified(run, scope):
     assert "none" in assumption(certificate, "messages before the release").value
     text = str(certificate)
     assert "tau was recorded before the request" in text
-    assert "the mean of all models that the correction starts from" in text
+    assert "the mean of all models, which the correction starts from" in text
     assert "Delta_pri = (gmax - removed / 2) / lambda" in text
 
 

@@ -47,9 +47,7 @@ from dfl_unlearn.record.plan import RecordPart
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.unlearning.claims import (
     observers_of,
-    on_grid,
     owners_of,
-    refuse_mixed_noise,
     refuse_single,
 )
 from dfl_unlearn.unlearning.contracts import Cost, Outcome, protocols
@@ -79,6 +77,7 @@ from dfl_unlearn.unlearning.newton_release import (
     rounding_of,
 )
 from dfl_unlearn.unlearning.newton_view import check_alone, correct_alone
+from dfl_unlearn.unlearning.noise_modes import on_grid, refuse_mixed_noise
 from dfl_unlearn.unlearning.retained import network_objective
 
 
@@ -147,6 +146,9 @@ class NewtonFisher:
             noise to the cap.
         recovery_rounds: Rounds of ordinary training on retained data afterwards; free
             post-processing only where all models together are covered.
+        convex_head: Certify the linear head of a network whose extractor is frozen:
+            the run's data are its features (``data.features``), and the certificate
+            covers ``head`` alone and says what the extractor saw.
         disclose_m: Whether the certificate names the number of forgotten rows.
         assume_secure_aggregation: Let sums over all peers be taken under a view, as if
             nobody but the requester could tell them or the points they are taken at;
@@ -171,6 +173,7 @@ class NewtonFisher:
     dissemination: Dissemination = "tree"
     align_to: float | None = None
     recovery_rounds: int = 1
+    convex_head: bool = False
     disclose_m: bool = False
     assume_secure_aggregation: bool = False
 
@@ -253,6 +256,13 @@ class NewtonFisher:
                 "(it takes a convex model with l2 > 0), got 'oracle_residual'; use "
                 "'analytic', which goes by residual_cap"
             )
+        if self.convex_head and (run.data.extractor is None or not run.model.convex):
+            raise UnsupportedRequestError(
+                "convex_head: must be False unless a linear model was trained on "
+                "features of a frozen extractor, got True for data "
+                f"{run.data.name!r}; make them with data.features.frozen_features or "
+                "random_features"
+            )
         multiples(run.topology, request.requester, self.dissemination)
         check_curvature(self, run, request)
         if self.alone:
@@ -274,6 +284,11 @@ class NewtonFisher:
                 plan.mechanism,
                 scope=self.scope,
             )
+
+    def predicted_shift(self, run: TrainedRun, request: ForgetRequest) -> float:
+        """Return the public shift that the noise will be calibrated to."""
+        plan = ReleasePlan.of(self, run.topology.n, run.model.size)
+        return plan.sensitivity
 
     def unlearn(self, run: TrainedRun, request: ForgetRequest, rng: RngTree) -> Outcome:
         """Correct the models, release them with noise, overwrite every peer.

@@ -10,6 +10,7 @@ from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.simulator import retrain, samples_per_round
 from dfl_unlearn.errors import InvalidHyperparameterError
 from dfl_unlearn.rng import RngTree
+from dfl_unlearn.unlearning.claims import exposure_of, extractor_of
 from dfl_unlearn.unlearning.contracts import Cost, Outcome, protocols
 
 
@@ -40,6 +41,10 @@ class Retrain:
             why="0 with coupled=True, at least 1 with coupled=False",
         )
 
+    def predicted_shift(self, run: TrainedRun, request: ForgetRequest) -> float:
+        """Return 0: nothing of the forgotten data is left to be hidden."""
+        return 0.0
+
     def unlearn(self, run: TrainedRun, request: ForgetRequest, rng: RngTree) -> Outcome:
         """Return the state of a network that never had the data."""
         data = run.data.without(request)
@@ -67,12 +72,10 @@ class Retrain:
                     note="started again from the initial parameters; the forgotten "
                     "rows have weight 0 in every step",
                 ),
+                *extractor_of(run),
             ),
             observers=("public",),
-            exposure=(
-                f"messages of {run.state.round} training rounds, sent before the "
-                "request",
-            ),
+            exposure=exposure_of(run, request),
             notes=_notes(run, request),
             adaptive=request.adaptive,
             exact=True,

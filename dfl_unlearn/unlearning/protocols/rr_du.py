@@ -51,8 +51,9 @@ from dfl_unlearn.record.plan import RecordPart
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.topology.walks import Walk
 from dfl_unlearn.unlearning.alignment import ALIGNMENTS, Alignment
-from dfl_unlearn.unlearning.claims import refuse_mixed_noise, refuse_single
+from dfl_unlearn.unlearning.claims import refuse_single
 from dfl_unlearn.unlearning.contracts import Cost, Outcome, protocols
+from dfl_unlearn.unlearning.noise_modes import refuse_mixed_noise
 from dfl_unlearn.unlearning.rr_du_claim import Claim
 from dfl_unlearn.unlearning.token import Token
 from dfl_unlearn.unlearning.token_walk import NaturalVisit, Route, draw_route
@@ -297,6 +298,11 @@ class RrDu:
         multiples(run.topology, request.requester, self.dissemination)
         claim = Claim.of(self, run, request, self.route(run, request))
         claim.check_budget(run, request)
+
+    def predicted_shift(self, run: TrainedRun, request: ForgetRequest) -> float:
+        """Return the public shift that the noise of the start is calibrated to."""
+        claim = Claim.of(self, run, request, self.route(run, request))
+        return claim.start.sensitivity
 
     def route(self, run: TrainedRun, request: ForgetRequest) -> Route:
         """Return where the token will go; it depends on no data.
