@@ -19,10 +19,11 @@ from dfl_unlearn._html import Html
 from dfl_unlearn._stats import round_up
 from dfl_unlearn.accounting.certificate import (
     CLAIMED,
-    NOT_COVERED,
     Assumption,
     Certificate,
+    not_covered,
 )
+from dfl_unlearn.accounting.entries import NoiseMode
 from dfl_unlearn.engine.exposure import Sent, sent_before
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.errors import MissingInputError
@@ -64,7 +65,6 @@ _SCOPES = {
 }
 # Beside what every certificate says of itself.
 _LIMITS = (
-    *NOT_COVERED,
     "verification by outsiders: models and logs alone cannot prove that unlearning was "
     "executed; the certificate is about the algorithm as this program ran it",
     "side channels: timing, traffic, and the fact that a request took place",
@@ -326,11 +326,12 @@ def _methods(view: ResultsView) -> Html:
 
 
 def _limits(view: ResultsView) -> Html:
-    return (
-        h.section("What this does not prove", h.items(_LIMITS))
-        if view.outcomes
-        else (Html())
-    )
+    if not view.outcomes:
+        return Html()
+    claims = [o.certificate for o in view.outcomes if o.certificate is not None]
+    modes: set[NoiseMode] = {c.noise_mode for c in claims} or {"simulated"}
+    limits = (*not_covered(*sorted(modes)), *_LIMITS)
+    return h.section("What this does not prove", h.items(limits))
 
 
 def _settings(view: ResultsView) -> Html:
@@ -459,8 +460,11 @@ def _certificate(certificate: Certificate) -> list[object]:
             if certificate.status in CLAIMED
             else "a nominal shift of"
         )
+        law = (
+            "Gaussian" if certificate.numerics == "idealized" else "Gaussian on a grid"
+        )
         words = (
-            f"Gaussian, standard deviation {certificate.noise_std:.4g}, for {kind} "
+            f"{law}, standard deviation {certificate.noise_std:.4g}, for {kind} "
             f"{certificate.sensitivity:.4g}"
         )
         facts += [

@@ -25,7 +25,6 @@ from dfl_unlearn.unlearning.claims import (
     extractor_of,
     held_multiples,
     observers_of,
-    owners_of,
     stacked_convexity,
 )
 from dfl_unlearn.unlearning.newton_correction import (
@@ -37,6 +36,7 @@ from dfl_unlearn.unlearning.newton_release import (
     ROUNDING_SHARE,
     ReleasePlan,
 )
+from dfl_unlearn.unlearning.noise_modes import NOT_REPEATABLE, spent_together
 
 if TYPE_CHECKING:
     from dfl_unlearn.unlearning.protocols.newton_fisher import NewtonFisher
@@ -282,22 +282,25 @@ def certificate_of(
     Returns:
         The certificate; epsilon composes all releases of the same owner.
     """
-    composed = max(
-        run.ledger.epsilon(owner, "public", protocol.delta)
-        for owner in owners_of(request)
-    )
-    earlier = any(a.name == EARLIER for a in assumptions)
+    curve = plan.curve
+    epsilon, earlier = protocol.epsilon, any(a.name == EARLIER for a in assumptions)
+    if earlier:
+        composed, curve = spent_together(run, request, protocol.delta)
+        epsilon = max(composed, epsilon)
+    secure = protocol.noise_mode == "secure"
     return certify(
         method="newton-fisher",
         request_id=request.request_id,
         group_size=request.size(run.data) if protocol.disclose_m else None,
         scope=protocol.scope,
-        epsilon=max(composed, protocol.epsilon) if earlier else protocol.epsilon,
+        epsilon=epsilon,
         delta=protocol.delta,
         sensitivity=plan.sensitivity,
         bound=bound,
         noise_std=plan.release.noise_std,
-        accountant="exact_gaussian",
+        noise_mode=protocol.noise_mode,
+        accountant="exact_gaussian" if curve is None else "rdp",
+        curve=curve,
         assumptions=assumptions,
         observers=observers_of(run, request) if protocol.views else ("public",),
         exposure=(
@@ -316,6 +319,7 @@ def certificate_of(
             *_notes(protocol, earlier),
             *_sent(protocol, run, request),
             *bounds,
+            *([NOT_REPEATABLE] if secure else []),
         ),
         covers=("head",) if protocol.convex_head else ("all",),
         adaptive=still_adaptive(request, assumptions),

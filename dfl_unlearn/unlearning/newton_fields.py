@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Literal, get_args
 
 from dfl_unlearn import _validate
+from dfl_unlearn.accounting.entries import NoiseMode
 from dfl_unlearn.engine.transport import Dissemination
 from dfl_unlearn.errors import (
     InvalidHyperparameterError,
@@ -43,6 +44,7 @@ def check_fields(protocol: "NewtonFisher") -> None:
         ("state_policy", StatePolicy),
         ("noise_placement", NoisePlacement),
         ("dissemination", Dissemination),
+        ("noise_mode", NoiseMode),
     ):
         _validate.one_of(get_args(kind), **{name: getattr(protocol, name)})
     _validate.number(damping=protocol.damping, at_least=0, error=wrong)
@@ -88,6 +90,7 @@ def _check_together(protocol: "NewtonFisher") -> None:
                 f"{getattr(protocol, name)!r}; set it or use target='consensus'"
             )
     _check_views(protocol)
+    _check_secure(protocol)
     if protocol.curvature == "linearized_gossip" and not protocol.stacked:
         raise InvalidHyperparameterError(
             "curvature: must be 'exact_cg' or another one of the mean model with "
@@ -121,6 +124,27 @@ def _check_together(protocol: "NewtonFisher") -> None:
             "scope: must be 'release' with noise_placement='broadcast_correction', "
             "got 'joint'; the differences of two peers' models carry no noise "
             "there: use 'broadcast_model' or 'independent' for a joint claim"
+        )
+
+
+def _check_secure(protocol: "NewtonFisher") -> None:
+    """Refuse secure noise where what is released does not lie on its grid.
+
+    Raises:
+        InvalidHyperparameterError: Naming the field.
+    """
+    if protocol.noise_mode != "secure":
+        return
+    if protocol.noise_placement == "broadcast_correction":
+        raise InvalidHyperparameterError(
+            "noise_placement: must be 'broadcast_model' or 'independent' with "
+            "noise_mode='secure', got 'broadcast_correction'; each peer adds its "
+            "noised part to a model that is on no grid, and the last bits tell which"
+        )
+    if protocol.calibration not in ("analytic", "rdp"):
+        raise InvalidHyperparameterError(
+            "calibration: must be 'analytic' or 'rdp' with noise_mode='secure', got "
+            f"{protocol.calibration!r}; secure noise is calibrated by Rényi's measure"
         )
 
 

@@ -15,7 +15,9 @@ stack                    one vector of N P numbers  :math:`\Delta`, by all toget
 =======================  =========================  ==============================
 
 The cap of a stack (``target="dsgd_fixed_point"``) is on the distance of all models at
-once, so its release is one vector too.
+once, so its release is one vector too. Secure noise lies on a grid of step g: every
+distance grows by :math:`g \sqrt P` for the P numbers of a release, and s goes by
+Rényi's measure.
 """
 
 import math
@@ -26,7 +28,11 @@ import torch
 from torch import Tensor
 
 from dfl_unlearn.accounting.gaussian import gaussian_noise_std
-from dfl_unlearn.accounting.mechanisms import GaussianMechanism
+from dfl_unlearn.accounting.mechanisms import (
+    DiscreteGaussianMechanism,
+    GaussianMechanism,
+)
+from dfl_unlearn.accounting.rdp import RdpCurve, curve_of
 from dfl_unlearn.accounting.release import GaussianRelease
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.run import TrainedRun
@@ -42,6 +48,7 @@ if TYPE_CHECKING:
 # Share of the cap that is set aside for rounding the released models to their dtype.
 ROUNDING_SHARE = 0.01
 
+_SAFE = 1 + 1e-9  # on secure noise, for sums of curves that round up
 _EPS = {torch.float32: 2.0**-23, torch.float64: 2.0**-52}
 
 
@@ -52,18 +59,21 @@ class ReleasePlan:
     Attributes:
         release: One of them, with its noise.
         count: How many there are, all alike and independent.
-        sensitivity: Shift of all that the claim's observer sees, for this noise.
+        seen: How many of them the claim's observer sees.
+        coordinates: Numbers in each.
     """
 
     release: GaussianRelease
     count: int
-    sensitivity: float
+    seen: int
+    coordinates: int
 
     @classmethod
     def of(
         cls,
         protocol: "NewtonFisher",
         peers: int,
+        size: int,
         least_weight: float = 1.0,
         *,
         measured: float | None = None,
@@ -73,6 +83,7 @@ class ReleasePlan:
         Args:
             protocol: Its fields.
             peers: N.
+            size: P, the numbers of one model.
             least_weight: Smallest influence weight, for ``broadcast_correction``; the
                 noise over the sensitivity does not depend on it.
             measured: The measured bound, for ``calibration="oracle_residual"``; None
@@ -84,25 +95,43 @@ class ReleasePlan:
         one, method = protocol.residual_cap * (1 + ROUNDING_SHARE), protocol.calibration
         if method == "oracle_residual":
             one, method = (one if measured is None else measured), "analytic"
-        count, seen = 1, one
+        count = seen = 1
         if protocol.noise_placement == "broadcast_correction":
-            one = seen = one / least_weight
+            one = one / least_weight
         elif protocol.noise_placement == "independent" and not protocol.stacked:
             count = peers
-            seen = one * math.sqrt(peers) if protocol.scope == "joint" else one
-        noise_std = gaussian_noise_std(protocol.epsilon, protocol.delta, seen, method)
-        return cls(
-            release=GaussianRelease(sensitivity=one, noise_std=noise_std),
-            count=count,
-            sensitivity=seen,
-        )
+            seen = peers if protocol.scope == "joint" else 1
+        coordinates = peers * size if protocol.stacked else size
+        if protocol.noise_mode == "secure":
+            scale = gaussian_noise_std(protocol.epsilon, protocol.delta, 1.0, "rdp")
+            release = GaussianRelease.on_grid(
+                sensitivity=one,
+                noise_multiplier=scale * math.sqrt(seen) * _SAFE,
+                coordinates=coordinates,
+            )
+        else:
+            noise_std = gaussian_noise_std(
+                protocol.epsilon, protocol.delta, one * math.sqrt(seen), method
+            )
+            release = GaussianRelease(sensitivity=one, noise_std=noise_std)
+        return cls(release=release, count=count, seen=seen, coordinates=coordinates)
 
     @property
-    def mechanism(self) -> GaussianMechanism:
+    def mechanism(self) -> GaussianMechanism | DiscreteGaussianMechanism:
         """What one release costs."""
-        return GaussianMechanism(
-            noise_std=self.release.noise_std, sensitivity=self.release.sensitivity
-        )
+        return self.release.mechanism(self.coordinates)
+
+    @property
+    def sensitivity(self) -> float:
+        """Shift of all that the claim's observer sees, for this noise."""
+        return self.mechanism.sensitivity * math.sqrt(self.seen)
+
+    @property
+    def curve(self) -> RdpCurve | None:
+        """What the claim's observer sees by Rényi's measure; None for plain noise."""
+        if self.release.grid is None:
+            return None
+        return self.seen * curve_of(self.mechanism)
 
 
 def released_rows(

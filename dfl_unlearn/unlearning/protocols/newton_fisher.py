@@ -36,6 +36,7 @@ from torch import Tensor
 
 from dfl_unlearn import _validate
 from dfl_unlearn.accounting.certificate import status_of
+from dfl_unlearn.accounting.entries import NoiseMode
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.simulator import continue_training
@@ -75,6 +76,7 @@ from dfl_unlearn.unlearning.newton_release import (
     rounding_of,
 )
 from dfl_unlearn.unlearning.newton_view import check_alone, correct_alone
+from dfl_unlearn.unlearning.noise_modes import on_grid, refuse_mixed_noise
 from dfl_unlearn.unlearning.retained import network_objective
 
 
@@ -136,6 +138,11 @@ class NewtonFisher:
         align_to: Where peers add to models of their own, let them gossip first until
             these are at most this far from their mean (Frobenius norm of all), which
             allows a smaller cap; None goes without.
+        noise_mode: ``simulated``: drawn from the seed, repeatable, not for deployment;
+            ``secure``: from the operating system, exactly on a grid, never the same
+            twice, and calibrated by Rényi's measure: a tenth more noise, and more in
+            large models, where rounding to the grid adds up to sqrt(P) / 1024 of the
+            noise to the cap.
         recovery_rounds: Rounds of ordinary training on retained data afterwards; free
             post-processing only where all models together are covered.
         state_policy: What the next request starts from: ``published_state``, the
@@ -165,6 +172,7 @@ class NewtonFisher:
     influence_weights: InfluenceWeights = "resolvent"
     calibration: NoiseCalibration = "analytic"
     noise_placement: NoisePlacement = "broadcast_model"
+    noise_mode: NoiseMode = "simulated"
     dissemination: Dissemination = "tree"
     align_to: float | None = None
     recovery_rounds: int = 1
@@ -244,6 +252,8 @@ class NewtonFisher:
             UnsupportedRequestError: If a field does not fit this run.
         """
         refuse_single(run, "newton-fisher")
+        if self.noise_mode == "secure":
+            refuse_mixed_noise(run, request)
         if self.calibration == "oracle_residual" and not measures(self, run):
             raise UnsupportedRequestError(
                 "calibration: must not be 'oracle_residual' where no bound is measured "
@@ -268,7 +278,8 @@ class NewtonFisher:
                 check_weights(self.influence_weights, run, owner)
         # What the release costs is public and known now: a copy of the ledger refuses
         # before anything is computed or sent.
-        plan, trial = ReleasePlan.of(self, run.topology.n), run.ledger.fork()
+        plan = ReleasePlan.of(self, run.topology.n, run.model.size)
+        trial = run.ledger.fork()
         for _ in range(plan.count):
             trial.charge_owners(
                 request.request_id,
@@ -280,7 +291,8 @@ class NewtonFisher:
 
     def predicted_shift(self, run: TrainedRun, request: ForgetRequest) -> float:
         """Return the public shift that the noise will be calibrated to."""
-        return ReleasePlan.of(self, run.topology.n).sensitivity
+        plan = ReleasePlan.of(self, run.topology.n, run.model.size)
+        return plan.sensitivity
 
     def unlearn(self, run: TrainedRun, request: ForgetRequest, rng: RngTree) -> Outcome:
         """Correct the models, release them with noise, overwrite every peer.
@@ -312,9 +324,11 @@ class NewtonFisher:
         plan = ReleasePlan.of(
             self,
             run.topology.n,
+            run.model.size,
             float(correction.weights.min()),
             measured=correction.distance + rounding,
         )
+        assumptions += on_grid(plan.release, plan.coordinates, of="the release")
         rows = released_rows(
             plan,
             self,
