@@ -176,7 +176,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     }
     heights = 0.5 * (np.arange(len(table)) * 0.618 % 1 - 0.5)  # spread evenly
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 3.0), layout="constrained", dpi=150)
+        figure = Figure(figsize=(WIDTH, 3.3), layout="constrained", dpi=150)
         axes = figure.subplots()
         columns = [table[name] for name in labels]
         for row, (cosines, colour) in enumerate(zip(columns, CURVES, strict=False)):
@@ -188,10 +188,9 @@ def draw(table: pd.DataFrame, path: Path) -> None:
             axes.annotate(
                 f"{middle:.3f}",
                 (middle, row - 0.38),
-                xytext=(-4, -1),
+                xytext=(0, 2),
                 textcoords="offset points",
-                ha="right",
-                va="top",
+                ha="center",
                 color=INK,
             )
         axes.set_yticks(range(len(labels)), list(labels.values()))
@@ -199,7 +198,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
             xlabel="cosine between what the attacker reads and the deleted record",
             title="The model before and the model after give the record away",
             xlim=(0, 1.01),
-            ylim=(len(labels) - 0.45, -0.7),
+            ylim=(len(labels) - 0.45, -0.8),
         )
         figure.savefig(path)
 
