@@ -12,12 +12,14 @@ from dataclasses import dataclass, replace
 from unittest import mock
 
 import numpy as np
-from mutations import watched
+from mutations import watched, watched_training
 
 from dfl_unlearn.accounting import release as release_module
 from dfl_unlearn.accounting.ledger import PrivacyLedger
+from dfl_unlearn.accounting.rdp import RdpCurve
 from dfl_unlearn.curvature.operators import Objective
 from dfl_unlearn.data.forget import ForgetRequest
+from dfl_unlearn.engine.batches import BatchPlan
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.simulator import continue_training
 from dfl_unlearn.engine.transport import Transport
@@ -47,8 +49,8 @@ class Bug:
 # --- switches ----------------------------------------------------------------------
 
 
-def changed_noise(change):
-    """Every unlearning noise passes through ``change(draw_again, key)``."""
+def changed_noise(change, purpose_of="unlearn-noise"):
+    """All noise of one purpose passes through ``change(draw_again, key)``."""
     normal = RngTree.normal
 
     def broken(self, shape, purpose, *, who=None, request=None, round=0, draw=0):
@@ -57,13 +59,17 @@ def changed_noise(change):
         def drawn(**other):
             return normal(self, shape, purpose, **{**key, **other})
 
-        return change(drawn, key) if purpose == "unlearn-noise" else drawn()
+        return change(drawn, key) if purpose == purpose_of else drawn()
 
     return mock.patch.object(RngTree, "normal", broken)
 
 
 def divided_noise(factor):
     return changed_noise(lambda drawn, key: drawn() / factor)
+
+
+def halved_training_noise():
+    return changed_noise(lambda drawn, key: drawn() / 2, "train-noise")
 
 
 def noise_omitted_once():
@@ -89,6 +95,15 @@ def ball_without_factor():
         return project(vector, radius, centre) / 2
 
     return mock.patch.object(release_module, "project_ball_", broken)
+
+
+def exchange_without_factor():
+    """An exchanged record is taken to cost what a removed one does."""
+
+    def broken(self, adjacency, *, group_size=1):
+        return replace(self, adjacency=adjacency)
+
+    return mock.patch.object(RdpCurve, "to_adjacency", broken)
 
 
 def removal_without_factor():
@@ -119,6 +134,29 @@ def mean_distance():
 def always_part():
     """Every visit reads forgotten rows, though a hidden coin is credited."""
     return mock.patch.object(Token, "_takes_part", return_value=True)
+
+
+def full_batches():
+    """Every row joins every batch of private training."""
+    poisson = BatchPlan.poisson
+
+    def broken(self, peers, t, rate):
+        batch = poisson(self, peers, t, 1.0)
+        return replace(batch, weights=batch.weights / rate)
+
+    return mock.patch.object(BatchPlan, "poisson", broken)
+
+
+def realized_size():
+    """Private training divides by the rows that were taken instead of the expected."""
+    poisson = BatchPlan.poisson
+
+    def broken(self, peers, t, rate):
+        batch = poisson(self, peers, t, rate)
+        taken = np.maximum((batch.weights > 0).sum(axis=1, keepdims=True), 1)
+        return replace(batch, weights=(batch.weights > 0) / taken)
+
+    return mock.patch.object(BatchPlan, "poisson", broken)
 
 
 def momentum_kept():
@@ -260,13 +298,24 @@ def charged_once():
 
 
 NOISE, SHIFT, LEDGER = "noise check", "sensitivity self-check", "ledger check"
-EXACT, WIRE, GUESS = "exact oracle", "transport check", "distinguishing test"
+EXACT, WIRE, GUESS, COUNT = (
+    "exact oracle",
+    "transport check",
+    "distinguishing test",
+    "participation count",
+)
 
 BUGS = [
     Bug(name=name, detector=detector, fires=fires, plant=plant)
     for name, detector, fires, plant in (
         ("noise / 20", NOISE, watched.odd_noise, lambda: divided_noise(20)),
         ("noise / 2", NOISE, watched.odd_noise, lambda: divided_noise(2)),
+        (
+            "training noise / 2",
+            NOISE,
+            watched_training.odd_training_noise,
+            halved_training_noise,
+        ),
         (
             "noise omitted at one peer",
             NOISE,
@@ -284,10 +333,28 @@ BUGS = [
         ),
         ("mean instead of max", SHIFT, watched.farther_than_claimed, mean_distance),
         (
-            "full batch, subsampling credited",
-            EXACT,
+            "exchange without factor 2",
+            SHIFT,
+            watched_training.exchange_costs_more,
+            exchange_without_factor,
+        ),
+        (
+            "divided by the realized batch",
+            SHIFT,
+            watched_training.row_moves_more,
+            realized_size,
+        ),
+        (
+            "every visit reads S, a coin credited",
+            COUNT,
             watched.reads_too_often,
             always_part,
+        ),
+        (
+            "full batch, subsampling credited",
+            COUNT,
+            watched_training.batch_is_too_full,
+            full_batches,
         ),
         ("momentum still has S", EXACT, watched.state_goes_along, momentum_kept),
         ("curvature still has S", EXACT, watched.step_misses, stale_curvature),

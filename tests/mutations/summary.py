@@ -11,13 +11,13 @@ SEEDS = 20
 
 
 def main():
-    sys.stdout.write(f"{'bug':34}{'detector':24}{'detected':>10}{'false alarms':>14}\n")
+    sys.stdout.write(f"{'bug':37}{'detector':24}{'detected':>10}{'false alarms':>14}\n")
     for bug in BUGS:
         alarms = sum(bug.fires(seed) for seed in range(SEEDS))
         with bug.plant():
             found = sum(bug.fires(seed) for seed in range(SEEDS))
         counts = f"{f'{found}/{SEEDS}':>10}{f'{alarms}/{SEEDS}':>14}"
-        sys.stdout.write(f"{bug.name:34}{bug.detector:24}{counts}\n")
+        sys.stdout.write(f"{bug.name:37}{bug.detector:24}{counts}\n")
         sys.stdout.flush()
 
 
