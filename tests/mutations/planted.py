@@ -120,8 +120,8 @@ def mean_distance():
     """The bound covers the mean peer instead of the farthest one."""
     correct = newton_fisher.correct_mean
 
-    def broken(protocol, run, kept, request, rng, transport):
-        found = correct(protocol, run, kept, request, rng, transport)
+    def broken(protocol, run, *others):
+        found = correct(protocol, run, *others)
         centre = run.state.mean() + found.move
         spread = (found.rows - centre).norm(dim=1)
         return replace(
@@ -204,10 +204,10 @@ def straggler(honest):
         params[0] = run.state.params[0]
         return continue_training(run, data, replace(state, params=params), rounds)
 
-    def old_stamp(self, kind, payload_bytes):
+    def old_stamp(self, kind, *others):
         if kind == "recovery" and honest:
             self.carried[0] = self.required - 1
-        exchange(self, kind, payload_bytes)
+        exchange(self, kind, *others)
 
     @contextmanager
     def planted():

@@ -342,12 +342,12 @@ def crash_forgets(seed):
     run, sent = ridge_run(), []
     step = Transport._step
 
-    def fails(self, kind, edges, payload_bytes):
+    def fails(self, kind, edges, payload_bytes, **more):
         if kind == "noised model" and edges:
             sent.append(edges)
             if len(sent) > seed % 2:
                 raise KeyboardInterrupt
-        step(self, kind, edges, payload_bytes)
+        step(self, kind, edges, payload_bytes, **more)
 
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "run"
