@@ -185,6 +185,10 @@ class SensitivityUnprovenError(RefusedError):
     """A sensitivity is claimed that does not follow."""
 
 
+class StaleModelError(RefusedError):
+    """A peer was to send a model from before a request that was carried out."""
+
+
 class SubsamplingAssumptionError(RefusedError):
     """Less is charged for sampling without what the bound for it needs."""
 

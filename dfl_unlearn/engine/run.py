@@ -160,7 +160,7 @@ class TrainedRun:
 
     def transport(self) -> Transport:
         """Return a transport over this network with an empty log."""
-        return Transport(self.topology, self.guard)
+        return Transport(self.topology, self.requests, guard=self.guard)
 
     @property
     def requests(self) -> int:

@@ -5,7 +5,7 @@ from networks import path4
 from scipy.sparse import csr_array
 
 from dfl_unlearn.engine.transport import HEADER_BYTES, Transport, multiples
-from dfl_unlearn.errors import InvalidArgumentError, TopologyError
+from dfl_unlearn.errors import InvalidArgumentError, StaleModelError, TopologyError
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.topology.graph import Topology
 
@@ -165,3 +165,30 @@ def test_a_rumour_takes_about_log_n_rounds_on_a_complete_graph():
 def test_a_rumour_needs_draws():
     with pytest.raises(InvalidArgumentError, match="generator"):
         Transport(path4()).broadcast(0, "model", 8, "push")
+
+
+def test_after_a_correction_no_older_model_is_sent():
+    transport = Transport(path4(), requests=2)
+    transport.exchange("model", 8)  # all are alike before the correction
+    transport.correct([0, 1, 3])
+    sent = len(transport.log)
+    message = r"'model' from peer 2: must come .* carries 3 forget requests, got .* 2;"
+    with pytest.raises(StaleModelError, match=message):
+        transport.exchange("model", 8)
+    with pytest.raises(StaleModelError, match="from peer 2"):
+        transport.send(2, 1, "model", 8)
+    assert len(transport.log) == sent  # nothing of the refused step was sent
+    transport.send(1, 2, "noised model", 8)  # the straggler may receive
+    transport.correct([2])
+    transport.exchange("model", 8)
+    assert len(transport.log) == sent + 1 + 6
+
+
+def test_a_peer_that_returns_with_its_old_model_is_refused():
+    transport = Transport(path4())
+    transport.correct()
+    transport.carried[3] = 0
+    with pytest.raises(StaleModelError, match="from peer 3"):
+        transport.all_reduce("gradient", 8)
+    transport.correct([3])
+    transport.all_reduce("gradient", 8)

@@ -318,7 +318,7 @@ def test_a_guard_holds_every_way_of_sending_back(way):
     released = []
     topology = Topology.from_graph(nx.path_graph(3))
     guard = Guard(request_id="r7", released=lambda: bool(released))
-    transport = Transport(topology, guard)
+    transport = Transport(topology, guard=guard)
     args = {
         "send": (0, 1, "model", 8),
         "broadcast": (0, "model", 8, "tree"),
@@ -331,7 +331,9 @@ def test_a_guard_holds_every_way_of_sending_back(way):
     released.append(True)
     getattr(transport, way)(*args)
     assert len(transport.log) > 0
-    hidden = Transport(topology, replace(guard, released=lambda: False, sums=True))
+    hidden = Transport(
+        topology, guard=replace(guard, released=lambda: False, sums=True)
+    )
     if way == "all_reduce":
         hidden.all_reduce(*args)
     else:

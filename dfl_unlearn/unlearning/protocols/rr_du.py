@@ -361,6 +361,7 @@ class RrDu:
             self.dissemination,
             rng.numpy("walk", who=last, request=request.request_id, draw=1),
         )
+        transport.correct()
         if claim.charges:
             run.ledger.commit(request.request_id)
         return Outcome(
