@@ -39,6 +39,7 @@ KINDS = (
     "models",
     "trainers",
     "protocols",
+    "baselines",
     "metrics",
     "plots",
 )
@@ -206,7 +207,8 @@ def unlearn(
         ),
     ] = False,
     protocol: Annotated[
-        str, typer.Option(help="How; see: dfl-unlearn list protocols")
+        str,
+        typer.Option(help="How; see: dfl-unlearn list protocols, and list baselines"),
     ] = "newton-fisher",
     screen: Annotated[
         bool,
@@ -249,7 +251,7 @@ def unlearn(
     from dfl_unlearn.engine.run import load_run
     from dfl_unlearn.evaluation.view import evaluate
     from dfl_unlearn.unlearning.apply import unlearn as carry_out
-    from dfl_unlearn.unlearning.contracts import protocols
+    from dfl_unlearn.unlearning.contracts import unlearners
     from dfl_unlearn.unlearning.screening import Screening
     from dfl_unlearn.unlearning.store import commit_outcome, kept_certificate
 
@@ -258,7 +260,7 @@ def unlearn(
         keys, value = parse_override(text)
         given[".".join(keys)] = value
     how: UnlearningProtocol = read_strict(
-        protocols.get(protocol),  # type: ignore[arg-type]
+        unlearners.get(protocol),  # type: ignore[arg-type]
         given,
         protocol,
     )
@@ -703,6 +705,7 @@ def _registry(kind: str) -> "Registry[Any]":
         "models": ("dfl_unlearn.models.zoo", "models"),
         "trainers": ("dfl_unlearn.engine.config", "trainers"),
         "protocols": ("dfl_unlearn.unlearning.contracts", "protocols"),
+        "baselines": ("dfl_unlearn.unlearning.contracts", "baselines"),
         "metrics": ("dfl_unlearn.evaluation.metrics", "metrics"),
         "plots": ("dfl_unlearn.plots", "plots"),
     }

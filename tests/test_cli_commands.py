@@ -66,6 +66,26 @@ def test_a_trial_leaves_the_run_alone_and_a_commit_changes_it(runs, capsys):
     assert "forgotten already" in capsys.readouterr().err
 
 
+def test_a_private_run_forgets_by_the_baseline(tmp_path, capsys):
+    file = tmp_path / "private.toml"
+    file.write_text(
+        'name = "private"\n[topology]\nuse = "ring"\nn = 4\n'
+        '[data]\nuse = "gaussian-classes"\n[training]\nrounds = 5\n'
+        'trainer = { use = "dp-gossip", noise_multiplier = 20.0 }\n'
+    )
+    assert call("run", file, "--runs", tmp_path, "--no-report") == 0
+    words = ("unlearn", "private", "--runs", tmp_path, "--peer", 1, "--no-reference")
+    forget = (*words, "--indices", "0,4")
+    assert call(*forget, "--protocol", "dp-gossip", "delta=1e-6") == 0
+    out = capsys.readouterr().out
+    assert "CERTIFIED" in out
+    assert "scope view_joint" in out
+    assert call(*words, "--all", "--protocol", "dp-gossip") == 2
+    assert "dp-gossip serves class, samples" in capsys.readouterr().err
+    assert call(*forget, "--protocol", "dp-gosip") == 2
+    assert "did you mean 'dp-gossip'" in capsys.readouterr().err
+
+
 def test_a_ledger_of_one_account_and_of_several_observers_together(runs, capsys):
     words = ("ledger", "demo", "--runs", runs, "--owner", "peer:3")
     assert call(*words, "--observer", "{peer:0,peer:2}", "--delta", "1e-6") == 0

@@ -19,7 +19,7 @@ from dfl_unlearn.errors import (
     NumericalError,
     UnsupportedRequestError,
 )
-from dfl_unlearn.unlearning.contracts import Outcome, UnlearningProtocol, protocols
+from dfl_unlearn.unlearning.contracts import Outcome, UnlearningProtocol, unlearners
 from dfl_unlearn.unlearning.nothing import nothing_asked
 from dfl_unlearn.unlearning.screening import Screening, advised
 
@@ -44,7 +44,7 @@ def unlearn(
         request: What to forget; a list is carried out in order, each request on the
             outcome of the one before. Of an empty list the outcome is the run's own
             state, ``exact``, at no cost and kept nowhere.
-        protocol: A protocol or a registered name.
+        protocol: A protocol, a baseline, or the registered name of one.
         reference: True also retrains the network without the data (same seeds), the
             yardstick of the evaluation; or that run, where it exists already.
         coalesce: Carry out a list as one request: one correction and one release, paid
@@ -75,7 +75,7 @@ def unlearn(
     """
     _validate.of_type(TrainedRun, run=run)
     if isinstance(protocol, str):
-        protocol = protocols.build(protocol)
+        protocol = unlearners.build(protocol)
     requests = [request] if isinstance(request, ForgetRequest) else list(request)
     _validate.of_type(bool, coalesce=coalesce)
     if screening is not None:
@@ -83,7 +83,7 @@ def unlearn(
     for one in requests:
         _validate.of_type(ForgetRequest, request=one)
     if not requests:
-        return nothing_asked(run, protocol, protocols.name_of(protocol), reference)
+        return nothing_asked(run, protocol, unlearners.name_of(protocol), reference)
     if coalesce and len(requests) > 1:
         requests = [put_together(requests, run.data)]
     if len(requests) > 1 and isinstance(reference, TrainedRun):
@@ -117,7 +117,7 @@ def _one(
         request = named_in(folder, request, run.requests)
     elif not request.request_id:
         request = replace(request, request_id=f"r{run.requests}")
-    name = protocols.name_of(protocol)
+    name = unlearners.name_of(protocol)
     _check(run, request, protocol, name)
     if screening is not None:
         screening.check(run, request, protocol)
