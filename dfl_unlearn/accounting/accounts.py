@@ -20,6 +20,7 @@ from dfl_unlearn.accounting.entries import (
 from dfl_unlearn.accounting.gaussian import compose_gaussians, gaussian_epsilon
 from dfl_unlearn.accounting.groups import group_curve
 from dfl_unlearn.accounting.mechanisms import (
+    Adjacency,
     DiscreteGaussianMechanism,
     SampledGaussianMechanism,
 )
@@ -117,8 +118,20 @@ def total_mu(seen: Sequence[LedgerEntry]) -> float | None:
     return compose_gaussians(plain)
 
 
-def total_curve(seen: Sequence[LedgerEntry]) -> RdpCurve:
-    """Return the Rényi curve of all releases together."""
+def total_curve(
+    seen: Sequence[LedgerEntry], adjacency: Adjacency = "unlearn"
+) -> RdpCurve:
+    """Return the Rényi curve of all releases together.
+
+    Args:
+        seen: Distinct releases.
+        adjacency: The relation where there is none.
+
+    Returns:
+        Their sum.
+    """
+    if not seen:
+        return RdpCurve.zero(adjacency=adjacency)
     return _sum([entry.curve for entry in seen])
 
 

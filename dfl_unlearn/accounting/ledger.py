@@ -47,7 +47,7 @@ from dfl_unlearn.accounting.entries import (
 )
 from dfl_unlearn.accounting.gaussian import gaussian_delta
 from dfl_unlearn.accounting.journal import Journal, read_journal
-from dfl_unlearn.accounting.mechanisms import Mechanism
+from dfl_unlearn.accounting.mechanisms import Adjacency, Mechanism
 from dfl_unlearn.accounting.rdp import RdpCurve, curve_of
 from dfl_unlearn.errors import (
     InvalidArgumentError,
@@ -314,7 +314,10 @@ class PrivacyLedger:
         Returns:
             The sum over the distinct releases.
         """
-        return total_curve(self._seen(owner, observer))
+        seen, all_own = self._seen(owner, observer), self._book.owned(owner)
+        default: Adjacency = "add_remove" if owner == EVERYONE else "unlearn"
+        relation = all_own[0].mechanism.adjacency if all_own else default
+        return total_curve(seen, relation)
 
     def epsilon(self, owner: str, observer: Observer, delta: float) -> float:
         """Return the total epsilon of an account, rounded up.

@@ -22,7 +22,7 @@ from dfl_unlearn.accounting.mechanisms import (
     GaussianMechanism,
     SampledGaussianMechanism,
 )
-from dfl_unlearn.accounting.rdp import curve_of
+from dfl_unlearn.accounting.rdp import RdpCurve, curve_of
 from dfl_unlearn.errors import (
     AdjacencyMismatchError,
     CorruptStateError,
@@ -503,6 +503,10 @@ def test_what_is_private_for_any_record_has_its_own_epsilon():
     assert one == curve_of(TRAINING).to_epsilon(1e-5).epsilon
     assert one == ledger.epsilon("*", "peer:0", 1e-5)
     assert ledger.public_epsilon("peer:9", 1e-5) == 0
+    nothing = ledger.spent("*", "peer:9")
+    assert nothing == RdpCurve.zero(adjacency="add_remove")
+    assert nothing == PrivacyLedger().spent("*", "peer:9")
+    assert nothing + ledger.spent("*", "peer:0") == curve_of(TRAINING)
     assert ledger.epsilon("peer:2", "peer:3", 1e-5) == pytest.approx(0.4344163801)
 
 
