@@ -28,6 +28,7 @@ from dfl_unlearn.errors import (
 )
 from dfl_unlearn.models.zoo import models
 from dfl_unlearn.unlearning.apply import unlearn
+from dfl_unlearn.unlearning.protocols.fine_tune import FineTune
 from dfl_unlearn.unlearning.protocols.newton_fisher import NewtonFisher
 from dfl_unlearn.unlearning.protocols.rr_du import RrDu
 from dfl_unlearn.unlearning.retained import exact_minimizer
@@ -335,6 +336,16 @@ def test_secure_corrections_add_up_by_renyi_orders(exact_run):
     simulated = unlearn(exact_run, FROM_ONE, NewtonFisher())
     with pytest.raises(InsecureNoiseError, match=r"request r1, got 'secure' .* \(r0\)"):
         unlearn(simulated.as_run(), FROM_ONE_MORE, NEWTON)
+
+
+def test_fine_tuning_after_secure_noise_adds_both_up_by_renyi_orders(full_run):
+    first = unlearn(full_run, FROM_ONE, STACK)
+    protocol = FineTune(rounds=50, epsilon=1.0, residual_cap=10.0)
+    certificate = unlearn(first.as_run(), FROM_ONE_MORE, protocol).certificate
+    assert (certificate.noise_mode, certificate.accountant) == ("simulated", "rdp")
+    assert certificate.epsilon > 1.4
+    alone = unlearn(full_run, FROM_ONE_MORE, protocol).certificate
+    assert (alone.accountant, alone.epsilon) == ("exact_gaussian", 1.0)
 
 
 def test_a_heuristic_release_with_secure_noise_claims_nothing(exact_run):
