@@ -39,6 +39,7 @@ KINDS = (
     "models",
     "trainers",
     "protocols",
+    "baselines",
     "metrics",
     "plots",
 )
@@ -206,7 +207,8 @@ def unlearn(
         ),
     ] = False,
     protocol: Annotated[
-        str, typer.Option(help="How; see: dfl-unlearn list protocols")
+        str,
+        typer.Option(help="How; see: dfl-unlearn list protocols, and list baselines"),
     ] = "newton-fisher",
     screen: Annotated[
         bool,
@@ -249,7 +251,7 @@ def unlearn(
     from dfl_unlearn.engine.run import load_run
     from dfl_unlearn.evaluation.view import evaluate
     from dfl_unlearn.unlearning.apply import unlearn as carry_out
-    from dfl_unlearn.unlearning.contracts import protocols
+    from dfl_unlearn.unlearning.contracts import unlearners
     from dfl_unlearn.unlearning.screening import Screening
     from dfl_unlearn.unlearning.store import commit_outcome, kept_certificate
 
@@ -258,7 +260,7 @@ def unlearn(
         keys, value = parse_override(text)
         given[".".join(keys)] = value
     how: UnlearningProtocol = read_strict(
-        protocols.get(protocol),  # type: ignore[arg-type]
+        unlearners.get(protocol),  # type: ignore[arg-type]
         given,
         protocol,
     )
@@ -277,6 +279,8 @@ def unlearn(
             folder=folder,
         )
         table = evaluate(outcome)
+        if outcome.status == "held_for_review" and commit:
+            _tell_outcome(outcome, table)  # what is refused next
         if commit:
             trained = commit_outcome(outcome, keep_checkpoints=keep_checkpoints)
             outcome = replace(outcome, certificate=kept_certificate(outcome))
@@ -439,7 +443,13 @@ def ledger(
             _print(f"  {line}")
     if any(found.values()):
         _say("")
-        _say("Messages from before a request carry no ε and are not recalled.")
+        private = any(row.owner == "*" for rows in found.values() for row in rows)
+        _say(
+            "Messages from before a request are not recalled; their ε, for any one "
+            "record, is that of owner *."
+            if private
+            else "Messages from before a request carry no ε and are not recalled."
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -703,6 +713,7 @@ def _registry(kind: str) -> "Registry[Any]":
         "models": ("dfl_unlearn.models.zoo", "models"),
         "trainers": ("dfl_unlearn.engine.config", "trainers"),
         "protocols": ("dfl_unlearn.unlearning.contracts", "protocols"),
+        "baselines": ("dfl_unlearn.unlearning.contracts", "baselines"),
         "metrics": ("dfl_unlearn.evaluation.metrics", "metrics"),
         "plots": ("dfl_unlearn.plots", "plots"),
     }

@@ -35,7 +35,7 @@ from dfl_unlearn.errors import InvalidArgumentError, StoreCorruptError
 __all__ = ["Assumption", "Certificate", "Status", "certify", "status_of"]
 
 Status = Literal["exact", "certified", "certified_conditional", "heuristic", "pending"]
-Bound = Literal["none", "a_posteriori", "capped"]
+Bound = Literal["none", "a_priori", "a_posteriori", "capped"]
 Accountant = Literal["exact_gaussian", "rdp", "none"]
 
 CLAIMED: tuple[Status, ...] = ("exact", "certified", "certified_conditional")
@@ -45,6 +45,8 @@ ADAPTIVE = (
     "request may depend on released models: the guarantee covers requests fixed in "
     "advance only"
 )
+PRIVATE_BEFORE = "releases before an adaptive request"
+"""Name of the assumption that lifts a claim to requests chosen after looking."""
 KEPT_STATE = "pre-request state is kept at peers"
 WEAK = "weak: ε > 10"
 _NOT_COVERED = (
@@ -52,8 +54,8 @@ _NOT_COVERED = (
     "after it learns about the forgotten data",
     "messages sent before the request are not recalled; peers are assumed to delete "
     "honestly",
-    "adaptive requests: those chosen after seeing released models",
 )
+_ADAPTIVE = "adaptive requests: those chosen after seeing released models"
 _ARITHMETIC: dict[NoiseMode, str] = {
     "simulated": "real arithmetic: the proof is about real numbers and ideal noise, "
     "this is a float64 simulation whose noise can be drawn again from the seed (not "
@@ -65,16 +67,22 @@ _ARITHMETIC: dict[NoiseMode, str] = {
 _CORRELATED = "correlated data: what others' data still say about the forgotten ones"
 
 
-def not_covered(*modes: NoiseMode) -> tuple[str, ...]:
-    """Return what no certificate covers, as printed on every one.
+def not_covered(*modes: NoiseMode, adaptive: bool = True) -> tuple[str, ...]:
+    """Return what certificates do not cover, as printed on every one.
 
     Args:
         *modes: Modes of the noise; each has its own sentence on arithmetic.
+        adaptive: False where an assumption lifts the sentence on adaptive requests.
 
     Returns:
         Sentences.
     """
-    return (*_NOT_COVERED, *(_ARITHMETIC[mode] for mode in modes), _CORRELATED)
+    return (
+        *_NOT_COVERED,
+        *([_ADAPTIVE] if adaptive else []),
+        *(_ARITHMETIC[mode] for mode in modes),
+        _CORRELATED,
+    )
 
 
 def status_of(
@@ -125,8 +133,8 @@ class Certificate:
         nominal_epsilon: What would hold if the reasons did not; None for a claim.
         nominal_delta: Likewise.
         sensitivity: Bound on the L2 shift between the worlds, at least 0.
-        bound: How it was got: not at all, from the measured residual, or from it
-            under a public cap.
+        bound: How it was got: not at all, from public constants alone, from the
+            measured residual, or from it under a public cap.
         noise_std: Standard deviation of the noise per coordinate.
         noise_mode: ``simulated``: drawn from the seed; ``secure``: from the operating
             system, so that the run cannot be repeated.
@@ -325,7 +333,9 @@ class Certificate:
             lines += _section("not higher because", self.reasons)
         lines += _section("exposure", self.exposure)
         lines += _section("notes", self.notes)
-        return lines + _section("does not cover", not_covered(self.noise_mode))
+        lifted = any(a.name == PRIVATE_BEFORE for a in self.assumptions)
+        left = not_covered(self.noise_mode, adaptive=not lifted)
+        return lines + _section("does not cover", left)
 
     def _guarantee(self) -> str:
         claimed = self.status in CLAIMED

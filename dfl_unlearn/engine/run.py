@@ -75,8 +75,8 @@ class TrainedRun:
         digest: SHA-256 of what must be equal in a repeated run.
         folder: Where it is stored, or None.
         info: Kernel, threads, versions and seconds, for readers only.
-        guard: Holds messages back, in an attempt whose claim is about all of them.
         carried_out: Requests that this state carries, oldest first.
+        guard: Holds messages back, in an attempt whose claim is about all of them.
     """
 
     topology: Topology
@@ -91,8 +91,8 @@ class TrainedRun:
     digest: str
     folder: Path | None = None
     info: Mapping[str, Any] = field(default_factory=dict)
-    guard: Guard | None = None
     carried_out: tuple[CarriedOut, ...] = ()
+    guard: Guard | None = None
 
     @classmethod
     def from_states(

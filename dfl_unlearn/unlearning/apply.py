@@ -24,7 +24,7 @@ from dfl_unlearn.errors import (
     SensitivityUnprovenError,
     UnsupportedRequestError,
 )
-from dfl_unlearn.unlearning.contracts import Outcome, UnlearningProtocol, protocols
+from dfl_unlearn.unlearning.contracts import Outcome, UnlearningProtocol, unlearners
 from dfl_unlearn.unlearning.nothing import nothing_asked
 from dfl_unlearn.unlearning.screening import Screening, advised
 
@@ -49,7 +49,7 @@ def unlearn(
         request: What to forget; a list is carried out in order, each request on the
             outcome of the one before. Of an empty list the outcome is the run's own
             state, ``exact``, at no cost and kept nowhere.
-        protocol: A protocol or a registered name.
+        protocol: A protocol, a baseline, or the registered name of one.
         reference: True also retrains the network without the data (same seeds), the
             yardstick of the evaluation; or that run, where it exists already.
         coalesce: Carry out a list as one request: one correction and one release, paid
@@ -82,7 +82,7 @@ def unlearn(
     """
     _validate.of_type(TrainedRun, run=run)
     if isinstance(protocol, str):
-        protocol = protocols.build(protocol)
+        protocol = unlearners.build(protocol)
     requests = [request] if isinstance(request, ForgetRequest) else list(request)
     _validate.of_type(bool, coalesce=coalesce)
     if screening is not None:
@@ -90,8 +90,10 @@ def unlearn(
     for one in requests:
         _validate.of_type(ForgetRequest, request=one)
     if not requests:
-        return nothing_asked(run, protocol, protocols.name_of(protocol), reference)
+        return nothing_asked(run, protocol, unlearners.name_of(protocol), reference)
     if coalesce and len(requests) > 1:
+        for one in requests:
+            _check_kind(one, protocol, unlearners.name_of(protocol))
         requests = [put_together(requests, run.data)]
     if len(requests) > 1 and isinstance(reference, TrainedRun):
         raise InvalidForgetSetError(
@@ -124,7 +126,7 @@ def _one(
         request = named_in(folder, request, run.requests)
     elif not request.request_id:
         request = replace(request, request_id=f"r{run.requests}")
-    name = protocols.name_of(protocol)
+    name = unlearners.name_of(protocol)
     _check(run, request, protocol, name)
     if screening is not None:
         screening.check(run, request, protocol)
@@ -195,6 +197,35 @@ def _carried_out(
     )
 
 
+def _noted(
+    certificate: Certificate | None, run: TrainedRun, request: ForgetRequest
+) -> Certificate | None:
+    """Return the certificate with what is noted whatever the protocol."""
+    if certificate is None:
+        return None
+    notes = list(certificate.notes)
+    if request.coalesced:
+        notes.append(
+            f"{len(request.coalesced)} requests ({', '.join(request.coalesced)}) "
+            "carried out as one: one correction, one release"
+        )
+    delta = certificate.delta or certificate.nominal_delta or 0.0
+    owner = min(request.peers, key=lambda peer: int(run.data.retained[peer]))
+    rows = int(run.data.retained[owner])
+    if delta * rows >= 1:
+        weak = (
+            f"weak: δ = {delta:g} is not below 1/n = {1 / rows:.3g} (n = {rows} rows "
+            f"of peer {owner}): a claim that gives one of them away would fit it"
+        )
+        notes.append(weak)
+        warnings.warn(
+            f"request {request.request_id}: {weak}; lower delta",
+            UserWarning,
+            stacklevel=4,
+        )
+    return replace(certificate, notes=tuple(notes))
+
+
 def _guard(
     ledger: PrivacyLedger, request: ForgetRequest, protocol: UnlearningProtocol
 ) -> Guard | None:
@@ -239,39 +270,14 @@ def _check_views(outcome: Outcome, name: str) -> None:
         )
 
 
-def _noted(
-    certificate: Certificate | None, run: TrainedRun, request: ForgetRequest
-) -> Certificate | None:
-    """Return the certificate with what is noted whatever the protocol."""
-    if certificate is None:
-        return None
-    notes = list(certificate.notes)
-    if request.coalesced:
-        notes.append(
-            f"{len(request.coalesced)} requests ({', '.join(request.coalesced)}) "
-            "carried out as one: one correction, one release"
-        )
-    delta = certificate.delta or certificate.nominal_delta or 0.0
-    owner = min(request.peers, key=lambda peer: int(run.data.retained[peer]))
-    rows = int(run.data.retained[owner])
-    if delta * rows >= 1:
-        weak = (
-            f"weak: δ = {delta:g} is not below 1/n = {1 / rows:.3g} (n = {rows} rows "
-            f"of peer {owner}): a claim that gives one of them away would fit it"
-        )
-        notes.append(weak)
-        warnings.warn(
-            f"request {request.request_id}: {weak}; lower delta",
-            UserWarning,
-            stacklevel=4,
-        )
-    return replace(certificate, notes=tuple(notes))
-
-
-def _check(
-    run: TrainedRun, request: ForgetRequest, protocol: UnlearningProtocol, name: str
+def _check_kind(
+    request: ForgetRequest, protocol: UnlearningProtocol, name: str
 ) -> None:
-    """Refuse what cannot work, before anything is computed."""
+    """Refuse a kind of request that the protocol does not serve.
+
+    Raises:
+        UnsupportedRequestError: If it does not.
+    """
     kinds = getattr(protocol, "kinds", None)
     if kinds is not None and request.kind not in kinds:
         raise UnsupportedRequestError(
@@ -283,6 +289,13 @@ def _check(
                 else "use retrain"
             )
         )
+
+
+def _check(
+    run: TrainedRun, request: ForgetRequest, protocol: UnlearningProtocol, name: str
+) -> None:
+    """Refuse what cannot work, before anything is computed."""
+    _check_kind(request, protocol, name)
     kept = run.record.plan.parts if run.record is not None else frozenset()
     needs: frozenset[str] = getattr(protocol, "needs", frozenset())
     missing = needs - kept

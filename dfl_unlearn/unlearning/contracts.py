@@ -16,7 +16,7 @@ from dfl_unlearn.engine.run import CarriedOut, TrainedRun
 from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.engine.transport import MessageLog
 from dfl_unlearn.errors import InsecureNoiseError
-from dfl_unlearn.registry import Registry
+from dfl_unlearn.registry import JoinedRegistry, Registry
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.store.files import to_safetensors, write_file
 from dfl_unlearn.unlearning.noise_modes import simulated_releases
@@ -105,8 +105,8 @@ class Outcome:
 
     @property
     def protocol_name(self) -> str:
-        """The registered name of the protocol."""
-        return protocols.name_of(self.protocol)
+        """The registered name of the protocol or baseline."""
+        return unlearners.name_of(self.protocol)
 
     def export(self, path: str | Path, *, secure: bool = False) -> Path:
         """Write every peer's model as safetensors, named ``peer<i>/<parameter>``.
@@ -203,3 +203,10 @@ class UnlearningProtocol(Protocol):
 protocols: Registry[UnlearningProtocol] = Registry(
     "protocols", packages=("dfl_unlearn.unlearning.protocols",)
 )
+baselines: Registry[UnlearningProtocol] = Registry(
+    "baselines", packages=("dfl_unlearn.baselines",)
+)
+unlearners: Registry[UnlearningProtocol] = JoinedRegistry(
+    "protocols and baselines", protocols, baselines
+)
+"""Everything that can be asked to forget, by name."""

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.run import TrainedRun
-from dfl_unlearn.unlearning.newton_correction import Correction
+from dfl_unlearn.unlearning.newton_correction import Correction, starting_models
 from dfl_unlearn.unlearning.shift import Removal
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def prior_bound(
     radius, public = run.data.input_radius(bias=bias)
     constants = dict(model.constants(radius))
     change = float(constants["hessian_lipschitz"].value)
-    gradient, removed, parts = _gradient(run, request, radius, protocol.alone)
+    gradient, removed, parts = _gradient(protocol, run, request, radius)
     if protocol.alone:
         return _alone(protocol, run, gradient, removed, parts)
     newton = 0.0 if change == 0 else change / (2 * model.l2**3) * gradient**2
@@ -135,10 +135,10 @@ def prior_bound(
 
 
 def _gradient(
-    run: TrainedRun, request: ForgetRequest, radius: float, recorded: bool
+    protocol: "NewtonFisher", run: TrainedRun, request: ForgetRequest, radius: float
 ) -> tuple[float, float, str]:
     """Return gmax, its part that is removed, and how they were got."""
-    model, theta = run.model, run.state.mean()
+    model, theta = run.model, starting_models(protocol, run).mean(0)
     found = dict(model.constants(radius)).get("gradient_bound")
     if found is None:
         return (
@@ -157,7 +157,7 @@ def _gradient(
     removal = Removal.of(run.data, request, run.config.peer_weighting)
     taken = removal.worst(run.data, request, slope)
     near = removal.kappa * tau + taken + (removal.kappa - 1) * size
-    if anywhere < near and not recorded:
+    if anywhere < near and not protocol.alone:
         return anywhere, taken, f"L + lambda |theta|, L = {slope:.6g} (proven for B)"
     taken += (removal.kappa - 1) * size
     return (

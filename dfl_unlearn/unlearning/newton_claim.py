@@ -16,6 +16,7 @@ from dfl_unlearn.accounting.certificate import (
 )
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.run import TrainedRun
+from dfl_unlearn.unlearning.adaptivity import private_before, still_adaptive
 from dfl_unlearn.unlearning.claims import (
     EARLIER,
     convexity,
@@ -122,6 +123,13 @@ def assumptions_of(
             )
         )
     assumptions += [*_placement(protocol, run), *extractor_of(run)]
+    assumptions += private_before(
+        run,
+        request,
+        epsilon=protocol.epsilon,
+        delta=protocol.delta,
+        disclosed=protocol.disclose_m,
+    )
     earlier = earlier_releases(run, request)
     return assumptions if earlier is None else [*assumptions, earlier]
 
@@ -136,8 +144,9 @@ def _distance_note(protocol: "NewtonFisher", request: ForgetRequest) -> str:
     if protocol.alone:
         several = len(request.peers) > 1
         return (
-            "(kappa tau + |removed gradient| / 2) / lambda at the corrected common "
-            "model: tau was recorded before the request, the rest is at the "
+            "kappa tau / lambda plus half the removed gradient r divided by the bounds "
+            "on the curvature, sqrt(r A^-1 r / lambda) / 2: tau was recorded before "
+            "the request, the rest is at the "
             + (
                 "owners, each of whom checks a public share; parts of others than the "
                 "requester count in full"
@@ -297,6 +306,14 @@ def certificate_of(
         exposure=(
             *exposure_of(run, request),
             *_messages(protocol),
+            *(
+                [
+                    "the corrected models before the noise stay at the peers as secret "
+                    "state (and in a stored outcome): whoever sees them is not covered"
+                ]
+                if protocol.state_policy == "secret_state"
+                else []
+            ),
         ),
         notes=(
             *_notes(protocol, earlier),
@@ -305,7 +322,7 @@ def certificate_of(
             *([NOT_REPEATABLE] if secure else []),
         ),
         covers=("head",) if protocol.convex_head else ("all",),
-        adaptive=request.adaptive,
+        adaptive=still_adaptive(request, assumptions),
     )
 
 

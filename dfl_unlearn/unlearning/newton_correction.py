@@ -29,6 +29,9 @@ from dfl_unlearn.unlearning.newton_path import mean_path
 if TYPE_CHECKING:
     from dfl_unlearn.unlearning.protocols.newton_fisher import NewtonFisher
 
+UNNOISED = "unnoised"
+"""Slot of a state with the corrected models before the noise."""
+
 _FLOAT = 8  # bytes of one number of a correction
 
 # Share of the cap for the mean model where peers keep models of their own; the rest is
@@ -96,7 +99,7 @@ def correct_mean(
             scaled by it.
     """
     provable = measures(protocol, run)
-    start = run.state.mean()
+    start = starting_models(protocol, run).mean(0)
     models = _aligned(protocol, run, transport)
     transport.all_reduce("mean model", _FLOAT * run.model.size, request.requester)
     aims = provable and not protocol.assume_stationary
@@ -177,7 +180,7 @@ def correct_stack(
     equation = FixedPoint(run, data)
     path = stacked_newton(
         equation,
-        run.state.params,
+        starting_models(protocol, run),
         target=protocol.residual_cap * equation.contraction,
         least_steps=protocol.newton_steps,
         most_steps=protocol.newton_steps_max,
@@ -190,7 +193,7 @@ def correct_stack(
         transport.exchange("correction", payload)
     return Correction(
         rows=path.state,
-        models=run.state.params.double(),
+        models=starting_models(protocol, run),
         move=None,
         weights=np.ones(run.topology.n),
         distance=path.residuals[-1] / equation.contraction,
@@ -203,9 +206,22 @@ def correct_stack(
     )
 
 
+def starting_models(protocol: "NewtonFisher", run: TrainedRun) -> Tensor:
+    """Return the models that a correction starts from, ``(N, P)`` float64.
+
+    Args:
+        protocol: Its ``state_policy``.
+        run: The trained network; after a request with ``secret_state`` it carries the
+            corrected models as they were before the noise.
+    """
+    secret = protocol.state_policy == "secret_state"
+    kept = run.state.slots.get(UNNOISED) if secret else None
+    return (run.state.params if kept is None else kept).double()
+
+
 def _aligned(protocol: "NewtonFisher", run: TrainedRun, transport: Transport) -> Tensor:
     """Return the peers' models after the rounds of gossip that bring them together."""
-    models = run.state.params.double()
+    models = starting_models(protocol, run)
     if protocol.align_to is None:
         return models
     apart = float((models - models.mean(0)).norm())

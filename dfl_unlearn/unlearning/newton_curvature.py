@@ -44,7 +44,6 @@ Curvature = Literal[
     "full_empirical_fisher",
     "local",
     "linearized_gossip",
-    "bounds",
 ]
 
 DIAGONALS = ("diag_fisher", "empirical_fisher")
@@ -72,7 +71,11 @@ def check_curvature(
         check_blocks(layer_blocks(model))
     elif how == "full_empirical_fisher":
         check_blocks(whole_block(model))
-    elif how == "local" and not run.data.without(request).retained[request.requester]:
+    elif (
+        how == "local"
+        and not protocol.alone
+        and not run.data.without(request).retained[request.requester]
+    ):
         raise UnsupportedRequestError(
             "curvature: must not be 'local' for a requester that keeps no rows, got "
             f"peer {request.requester}; use 'exact_cg' or 'diag_fisher'"
@@ -89,7 +92,7 @@ def curvature_claim(protocol: "NewtonFisher", *, bounded: bool) -> list[Assumpti
     Returns:
         At most one assumption.
     """
-    if protocol.curvature in ("exact_cg", "linearized_gossip", "bounds"):
+    if protocol.alone or protocol.curvature in ("exact_cg", "linearized_gossip"):
         return []
     exact = protocol.curvature in ("lissa", "local")  # Hessians, of other rows
     value = f"{protocol.curvature}, damping {protocol.damping:g}"

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Target = Literal["consensus", "dsgd_fixed_point"]
 NewtonScope = Literal["joint", "release", "view", "view_joint"]
 NoisePlacement = Literal["broadcast_model", "broadcast_correction", "independent"]
+StatePolicy = Literal["published_state", "secret_state"]
 NoiseCalibration = Literal["analytic", "classic", "rdp", "oracle_residual"]
 
 
@@ -40,6 +41,7 @@ def check_fields(protocol: "NewtonFisher") -> None:
         ("curvature", Curvature),
         ("influence_weights", InfluenceWeights),
         ("calibration", NoiseCalibration),
+        ("state_policy", StatePolicy),
         ("noise_placement", NoisePlacement),
         ("dissemination", Dissemination),
         ("noise_mode", NoiseMode),
@@ -159,12 +161,6 @@ def _check_views(protocol: "NewtonFisher") -> None:
                 f"'view_joint', got True with {protocol.scope!r}; claims about final "
                 "models do not need it"
             )
-        if protocol.curvature == "bounds":
-            raise InvalidHyperparameterError(
-                "curvature: must be 'exact_cg' or another that reads data with scope "
-                f"{protocol.scope!r}, got 'bounds'; it is for the scopes 'view' and "
-                "'view_joint', where nothing may be sent"
-            )
         return
     why = "a message without noise would be in view"
     needed: dict[str, tuple[object, str]] = {
@@ -177,16 +173,11 @@ def _check_views(protocol: "NewtonFisher") -> None:
     }
     if not protocol.assume_secure_aggregation:
         needed |= {
-            "curvature": ("bounds", why + "; or set assume_secure_aggregation=True"),
-            "damping": (0.0, "the step is fixed by lambda"),
+            "curvature": ("local", why + "; or set assume_secure_aggregation=True"),
+            "state_policy": ("published_state", "only the requester knows the other"),
+            "damping": (0.0, "the claim needs the correction as derived"),
             "newton_steps": (1, "a second step would need a message"),
         }
-    elif protocol.curvature == "bounds":
-        raise InvalidHyperparameterError(
-            "curvature: must be 'exact_cg' or another that reads data with "
-            "assume_secure_aggregation=True, got 'bounds'; leave the assumption out, "
-            "nothing is summed"
-        )
     for name, (value, reason) in needed.items():
         if getattr(protocol, name) != value:
             raise InvalidHyperparameterError(

@@ -263,7 +263,7 @@ class Claim:
             observers=observers_of(run, request),
             exposure=(
                 *exposure_of(run, request),
-                "the mean of all models, which the walk starts from, is known from "
+                "the mean of all models that the walk starts from is known from "
                 "before the request",
             ),
             notes=(

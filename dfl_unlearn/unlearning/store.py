@@ -32,7 +32,7 @@ from dfl_unlearn.errors import (
     RefusedError,
 )
 from dfl_unlearn.store.folder import RunFolder
-from dfl_unlearn.unlearning.contracts import Cost, Outcome, protocols
+from dfl_unlearn.unlearning.contracts import Cost, Outcome, unlearners
 
 _KEPT = "pre-request state kept:"
 
@@ -414,7 +414,7 @@ def _read(
     return Outcome(
         run=run,
         request=request,
-        protocol=protocols.build(protocol.pop("use"), **protocol),
+        protocol=unlearners.build(protocol.pop("use"), **protocol),
         state=PeerState(
             params=tensors.pop("params"), slots=tensors, round=known["round"]
         ),

@@ -244,7 +244,7 @@ def test_nobody_can_write_a_better_status_by_hand():
     ("changes", "error", "words"),
     [
         ({"scope": "network"}, InvalidArgumentError, "scope: .* got 'network'"),
-        ({"bound": "a_priori"}, InvalidArgumentError, "bound: .* got 'a_priori'"),
+        ({"bound": "guess"}, InvalidArgumentError, "bound: .* got 'guess'"),
         ({"accountant": "gdp"}, InvalidArgumentError, "accountant: .* got 'gdp'"),
         ({"sensitivity": math.nan}, NumericalError, "must be finite, got nan"),
         ({"noise_std": math.inf}, NumericalError, "must be finite, got inf"),

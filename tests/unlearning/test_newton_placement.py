@@ -203,6 +203,55 @@ def test_a_class_charges_every_owner_for_every_release(run):
         assert outcome.ledger.epsilon(owner, "public", 1e-5) == pytest.approx(1.0)
 
 
+# --- what is kept between requests -------------------------------------------------
+
+
+def test_secret_state_keeps_the_models_before_the_noise_for_the_next_request(run):
+    """With noise of every peer's own, published models lie too far apart."""
+    requests = [ForgetRequest.samples(peer=1, indices=[k]) for k in (0, 1)]
+    even = replace(INDEPENDENT, influence_weights="uniform")
+    with pytest.raises(ResidualExceedsCapError, match="how far the peers' models lie"):
+        unlearn(run, requests, even)
+    secret = replace(even, state_policy="secret_state")
+    first = unlearn(run, requests[0], secret)
+    drawn = torch.stack([noise(run, k) for k in range(N)])
+    kept = first.state.slots["unnoised"]
+    np.testing.assert_allclose(
+        first.state.params, kept + first.certificate.noise_std * drawn, atol=1e-12
+    )
+    assert "stay at the peers as secret state" in str(first.certificate)
+    assert "secret state" not in str(unlearn(run, REQUEST, even).certificate)
+    second = unlearn(first.as_run(), requests[1], secret)
+    certificate = second.certificate
+    assert certificate.status == "certified"
+    assert certificate.epsilon == pytest.approx(1.4651699604, abs=1e-9)
+    left = run.data.without(requests[0]).without(requests[1])
+    target = exact_minimizer(run, left, gradient_norm=1e-13).theta
+    away = (second.state.slots["unnoised"] - target).norm(dim=1)
+    bound = assumption(certificate, "distance to the exact minimizer").value
+    assert float(away.max()) <= bound + 1e-9 <= 3.0 + 1e-9
+    # The next request may do without it.
+    again = unlearn(first.as_run(), requests[1], replace(even, residual_cap=1e3))
+    assert "unnoised" not in again.state.slots
+
+
+def test_secret_state_of_a_stack_is_where_its_next_steps_begin(resting):
+    secret = replace(STACK, state_policy="secret_state")
+    requests = [ForgetRequest.samples(peer=1, indices=[k]) for k in (0, 1)]
+    first = unlearn(resting, requests[0], secret).as_run()
+    near = unlearn(first, requests[1], secret)
+    far = unlearn(first, requests[1], STACK)
+    assert near.trace["gradient_norm"][0] < far.trace["gradient_norm"][0]
+    assert near.certificate.epsilon == far.certificate.epsilon
+
+
+def test_export_leaves_secret_state_out(run, tmp_path):
+    outcome = unlearn(run, REQUEST, replace(INDEPENDENT, state_policy="secret_state"))
+    plain = unlearn(run, REQUEST, INDEPENDENT)
+    paths = [o.export(tmp_path / f"{k}") for k, o in enumerate((outcome, plain))]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
 # --- alignment -------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ from networks import blobs, full_batch
 from dfl_unlearn.accounting.certificate import certify
 from dfl_unlearn.accounting.gaussian import gaussian_noise_std
 from dfl_unlearn.accounting.release import GaussianRelease
+from dfl_unlearn.curvature.operators import Objective
 from dfl_unlearn.data.batch import TensorBatch
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.config import LocalSteps, SimulationConfig
@@ -33,7 +34,7 @@ from dfl_unlearn.rng import RngTree
 from dfl_unlearn.topology.graph import Topology
 from dfl_unlearn.unlearning.apply import unlearn
 from dfl_unlearn.unlearning.contracts import Cost, Outcome, protocols
-from dfl_unlearn.unlearning.newton_view import correct_alone
+from dfl_unlearn.unlearning.newton_view import _least_share, correct_alone
 from dfl_unlearn.unlearning.protocols import newton_fisher
 from dfl_unlearn.unlearning.protocols.newton_fisher import NewtonFisher
 from dfl_unlearn.unlearning.protocols.rr_du import RrDu
@@ -41,7 +42,7 @@ from dfl_unlearn.unlearning.retained import exact_minimizer, network_objective
 
 DATA = blobs([12, 7, 9, 10, 8], dtype=np.float64)
 REQUEST = ForgetRequest.samples(peer=1, indices=[0, 4])
-VIEW = NewtonFisher(scope="view_joint", curvature="bounds", residual_cap=50.0)
+VIEW = NewtonFisher(scope="view_joint", curvature="local", residual_cap=50.0)
 SECURE = NewtonFisher(scope="view", assume_secure_aggregation=True)
 MODEL = models.build("logistic", input_shape=(6,), num_classes=3, l2=0.1)
 
@@ -88,7 +89,7 @@ def test_the_requester_corrects_alone_and_is_certified(run, scope):
     assert "without noise: scope" not in str(certificate)
     assert "none" in assumption(certificate, "messages before the release").value
     text = str(certificate)
-    assert "tau was recorded before the request" in text
+    assert "tau was recorded before the" in text
     assert "the mean of all models, which the correction starts from" in text
     assert "Delta_pri = (gmax - removed / 2) / lambda" in text
 
@@ -128,19 +129,20 @@ def test_the_correction_reads_no_rows_but_the_owners(run):
     assert first.distance == second.distance
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
-    l2=st.sampled_from([0.02, 0.3]),
+    classes=st.sampled_from([2, 3]),
+    l2=st.sampled_from([0.02, 0.3, 3.0]),
     weighting=st.sampled_from(["uniform", "size"]),
     kind=st.sampled_from(["samples", "fixed", "peer", "class"]),
     rounds=st.sampled_from([1, 40]),
 )
 def test_the_vouched_distance_is_never_below_the_true_one(
-    seed, l2, weighting, kind, rounds
+    seed, classes, l2, weighting, kind, rounds
 ):
-    data = blobs([6, 5, 8, 4], seed=seed, dtype=np.float64)
-    model = models.build("logistic", input_shape=(6,), num_classes=3, l2=l2)
+    data = blobs([6, 5, 8, 4], seed=seed, classes=classes, dtype=np.float64)
+    model = models.build("logistic", input_shape=(6,), num_classes=classes, l2=l2)
     config = full_batch("atc", rounds=rounds, peer_weighting=weighting)
     run = simulate("path", data, model, config)
     request = {
@@ -158,20 +160,96 @@ def test_the_vouched_distance_is_never_below_the_true_one(
     assert start <= correction.residuals[0] + 1e-9
 
 
-def test_the_correction_halves_what_a_bare_start_would_need():
-    """At the minimizer of all data, (tau + |r| / 2) / lambda against |r| / lambda."""
-    data = blobs([6, 5, 8, 4], dtype=np.float64)
-    model = models.build("logistic", input_shape=(6,), num_classes=3, l2=0.3)
+def at_rest(model, data):
+    """A run of three peers at the minimizer of all data."""
     run = simulate("path", data, model, full_batch("atc", rounds=1))
     theta = exact_minimizer(run, gradient_norm=1e-14).theta
     record = replace(run.record, training_residual={1: 1e-14})
-    state = PeerState(params=theta.expand(4, -1).clone(), round=1)
-    run = replace(run, state=state, record=record)
+    state = PeerState(params=theta.expand(3, -1).clone(), round=1)
+    return replace(run, state=state, record=record)
+
+
+@pytest.mark.parametrize(
+    ("name", "classes"), [("linear", 0), ("logistic", 2), ("logistic", 3)]
+)
+def test_the_requesters_own_curvature_more_than_halves_the_shift(name, classes):
+    """(tau + |r| / 2) / lambda is the most; its own rows tell more."""
+    data = blobs([30, 25, 28], classes=max(classes, 2), dtype=np.float64)
+    if name == "linear":
+        labels = data.store.labels.double()
+        tested = TensorBatch(data.test.inputs, data.test.labels.double())
+        store = TensorBatch(data.store.inputs, labels)
+        data = replace(data, store=store, test=tested, num_classes=0)
+    model = models.build(name, input_shape=(6,), num_classes=classes, l2=0.3)
+    run = at_rest(model, data)
     request = REQUEST.resolve(data)
+    left = data.without(request)
+    kept = network_objective(run, left)
+    theta = run.state.params[0]
+    r = kept.gradient(theta)
+    correction = correct_alone(VIEW, run, request)
+    half = float(r.norm()) / 0.6
+    assert correction.distance < 0.95 * half
+    target = exact_minimizer(run, left, gradient_norm=1e-13).theta
+    true = float((correction.rows[0] - target).norm())
+    assert true <= correction.distance
+    # The correction is A^-1 r / 2 with A between lambda and the requester's curvature.
+    weights = np.where(data.owner == 1, kept.weights, 0.0)
+    own = replace(kept, weights=weights).hessian(theta)
+    unit = torch.eye(len(theta), dtype=torch.float64)
+    hessian = torch.stack([own @ row for row in unit])
+    whole = -torch.linalg.solve(hessian, r) / 2
+    if name == "linear":  # the curvature is the same all the way
+        np.testing.assert_allclose(correction.move, whole, atol=1e-7)
+    assert float(whole.norm()) <= float(correction.move.norm()) + 1e-9 <= half + 1e-8
+
+
+def test_a_requester_that_keeps_nothing_has_the_middle_of_all_there_is():
+    data = blobs([6, 5, 8], dtype=np.float64)
+    model = models.build("logistic", input_shape=(6,), num_classes=3, l2=0.3)
+    run = at_rest(model, data)
+    request = ForgetRequest.whole_peer(1).resolve(data)
+    theta = run.state.params[0]
     gradient = network_objective(run, data.without(request)).gradient(theta)
     correction = correct_alone(VIEW, run, request)
     np.testing.assert_allclose(correction.move, -gradient / 0.6, atol=1e-13)
     assert correction.distance == pytest.approx(float(gradient.norm()) / 0.6, abs=1e-9)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_curvature_along_a_way_stays_above_its_share(classes):
+    """The integral of H along the way minus s H(start) has no negative direction."""
+    data = blobs([12, 9], classes=classes, dtype=np.float64)
+    model = models.build("logistic", input_shape=(6,), num_classes=classes, l2=0.3)
+    run = simulate("path", data, model, full_batch(rounds=1))
+    mine = data.owner == 0
+    plain = models.build("logistic", input_shape=(6,), num_classes=classes, l2=0.0)
+    weights = np.where(mine, 1.0, 0.0)
+    objective = Objective(
+        model=plain,
+        inputs=data.store.inputs,
+        labels=data.store.labels,
+        weights=weights,
+    )
+    unit = torch.eye(model.size, dtype=torch.float64)
+
+    def hessian(theta):
+        operator = objective.hessian(theta)
+        return torch.stack([operator @ row for row in unit])
+
+    generator = torch.Generator().manual_seed(classes)
+    for length in (0.02, 0.3, 2.0):
+        share = _least_share(run, mine, length)
+        assert 0 < share < 1
+        for _ in range(10):
+            start, way = torch.randn(2, model.size, generator=generator).double()
+            way *= length / way.norm()
+            points = (np.arange(40) + 0.5) / 40
+            mean = sum(hessian(start + t * way) for t in points) / 40
+            least = torch.linalg.eigvalsh(mean - share * hessian(start))[0]
+            assert float(least) >= -1e-6
+    assert _least_share(run, mine, np.inf) == 0
+    assert _least_share(run, mine, 0.0) == 1
 
 
 # --- several owners -------------------------------------------------------------
@@ -198,16 +276,15 @@ def test_owners_of_a_class_check_public_shares_and_all_are_charged(run):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"curvature": "exact_cg"}, "curvature: must be 'bounds'.*assume_secure"),
-        ({"curvature": "diag_fisher"}, "curvature: must be 'bounds'"),
+        ({"curvature": "exact_cg"}, "curvature: must be 'local'.*assume_secure"),
+        ({"curvature": "diag_fisher"}, "curvature: must be 'local'"),
         ({"target": "dsgd_fixed_point"}, "must be"),
         ({"noise_placement": "independent"}, "noise_placement: must be 'broad"),
         ({"noise_placement": "broadcast_correction"}, "noise_placement: must be"),
         ({"assume_stationary": True}, "assume_stationary: must be False"),
         ({"damping": 0.1}, "damping: must be 0.0"),
+        ({"state_policy": "secret_state"}, "only the requester knows"),
         ({"newton_steps": 2}, "newton_steps: must be 1"),
-        ({"assume_secure_aggregation": True}, "leave the assumption out"),
-        ({"scope": "joint"}, "curvature: must be 'exact_cg'"),
     ],
 )
 def test_what_would_send_without_noise_is_refused_by_the_fields(changes, named):

@@ -143,6 +143,8 @@ def test_retraining_has_no_shift_and_a_protocol_without_one_is_refused(run):
     assert unlearn(run, SMALL, "retrain", screening=limits).status == "complete"
     with pytest.raises(UnsupportedRequestError, match="None with FineTune, which"):
         unlearn(run, SMALL, FineTune(), screening=limits)
+    tuned = FineTune(epsilon=1.0, residual_cap=0.5)
+    assert tuned.predicted_shift(run, SMALL.resolve(DATA)) == 0.5
 
 
 def test_an_outcome_that_costs_too_much_is_held_charged_and_not_committed(

@@ -28,7 +28,7 @@ post-processing), not with a finite retraining run.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -45,17 +45,15 @@ from dfl_unlearn.engine.transport import Dissemination, Transport, multiples
 from dfl_unlearn.errors import UnsupportedRequestError
 from dfl_unlearn.record.plan import RecordPart
 from dfl_unlearn.rng import RngTree
-from dfl_unlearn.unlearning.claims import (
-    observers_of,
-    owners_of,
-    refuse_single,
-)
+from dfl_unlearn.unlearning.adaptivity import still_adaptive
+from dfl_unlearn.unlearning.claims import observers_of, owners_of, refuse_single
 from dfl_unlearn.unlearning.contracts import Cost, Outcome, protocols
 from dfl_unlearn.unlearning.fixed_point import FixedPoint
 from dfl_unlearn.unlearning.influence_weights import InfluenceWeights, check_weights
 from dfl_unlearn.unlearning.newton_bounds import bounds_told, prior_bound
 from dfl_unlearn.unlearning.newton_claim import assumptions_of, certificate_of
 from dfl_unlearn.unlearning.newton_correction import (
+    UNNOISED,
     Correction,
     correct_mean,
     correct_stack,
@@ -66,6 +64,7 @@ from dfl_unlearn.unlearning.newton_fields import (
     NewtonScope,
     NoiseCalibration,
     NoisePlacement,
+    StatePolicy,
     Target,
     check_fields,
 )
@@ -96,7 +95,7 @@ class NewtonFisher:
             ``view_joint``: of all messages after the request to all peers but the
             owners, ``view``: to one of them. Under the views nothing is sent before
             the noised release: the requester corrects alone
-            (``curvature="bounds"``) from the residual that training recorded.
+            (``curvature="local"``) from the residual that training recorded.
         target: ``consensus``: the minimizer of the network's objective, for all peers;
             ``dsgd_fixed_point``: where D-SGD itself would rest, a model per peer (for
             full-batch cta with one local step and a constant rate; with
@@ -105,10 +104,10 @@ class NewtonFisher:
             ``lissa``: the Hessian by random rows; ``diag_fisher``,
             ``empirical_fisher`` (labels of the data), ``block`` (dense per layer),
             ``kfac`` (Kronecker-factored) and ``full_empirical_fisher``: Fisher
-            information; ``local``: the requester's own Hessian, without messages;
-            ``linearized_gossip``: exact, by messages to neighbours alone; ``bounds``:
-            2 lambda, the best that bounds on the curvature alone give, for the views.
-            See ``unlearning.newton_curvature``.
+            information; ``local``: the requester's own Hessian, without messages
+            (under the views with the bounds of ``unlearning.newton_view``);
+            ``linearized_gossip``: exact, by messages to neighbours alone. See
+            ``unlearning.newton_curvature``.
         damping: Added to the curvature's diagonal. Networks need some: 0.1 to 1 kept
             a perceptron on digits within five points of retraining, 0.01 did not.
         sparsify: Share of the Fisher diagonal that is kept, the largest entries; the
@@ -146,6 +145,10 @@ class NewtonFisher:
             noise to the cap.
         recovery_rounds: Rounds of ordinary training on retained data afterwards; free
             post-processing only where all models together are covered.
+        state_policy: What the next request starts from: ``published_state``, the
+            noised models, so that nothing else is kept; ``secret_state``, the corrected
+            models before the noise, which every peer keeps to itself: these lie closer
+            together, but whoever gets to see them is not covered.
         convex_head: Certify the linear head of a network whose extractor is frozen:
             the run's data are its features (``data.features``), and the certificate
             covers ``head`` alone and says what the extractor saw.
@@ -173,6 +176,7 @@ class NewtonFisher:
     dissemination: Dissemination = "tree"
     align_to: float | None = None
     recovery_rounds: int = 1
+    state_policy: StatePolicy = "published_state"
     convex_head: bool = False
     disclose_m: bool = False
     assume_secure_aggregation: bool = False
@@ -332,7 +336,9 @@ class NewtonFisher:
             request,
             correction,
             rng,
-            status=status_of(assumptions, adaptive=request.adaptive),
+            status=status_of(
+                assumptions, adaptive=still_adaptive(request, assumptions)
+            ),
             assumptions=tuple(a.name for a in assumptions),
         )
         self._disseminate(run, request, transport)
@@ -341,6 +347,9 @@ class NewtonFisher:
         dtype = run.state.params.dtype
         released = PeerState(params=rows.to(dtype).clone(), round=run.state.round)
         state, gradients = continue_training(run, data, released, self.recovery_rounds)
+        if self.state_policy == "secret_state":
+            kept_back = correction.rows.to(dtype).clone()
+            state = replace(state, slots={**state.slots, UNNOISED: kept_back})
         for _ in range(self.recovery_rounds):
             transport.exchange("recovery", run.model.size * dtype.itemsize)
         return Outcome(
@@ -408,7 +417,7 @@ class NewtonFisher:
         peers, size = rows.shape
         whole = math.sqrt(peers)
         moved = (
-            correction.rows - run.state.params.double()
+            correction.rows - correction.models
             if correction.move is None
             else correction.move.expand(peers, -1)
         )
