@@ -254,7 +254,7 @@ def full_run():
             1,
         ),
         (
-            replace(NEWTON, scope="view_joint", curvature="bounds", residual_cap=50.0),
+            replace(NEWTON, scope="view_joint", curvature="local", residual_cap=50.0),
             1,
             1,
         ),
