@@ -20,6 +20,7 @@ from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.engine.config import LocalSteps, SimulationConfig
 from dfl_unlearn.engine.simulator import simulate
+from dfl_unlearn.engine.trainers.dp_gossip import DpGossip
 from dfl_unlearn.errors import (
     InsecureNoiseError,
     InvalidArgumentError,
@@ -371,6 +372,23 @@ def test_a_heuristic_release_with_secure_noise_claims_nothing(exact_run):
 def test_what_secure_noise_does_not_fit_is_refused(changes, message):
     with pytest.raises(InvalidHyperparameterError, match=message):
         replace(NEWTON, **changes)
+
+
+def test_secure_noise_after_training_with_noise_from_the_seed_is_refused(
+    exact_run, tmp_path
+):
+    config = replace(
+        exact_run.config,
+        rounds=3,
+        trainer=DpGossip(rate=0.5, noise_multiplier=20.0),
+        local=LocalSteps(learning_rate=0.03),
+    )
+    private = simulate("ring", EXACT, MODEL, config)
+    with pytest.raises(InsecureNoiseError, match=r"'secure' after 1 with simulated"):
+        unlearn(private, FROM_ONE, NEWTON)
+    outcome = unlearn(private, FROM_ONE, FineTune(rounds=1))
+    with pytest.raises(InsecureNoiseError, match="is simulated"):
+        outcome.export(tmp_path / "models.safetensors", secure=True)
 
 
 # --- export --------------------------------------------------------------------------
