@@ -7,6 +7,7 @@ the number of workers or the order of completion never change a peer's batches.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,14 @@ class Batch:
 
     index: NDArray[np.int64]
     weights: NDArray[np.float64]
+
+
+class Batches(Protocol):
+    """Gives the batches of any peers at any of their steps."""
+
+    def batch(self, peers: NDArray[np.int64], steps: NDArray[np.int64]) -> Batch:
+        """Return one batch for each of the given peers; see ``BatchPlan.batch``."""
+        ...
 
 
 class BatchPlan:
