@@ -181,6 +181,10 @@ class SensitivityUnprovenError(RefusedError):
     """A sensitivity is claimed that does not follow."""
 
 
+class StaleModelError(RefusedError):
+    """A peer was to send a model from before a request that was carried out."""
+
+
 class AdjacencyMismatchError(RefusedError):
     """Curves of different neighbouring relations were combined."""
 

@@ -141,7 +141,7 @@ class TrainedRun:
 
     def transport(self) -> Transport:
         """Return a transport over this network with an empty log."""
-        return Transport(self.topology)
+        return Transport(self.topology, self.requests)
 
     @property
     def requests(self) -> int:

@@ -3,10 +3,15 @@
 A protocol reaches another peer only through a ``Transport``. Payloads are handed over
 as they are; what the log keeps is who sent how much to whom and in which step, so
 ``MessageLog.view(observer)`` is what that peer saw after the request.
+
+A peer's state is stamped with the number of forget requests that it carries. Once a
+protocol has handed out corrected models, whoever still has an older one is refused: a
+straggler cannot send it again, and a peer that comes back must take the corrected model
+first. The stamp is what a message says of itself, as honest as its sender.
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfl_unlearn import _validate
-from dfl_unlearn.errors import TopologyError
+from dfl_unlearn.errors import StaleModelError, TopologyError
 from dfl_unlearn.topology.graph import Topology
 
 Dissemination = Literal["tree", "flood"]
@@ -138,12 +143,22 @@ class Transport:
     Attributes:
         topology: The network.
         log: Every message so far.
+        required: Forget requests that a sender's state must carry.
+        carried: Forget requests that each peer's state carries, shape ``(N,)``.
     """
 
-    def __init__(self, topology: Topology) -> None:
-        """Open a transport with an empty log."""
+    def __init__(self, topology: Topology, requests: int = 0) -> None:
+        """Open a transport with an empty log.
+
+        Args:
+            topology: The network.
+            requests: Forget requests that every peer's state carries already.
+        """
         self.topology = topology
         self.log = MessageLog()
+        self.required = requests
+        self._request = requests + 1
+        self.carried = np.full(topology.n, requests, dtype=np.int64)
         self._neighbours = [
             sorted(topology.graph.neighbors(i)) for i in range(topology.n)
         ]
@@ -159,15 +174,23 @@ class Transport:
 
         Raises:
             TopologyError: If the two are not neighbours.
+            StaleModelError: If the sender's state is older than the last correction.
         """
         if target not in self._neighbours[source]:
             raise TopologyError(
                 f"send: {source} -> {target} must be an edge of the network, got none; "
                 "route the message over neighbours"
             )
-        self.log.append(
-            kind, np.array([source]), np.array([target]), payload_bytes + HEADER_BYTES
-        )
+        self._step(kind, [(source, target)], payload_bytes)
+
+    def correct(self, peers: Iterable[int] | None = None) -> None:
+        """Note that peers hold the corrected model; from now on no older one is sent.
+
+        Args:
+            peers: Who took it; None is everybody.
+        """
+        self.required = self._request
+        self.carried[slice(None) if peers is None else list(peers)] = self.required
 
     def broadcast(
         self, source: int, kind: str, payload_bytes: int, how: Dissemination
@@ -242,8 +265,21 @@ class Transport:
     def _step(
         self, kind: str, edges: list[tuple[int, int]], payload_bytes: int
     ) -> None:
+        """Log one communication step.
+
+        Raises:
+            StaleModelError: If a sender's state is older than the last correction.
+        """
         if edges:
             ends = np.array(edges, dtype=np.int64)
+            stale = ends[self.carried[ends[:, 0]] < self.required, 0]
+            if stale.size:
+                raise StaleModelError(
+                    f"message {kind!r} from peer {stale[0]}: must come from a state "
+                    f"that carries {self.required} forget requests, got one that "
+                    f"carries {self.carried[stale[0]]}; hand that peer the corrected "
+                    "model first"
+                )
             self.log.append(kind, ends[:, 0], ends[:, 1], payload_bytes + HEADER_BYTES)
 
     def _levels(self, root: int) -> list[list[tuple[int, int]]]:

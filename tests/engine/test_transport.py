@@ -4,7 +4,7 @@ import pytest
 from networks import path4
 
 from dfl_unlearn.engine.transport import HEADER_BYTES, Transport
-from dfl_unlearn.errors import TopologyError
+from dfl_unlearn.errors import StaleModelError, TopologyError
 from dfl_unlearn.topology.graph import Topology
 
 GRAPHS = {
@@ -85,3 +85,30 @@ def test_one_gossip_round_uses_both_directions_of_every_edge():
     transport.exchange("recovery", 10)
     assert len(transport.log) == 2 * 2 * 3
     assert transport.log.max_edge_bytes() == 2 * (10 + HEADER_BYTES)
+
+
+def test_after_a_correction_no_older_model_is_sent():
+    transport = Transport(path4(), requests=2)
+    transport.exchange("model", 8)  # all are alike before the correction
+    transport.correct([0, 1, 3])
+    sent = len(transport.log)
+    message = r"'model' from peer 2: must come .* carries 3 forget requests, got .* 2;"
+    with pytest.raises(StaleModelError, match=message):
+        transport.exchange("model", 8)
+    with pytest.raises(StaleModelError, match="from peer 2"):
+        transport.send(2, 1, "model", 8)
+    assert len(transport.log) == sent  # nothing of the refused step was sent
+    transport.send(1, 2, "noised model", 8)  # the straggler may receive
+    transport.correct([2])
+    transport.exchange("model", 8)
+    assert len(transport.log) == sent + 1 + 6
+
+
+def test_a_peer_that_returns_with_its_old_model_is_refused():
+    transport = Transport(path4())
+    transport.correct()
+    transport.carried[3] = 0
+    with pytest.raises(StaleModelError, match="from peer 3"):
+        transport.all_reduce("gradient", 8)
+    transport.correct([3])
+    transport.all_reduce("gradient", 8)

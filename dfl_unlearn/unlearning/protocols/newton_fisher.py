@@ -302,6 +302,7 @@ class NewtonFisher:
             assumptions=tuple(a.name for a in assumptions),
         )
         self._disseminate(run, request, transport)
+        transport.correct()
         run.ledger.commit(request.request_id)
 
         dtype = run.state.params.dtype

@@ -323,6 +323,7 @@ class RrDu:
             run.model.size * row.element_size(),
             self.dissemination,
         )
+        transport.correct()
         if claim.charges:
             run.ledger.commit(request.request_id)
         return Outcome(
