@@ -8,8 +8,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from dfl_unlearn._stats import round_up
-from dfl_unlearn.accounting.entries import LedgerEntry, Observer, colluding, members
+from dfl_unlearn.accounting.entries import (
+    EVERYONE,
+    LedgerEntry,
+    Observer,
+    colluding,
+    members,
+)
 from dfl_unlearn.accounting.gaussian import compose_gaussians, gaussian_epsilon
+from dfl_unlearn.accounting.mechanisms import GaussianMechanism
 from dfl_unlearn.accounting.rdp import RdpCurve
 
 
@@ -77,9 +84,18 @@ def views(
     return seen
 
 
-def total_mu(seen: Sequence[LedgerEntry]) -> float:
-    """Return the one Gaussian, as shift over noise, that equals all releases."""
-    return compose_gaussians(entry.mechanism.mu for entry in seen)
+def total_mu(seen: Sequence[LedgerEntry]) -> float | None:
+    """Return the one Gaussian, as shift over noise, that equals all releases.
+
+    Args:
+        seen: Distinct releases.
+
+    Returns:
+        None unless all are plain Gaussians: no single one equals the others.
+    """
+    known = [entry.mechanism for entry in seen]
+    plain = [one.mu for one in known if isinstance(one, GaussianMechanism)]
+    return compose_gaussians(plain) if len(plain) == len(known) else None
 
 
 def total_curve(seen: Sequence[LedgerEntry]) -> RdpCurve:
@@ -93,9 +109,18 @@ def total_curve(seen: Sequence[LedgerEntry]) -> RdpCurve:
 
 
 def total_epsilon(seen: Sequence[LedgerEntry], delta: float) -> float:
-    """Return epsilon of all releases together: exact or Rényi, the smaller one."""
-    exact = gaussian_epsilon(total_mu(seen), delta)
-    return min(exact, total_curve(seen).to_epsilon(delta).epsilon)
+    """Return epsilon of all releases together, rounded up.
+
+    Args:
+        seen: Distinct releases.
+        delta: Total delta, in [0, 1).
+
+    Returns:
+        The smaller one of the exact value, which plain Gaussians have, and the Rényi
+        bound.
+    """
+    mu, bound = total_mu(seen), total_curve(seen).to_epsilon(delta).epsilon
+    return bound if mu is None else min(gaussian_epsilon(mu, delta), bound)
 
 
 def together(entries: Sequence[LedgerEntry]) -> Observer | None:
@@ -191,7 +216,7 @@ def format_rows(rows: Sequence[LedgerRow], delta: float) -> str:
 
 def by_index(name: str) -> tuple[int, list[int]]:
     """Return a sort key for observer and owner ids: size of the set, then indices."""
-    peers = sorted(members(name))
+    peers = [] if name == EVERYONE else sorted(members(name))
     return len(peers), peers
 
 

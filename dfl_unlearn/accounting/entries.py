@@ -19,9 +19,15 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 
 from dfl_unlearn import _validate
-from dfl_unlearn.accounting.mechanisms import GaussianMechanism
+from dfl_unlearn.accounting.mechanisms import (
+    DiscreteGaussianMechanism,
+    GaussianMechanism,
+    Mechanism,
+    SampledGaussianMechanism,
+)
 from dfl_unlearn.accounting.rdp import DEFAULT_ORDERS, RdpCurve, curve_of
 from dfl_unlearn.errors import (
+    AdjacencyMismatchError,
     DflUnlearnError,
     InvalidArgumentError,
     LedgerCorruptError,
@@ -34,6 +40,11 @@ Observer: TypeAlias = str
 EntryState = Literal["reserved", "committed", "aborted"]
 Scope = Literal["release", "joint", "view_joint", "transcript"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
+NoiseMode = Literal["simulated", "secure"]
+NoisePurpose = Literal["unlearn-noise", "train-noise"]
+NOISE_PURPOSES: tuple[NoisePurpose, ...] = get_args(NoisePurpose)
+EVERYONE = "*"
+"""Owner of what is private for every single record, whoever has it."""
 START = "0" * 64
 
 _PEER = re.compile(r"peer:(0|[1-9][0-9]{0,8})")
@@ -55,15 +66,17 @@ class LedgerEntry:
         round: Training round of the release.
         request_id: The forget request it serves.
         release_id: The released bytes; seen twice, they are charged once.
-        owner: Whose forgetting is claimed, ``"peer:<i>"``.
+        owner: Whose forgetting is claimed, ``"peer:<i>"``, or ``"*"`` for a claim on
+            any one record, under ``add_remove``.
         observers: Who receives or can derive the release.
         scope: What the claim covers: one released model, or all of them together.
-        mechanism: What happened.
+        mechanism: What happened; several sampled steps are one entry.
         curve: What it costs.
         noise_owner: The owner in the noise stream's name: the first of several owners
-            that share the release.
+            that share the release; ``"*"`` where every peer has noise of its own.
+        noise_purpose: What the noise is for, the first field of its stream.
         draw: Last field of the noise key: earlier releases of the same
-            (noise owner, request, round).
+            (noise purpose, noise owner, request, round).
         noise_drawn: False only when aborted before any noise existed.
         group_size: Forgotten records, or None if not disclosed.
         status: Status of the certificate that goes with it.
@@ -79,9 +92,10 @@ class LedgerEntry:
     owner: str
     observers: tuple[Observer, ...]
     scope: Scope = "joint"
-    mechanism: GaussianMechanism
+    mechanism: Mechanism
     curve: RdpCurve = field(repr=False)
     noise_owner: str
+    noise_purpose: NoisePurpose = "unlearn-noise"
     draw: int = 0
     noise_drawn: bool = True
     group_size: int | None = None
@@ -94,12 +108,15 @@ class LedgerEntry:
 
         Raises:
             InvalidArgumentError: If an id, scope, state or number is not allowed.
+            AdjacencyMismatchError: If the owner is ``"*"`` under another relation than
+                ``add_remove``.
         """
         _validate.integer(at_least=0, seq=self.seq, round=self.round, draw=self.draw)
         if self.group_size is not None:
             _validate.integer(at_least=1, group_size=self.group_size)
         _validate.one_of(get_args(EntryState), state=self.state)
         _validate.one_of(SCOPES, scope=self.scope)
+        _validate.one_of(NOISE_PURPOSES, noise_purpose=self.noise_purpose)
         _validate.identifier(request_id=self.request_id)
         if not _is(_RELEASE, self.release_id):
             raise InvalidArgumentError(
@@ -107,6 +124,13 @@ class LedgerEntry:
                 f"got {_validate.show(self.release_id)}"
             )
         check_owner(owner=self.owner, noise_owner=self.noise_owner)
+        adjacency = self.mechanism.adjacency
+        if self.owner == EVERYONE and adjacency != "add_remove":
+            raise AdjacencyMismatchError(
+                "owner: must be 'peer:<i>' under any relation but 'add_remove', got "
+                f"'*' with {adjacency!r}; a claim on any one record is about adding or "
+                "removing it"
+            )
         observers = tuple(self.observers)
         for observer in observers:
             _validate.of_type(str, observers=observer)
@@ -129,9 +153,15 @@ class LedgerEntry:
     def stream(self) -> str:
         """Name of the noise stream; no two releases share one."""
         return (
-            f"unlearn-noise/{self.noise_owner}/{self.request_id}/"
+            f"{self.noise_purpose}/{self.noise_owner}/{self.request_id}/"
             f"{self.round}/{self.draw}"
         )
+
+    @property
+    def noise_mode(self) -> NoiseMode:
+        """``secure``: discrete noise from the system's generator; else keyed noise."""
+        discrete = isinstance(self.mechanism, DiscreteGaussianMechanism)
+        return "secure" if discrete else "simulated"
 
     def seen_by(self, observer: Observer) -> bool:
         """Tell whether an observer, or a colluding set as a whole, has this release."""
@@ -198,7 +228,7 @@ def colluding(peers: Iterable[int]) -> Observer:
 
 
 def check_owner(**named: Any) -> None:
-    """Check that each named value is an owner id, ``"peer:<i>"``.
+    """Check that each named value is an owner id, ``"peer:<i>"`` or ``"*"``.
 
     Args:
         **named: The values under their argument names.
@@ -207,9 +237,9 @@ def check_owner(**named: Any) -> None:
         InvalidArgumentError: If one has another form.
     """
     for name, value in named.items():
-        if not _is(_PEER, value):
+        if value != EVERYONE and not _is(_PEER, value):
             raise InvalidArgumentError(
-                f"{name}: must be 'peer:<i>', got {_validate.show(value)}"
+                f"{name}: must be 'peer:<i>' or '*', got {_validate.show(value)}"
             )
 
 
@@ -225,6 +255,8 @@ def encode(entry: LedgerEntry, seq: int, prev: str) -> bytes:
         One JSON object, ASCII.
     """
     orders = entry.curve.orders
+    mechanism = entry.mechanism
+    grid = mechanism.grid if isinstance(mechanism, DiscreteGaussianMechanism) else None
     record = {
         "v": 1,
         "seq": seq,
@@ -236,25 +268,19 @@ def encode(entry: LedgerEntry, seq: int, prev: str) -> bytes:
         "owner": entry.owner,
         "observers": list(entry.observers),
         "scope": entry.scope,
-        "adjacency": entry.mechanism.adjacency,
+        "adjacency": mechanism.adjacency,
         "group_size": entry.group_size,
-        "mechanism": {
-            "kind": "gaussian",
-            "noise_std": entry.mechanism.noise_std,
-            "sensitivity": entry.mechanism.sensitivity,
-            "rate": 1.0,
-            "count": 1,
-        },
+        "mechanism": _mechanism_to(mechanism),
         "curve": {
             "orders": "default-1" if orders == DEFAULT_ORDERS else list(orders),
             "hex": [_to_hex(value) for value in entry.curve.values.tolist()],
         },
         "noise": {
-            "mode": "simulated",
-            "generator": "philox-sha256/1",
+            "mode": entry.noise_mode,
+            "generator": "philox-sha256/1" if grid is None else "os-urandom/1",
             "stream": entry.stream,
             "dtype": "float64",
-            "grid": None,
+            "grid": grid,
             "drawn": entry.noise_drawn,
         },
         "status": entry.status,
@@ -336,12 +362,8 @@ def _entry_of(record: dict[str, Any], line: bytes) -> LedgerEntry:
         raise InvalidArgumentError(
             f"v: must be 1, got {_validate.show(record['v'])}; use a newer version"
         )
-    what, cost, noise = record["mechanism"], record["curve"], record["noise"]
-    mechanism = GaussianMechanism(
-        noise_std=what["noise_std"],
-        sensitivity=what["sensitivity"],
-        adjacency=record["adjacency"],
-    )
+    cost, noise = record["curve"], record["noise"]
+    mechanism = _mechanism_of(record)
     named = cost["orders"] == "default-1"
     own = curve_of(mechanism, DEFAULT_ORDERS if named else tuple(cost["orders"]))
     curve = RdpCurve(
@@ -349,11 +371,13 @@ def _entry_of(record: dict[str, Any], line: bytes) -> LedgerEntry:
         values=np.array([_from_hex(text) for text in cost["hex"]]),
         adjacency=mechanism.adjacency,
         description=own.description,
-        gaussian_like=True,
+        gaussian_like=own.gaussian_like,
     )
-    if not np.allclose(curve.values, own.values, rtol=1e-9, atol=1e-300):
+    # Integrals may differ between machines by less than the accountant's safety factor.
+    tolerance = 1e-9 if own.gaussian_like else 2e-8
+    if not np.allclose(curve.values, own.values, rtol=tolerance, atol=1e-300):
         raise InvalidArgumentError("curve: must be the mechanism's, got another one")
-    _, noise_owner, request, round_, draw = noise["stream"].split("/")
+    purpose, noise_owner, request, round_, draw = noise["stream"].split("/")
     if (request, round_) != (record["request"], str(record["round"])):
         raise InvalidArgumentError(
             "noise: stream must name the entry's request and round, got "
@@ -371,6 +395,7 @@ def _entry_of(record: dict[str, Any], line: bytes) -> LedgerEntry:
         mechanism=mechanism,
         curve=curve,
         noise_owner=noise_owner,
+        noise_purpose=purpose,
         draw=int(draw),
         noise_drawn=bool(noise["drawn"]),
         group_size=record["group_size"],
@@ -384,6 +409,50 @@ def _entry_of(record: dict[str, Any], line: bytes) -> LedgerEntry:
             "spelling or unknown keys"
         )
     return entry
+
+
+def _mechanism_to(mechanism: Mechanism) -> dict[str, Any]:
+    """Return a mechanism as the format writes it; sampled ones per unit of shift."""
+    if isinstance(mechanism, SampledGaussianMechanism):
+        return {
+            "kind": "sampled_gaussian",
+            "noise_std": mechanism.noise_multiplier,
+            "sensitivity": 1.0,
+            "rate": mechanism.rate,
+            "count": mechanism.steps,
+        }
+    discrete = isinstance(mechanism, DiscreteGaussianMechanism)
+    return {
+        "kind": "discrete_gaussian" if discrete else "gaussian",
+        "noise_std": mechanism.noise_std,
+        "sensitivity": mechanism.sensitivity,
+        "rate": 1.0,
+        "count": 1,
+    }
+
+
+def _mechanism_of(record: dict[str, Any]) -> Mechanism:
+    what, adjacency = record["mechanism"], record["adjacency"]
+    scales = {
+        "noise_std": what["noise_std"],
+        "sensitivity": what["sensitivity"],
+        "adjacency": adjacency,
+    }
+    if what["kind"] == "gaussian":
+        return GaussianMechanism(**scales)
+    if what["kind"] == "discrete_gaussian":
+        return DiscreteGaussianMechanism(grid=record["noise"]["grid"], **scales)
+    if what["kind"] == "sampled_gaussian":
+        return SampledGaussianMechanism(
+            rate=what["rate"],
+            noise_multiplier=what["noise_std"],
+            steps=what["count"],
+            adjacency=adjacency,
+        )
+    raise InvalidArgumentError(
+        "mechanism: kind must be one of gaussian, sampled_gaussian, "
+        f"discrete_gaussian, got {_validate.show(what['kind'])}"
+    )
 
 
 def _to_hex(value: float) -> str:

@@ -21,7 +21,11 @@ from scipy.special import log_ndtr
 
 from dfl_unlearn import _validate
 from dfl_unlearn.accounting.mechanisms import check_scale
-from dfl_unlearn.accounting.rdp import DEFAULT_ORDERS, rdp_gaussian, rdp_to_epsilon
+from dfl_unlearn.accounting.renyi import (
+    DEFAULT_ORDERS,
+    rdp_gaussian,
+    rdp_to_epsilon,
+)
 from dfl_unlearn.errors import InvalidPrivacyParameterError, NumericalError
 
 Calibration = Literal["analytic", "classic", "rdp"]

@@ -29,9 +29,11 @@ from dfl_unlearn.accounting.accounts import (
 )
 from dfl_unlearn.accounting.budget import PrivacyBudget
 from dfl_unlearn.accounting.entries import (
+    EVERYONE,
     START,
     EntryState,
     LedgerEntry,
+    NoisePurpose,
     Observer,
     Scope,
     check_owner,
@@ -43,7 +45,7 @@ from dfl_unlearn.accounting.entries import (
 )
 from dfl_unlearn.accounting.gaussian import gaussian_delta
 from dfl_unlearn.accounting.journal import Journal, read_journal
-from dfl_unlearn.accounting.mechanisms import GaussianMechanism
+from dfl_unlearn.accounting.mechanisms import Mechanism, SampledGaussianMechanism
 from dfl_unlearn.accounting.rdp import RdpCurve, curve_of
 from dfl_unlearn.errors import (
     AdjacencyMismatchError,
@@ -122,7 +124,7 @@ class PrivacyLedger:
         request_id: str,
         owner: str,
         observers: tuple[Observer, ...],
-        mechanism: GaussianMechanism,
+        mechanism: Mechanism,
         *,
         release_id: str | None = None,
         group_size: int | None = None,
@@ -130,14 +132,17 @@ class PrivacyLedger:
         status: str = "",
         assumptions: tuple[str, ...] = (),
         round: int = 0,
+        noise_purpose: NoisePurpose = "unlearn-noise",
     ) -> LedgerEntry:
         """Reserve one release for one owner; durable when this returns.
 
         Args:
             request_id: The forget request it serves.
-            owner: Whose forgetting is claimed, ``"peer:<i>"``.
+            owner: Whose forgetting is claimed, ``"peer:<i>"``; ``"*"`` for a release
+                that is private for any one record.
             observers: Who will receive or can derive it.
-            mechanism: The noise that is about to be drawn.
+            mechanism: The noise that is about to be drawn; of several sampled steps all
+                of it.
             release_id: Names the released bytes; None for a new release. A known one
                 is charged only to observers that did not have it.
             group_size: Forgotten records, or None if not disclosed.
@@ -146,6 +151,8 @@ class PrivacyLedger:
             status: Status of the certificate that goes with it.
             assumptions: What the sensitivity rests on.
             round: Training round.
+            noise_purpose: First field of the noise key; ``train-noise`` for training
+                that is private by itself.
 
         Returns:
             The entry; ``entry.draw`` is the last field of its noise key.
@@ -161,6 +168,7 @@ class PrivacyLedger:
             status=status,
             assumptions=assumptions,
             round=round,
+            noise_purpose=noise_purpose,
         )[0]
 
     def charge_owners(
@@ -168,7 +176,7 @@ class PrivacyLedger:
         request_id: str,
         owners: tuple[str, ...],
         observers: tuple[Observer, ...],
-        mechanism: GaussianMechanism,
+        mechanism: Mechanism,
         *,
         release_id: str | None = None,
         group_size: int | None = None,
@@ -176,6 +184,7 @@ class PrivacyLedger:
         status: str = "",
         assumptions: tuple[str, ...] = (),
         round: int = 0,
+        noise_purpose: NoisePurpose = "unlearn-noise",
     ) -> tuple[LedgerEntry, ...]:
         """Reserve one release that depends on several owners' data: all or nothing.
 
@@ -190,6 +199,7 @@ class PrivacyLedger:
             status: As in ``charge``.
             assumptions: As in ``charge``.
             round: As in ``charge``.
+            noise_purpose: As in ``charge``.
 
         Returns:
             One entry per owner.
@@ -210,7 +220,10 @@ class PrivacyLedger:
         curve = curve_of(mechanism)
         old = self._releases(release_id)
         noise_owner = old[0].noise_owner if old else owners[0]
-        draw = old[0].draw if old else self._draws(noise_owner, request_id, round)
+        key = f"{noise_purpose}/{noise_owner}/{request_id}/{round}"
+        draw = old[0].draw if old else self._draws(key)
+        name = request_id if noise_purpose == "unlearn-noise" else f"{request_id}/train"
+        name += "/all" if noise_owner == EVERYONE else f"/{noise_owner}"
         entries: list[LedgerEntry] = []
         new: list[LedgerEntry] = []
         for owner in owners:
@@ -226,13 +239,14 @@ class PrivacyLedger:
                 seq=len(self._lines) + len(new),
                 round=round,
                 request_id=request_id,
-                release_id=release_id or f"{request_id}/{noise_owner}/{round}/{draw}",
+                release_id=release_id or f"{name}/{round}/{draw}",
                 owner=owner,
                 observers=fresh,
                 scope=scope,
                 mechanism=mechanism,
                 curve=curve,
                 noise_owner=noise_owner,
+                noise_purpose=noise_purpose,
                 draw=draw,
                 group_size=group_size,
                 status=status,
@@ -281,7 +295,7 @@ class PrivacyLedger:
         """Return the Rényi curve of everything an observer has seen of an owner.
 
         Args:
-            owner: ``"peer:<i>"``.
+            owner: ``"peer:<i>"`` or ``"*"``.
             observer: A peer, a colluding set (the union of what its members saw, each
                 release once), or ``"public"``.
 
@@ -293,11 +307,12 @@ class PrivacyLedger:
     def epsilon(self, owner: str, observer: Observer, delta: float) -> float:
         """Return the total epsilon of an account, rounded up.
 
-        Gaussian releases compose exactly; the Rényi bound holds too, and the smaller
-        of both is returned.
+        Plain Gaussian releases compose exactly; the Rényi bound holds too, and the
+        smaller of both is returned. With any sampled or discrete release in the account
+        it is the Rényi bound of all.
 
         Args:
-            owner: ``"peer:<i>"``.
+            owner: ``"peer:<i>"`` or ``"*"``.
             observer: As in ``spent``.
             delta: Total delta, in [0, 1).
 
@@ -310,7 +325,7 @@ class PrivacyLedger:
         """Return what is left of the epsilon budget, None without a cap.
 
         Args:
-            owner: ``"peer:<i>"``.
+            owner: ``"peer:<i>"`` or ``"*"``.
             observer: As in ``spent``.
 
         Returns:
@@ -445,11 +460,9 @@ class PrivacyLedger:
         members(observer)
         return seen_by(self._owned(owner), observer)
 
-    def _draws(self, noise_owner: str, request_id: str, round: int) -> int:
+    def _draws(self, key: str) -> int:
         draw = 0
-        while f"unlearn-noise/{noise_owner}/{request_id}/{round}/{draw}" in (
-            self._streams
-        ):
+        while f"{key}/{draw}" in self._streams:
             draw += 1
         return draw
 
@@ -477,8 +490,9 @@ class PrivacyLedger:
                 "noise"
             )
         for old in self._releases(new.release_id):
-            if old.stream != new.stream or (
-                old.mechanism.noise_std != new.mechanism.noise_std
+            if (
+                old.stream != new.stream
+                or _noise_of(old.mechanism) != _noise_of(new.mechanism)
                 or (old.owner == new.owner and old.mechanism != new.mechanism)
             ):
                 raise InvalidArgumentError(_other_noise(old, new.mechanism))
@@ -509,7 +523,8 @@ class PrivacyLedger:
             checked.add(id(seen))
             # The cap itself is tested, not a rounded-up epsilon against it: a release
             # calibrated to exactly the cap must fit.
-            if gaussian_delta(total_mu(seen), cap) <= delta:
+            mu = total_mu(seen)
+            if mu is not None and gaussian_delta(mu, cap) <= delta:
                 continue
             total = total_epsilon(seen, delta)
             if total > cap:
@@ -592,7 +607,14 @@ class PrivacyLedger:
             self._entries[at] = settled
 
 
-def _other_noise(old: LedgerEntry, mechanism: GaussianMechanism) -> str:
+def _noise_of(mechanism: Mechanism) -> object:
+    """Return what owners with different shifts have in common in one release."""
+    if isinstance(mechanism, SampledGaussianMechanism):
+        return mechanism
+    return type(mechanism), mechanism.noise_std
+
+
+def _other_noise(old: LedgerEntry, mechanism: Mechanism) -> str:
     return (
         f"mechanism: must be the one release {old.release_id} was charged with, "
         f"{old.mechanism}, got {mechanism}; leave release_id out if the noise is fresh"

@@ -1,4 +1,4 @@
-"""What happened: a noisy release, and the neighbouring relation it is about.
+"""What happened: noisy releases, and the neighbouring relation they are about.
 
 Mechanisms say what was done; what it costs is computed from them in ``rdp`` and
 ``gaussian``. Costs of different relations never add up, so every mechanism names its
@@ -16,7 +16,7 @@ relation        neighbours                                          shift of a s
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from dfl_unlearn import _validate
 from dfl_unlearn.errors import InvalidPrivacyParameterError, NumericalError
@@ -65,6 +65,106 @@ class GaussianMechanism:
     def noise_multiplier(self) -> float:
         """Noise over shift, sigma / Delta; infinite without shift."""
         return self.noise_std / self.sensitivity if self.sensitivity else math.inf
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampledGaussianMechanism:
+    """Gaussian noise in every one of some steps that a record joins by a hidden coin.
+
+    Whoever builds one says that every record joined every step independently with the
+    same probability (Poisson sampling), that nobody saw which, and that noise was added
+    in every step, also in those that nothing joined.
+    ``subsampling.sampled_gaussian`` asks for these facts and refuses without them.
+
+    Attributes:
+        rate: Probability of joining a step, in [0, 1].
+        noise_multiplier: Noise std over sensitivity, at least 0; 0 gives no privacy.
+        steps: Number of steps, at least 1, all with the same rate and noise.
+        adjacency: The neighbouring relation that the sensitivity is about; never
+            ``replace_one``, for which the bound is not proven: use
+            ``RdpCurve.to_adjacency``.
+    """
+
+    rate: float
+    noise_multiplier: float
+    steps: int = 1
+    adjacency: Adjacency = "add_remove"
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            NumericalError: If the multiplier is NaN or infinite.
+            InvalidPrivacyParameterError: If a number is outside its range.
+            InvalidTypeError: If it is no number.
+            InvalidArgumentError: If the relation is unknown or ``replace_one``.
+        """
+        wrong = InvalidPrivacyParameterError
+        _validate.number(error=wrong, at_least=0, at_most=1, rate=self.rate)
+        check_scale(noise_multiplier=self.noise_multiplier)
+        _validate.integer(error=wrong, at_least=1, steps=self.steps)
+        _validate.one_of(("unlearn", "add_remove"), adjacency=self.adjacency)
+        object.__setattr__(self, "rate", float(self.rate))
+        object.__setattr__(self, "noise_multiplier", float(self.noise_multiplier))
+        object.__setattr__(self, "steps", int(self.steps))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscreteGaussianMechanism:
+    """A value on a grid, released with discrete Gaussian noise on the same grid.
+
+    Attributes:
+        noise_std: Parameter of the noise in the value's units: on the grid's integers
+            it is ``noise_std / grid``. The noise's own standard deviation is a little
+            below it.
+        grid: Distance of the grid's points, a power of two.
+        sensitivity: Largest L2 distance *between the values on the grid* of neighbours:
+            that of the real values, plus ``grid * sqrt(P)`` for P coordinates that were
+            rounded to the grid. Nothing is added to it here.
+        adjacency: The neighbouring relation that the sensitivity is about.
+    """
+
+    noise_std: float
+    grid: float
+    sensitivity: float
+    adjacency: Adjacency = "unlearn"
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            NumericalError: If a number is NaN or infinite.
+            InvalidPrivacyParameterError: If a scale is negative, or the grid is no
+                power of two.
+            InvalidTypeError: If it is no number.
+            InvalidArgumentError: If the relation is unknown.
+        """
+        check_scale(
+            noise_std=self.noise_std, sensitivity=self.sensitivity, grid=self.grid
+        )
+        if math.frexp(self.grid)[0] != 0.5:
+            raise InvalidPrivacyParameterError(
+                f"grid: must be a power of two, got {self.grid!r}; only then are sums "
+                "on the grid exact"
+            )
+        _validate.one_of(ADJACENCIES, adjacency=self.adjacency)
+        for name in ("noise_std", "grid", "sensitivity"):
+            object.__setattr__(self, name, float(getattr(self, name)))
+
+    @property
+    def rho(self) -> float:
+        """Cost as zero-concentrated privacy, Delta^2 / (2 sigma^2)."""
+        return 0.5 / self.noise_multiplier**2 if self.noise_multiplier else math.inf
+
+    @property
+    def noise_multiplier(self) -> float:
+        """Noise over shift, sigma / Delta; infinite without shift."""
+        return self.noise_std / self.sensitivity if self.sensitivity else math.inf
+
+
+Mechanism: TypeAlias = (
+    GaussianMechanism | SampledGaussianMechanism | DiscreteGaussianMechanism
+)
 
 
 def check_scale(**named: Any) -> None:

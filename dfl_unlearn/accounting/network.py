@@ -34,7 +34,7 @@ from scipy.sparse import csr_array
 from dfl_unlearn import _validate
 from dfl_unlearn.accounting.gaussian import compose_gaussians
 from dfl_unlearn.accounting.mechanisms import check_scale
-from dfl_unlearn.accounting.rdp import rdp_gaussian
+from dfl_unlearn.accounting.renyi import rdp_gaussian
 from dfl_unlearn.accounting.sampled import rdp_sampled_gaussian
 from dfl_unlearn.errors import (
     InvalidArgumentError,

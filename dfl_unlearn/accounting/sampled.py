@@ -33,7 +33,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import gammaln, logsumexp
 
 from dfl_unlearn import _validate
-from dfl_unlearn.accounting.rdp import rdp_gaussian
+from dfl_unlearn.accounting.renyi import rdp_gaussian
 from dfl_unlearn.errors import InvalidArgumentError, InvalidPrivacyParameterError
 
 _SAFETY = 1e-8  # over the errors measured against 30 digits: 1e-12, fractional 4e-9

@@ -70,6 +70,18 @@ def convexity(model: FlatModel) -> list[Assumption]:
     ]
 
 
+def stacked_convexity(run: TrainedRun) -> Assumption:
+    """Return what bounds the distance of all peers' models to D-SGD's fixed point."""
+    return Assumption(
+        name="strong convexity (lambda)",
+        value=run.model.l2 + run.config.local.weight_decay,
+        source="proven",
+        note="l2 and weight decay of every peer that takes steps; with a symmetric "
+        "mixing matrix the Jacobian I - W + rate H is bounded below by its smallest "
+        "eigenvalue with H at this value",
+    )
+
+
 def refuse_single(run: TrainedRun, protocol: str) -> None:
     """Refuse a network of one peer.
 

@@ -44,16 +44,16 @@ _CHUNK_PEERS = 16
 _LARGEST_DENSE = 2000
 
 
-def check_fixed_point(run: TrainedRun) -> None:
-    """Refuse runs whose training has no such fixed point.
+def differing_settings(run: TrainedRun) -> tuple[str, ...]:
+    """Return the settings of a run whose training has no such fixed point.
 
     Args:
         run: The trained run.
 
-    Raises:
-        UnsupportedRequestError: For anything but full-batch cta with one local step
-            and a constant rate, without momentum and clipping, on one symmetric W, with
-            a strongly convex objective.
+    Returns:
+        Names of settings that differ from full-batch cta with one local step and a
+        constant rate, without momentum and clipping, on one symmetric W, with a
+        strongly convex objective; empty if none does.
     """
     config, local, model = run.config, run.config.local, run.model
     weights = run.topology.weights
@@ -68,13 +68,31 @@ def check_fixed_point(run: TrainedRun) -> None:
         "topology": run.topology.directed or abs(weights - weights.T).max() > 0,
         "model": not (model.convex and model.l2 + local.weight_decay > 0),
     }
-    found = [name for name, applies in wrong.items() if applies]
+    return tuple(name for name, applies in wrong.items() if applies)
+
+
+SETTINGS = (
+    "differs from full-batch d-sgd of form 'cta' with one local step and a constant "
+    "rate, no momentum or clipping, on one symmetric network, with a strongly convex "
+    "model"
+)
+"""What a refusal says of the settings that ``differing_settings`` names."""
+
+
+def check_fixed_point(run: TrainedRun) -> None:
+    """Refuse runs whose training has no such fixed point.
+
+    Args:
+        run: The trained run.
+
+    Raises:
+        UnsupportedRequestError: Naming what ``differing_settings`` finds.
+    """
+    found = differing_settings(run)
     if found:
         raise UnsupportedRequestError(
             "target: must not be 'dsgd_fixed_point' for this run, got a training whose "
-            f"{', '.join(found)} differs from full-batch d-sgd of form 'cta' with one "
-            "local step and a constant rate, no momentum or clipping, on one symmetric "
-            "network, with a strongly convex model; use target='consensus'"
+            f"{', '.join(found)} {SETTINGS}; use target='consensus'"
         )
 
 
@@ -112,6 +130,11 @@ class FixedPoint:
         """Rows that one evaluation of R takes the gradients of."""
         return int(self._data.keep.sum())
 
+    @property
+    def factor(self) -> float:
+        """q: each round of training brings the distance down to at most q times it."""
+        return max(1 - self.contraction, self.largest - 1)
+
     def residual(self, state: Tensor) -> Tensor:
         """Return R(X), shape ``(N, P)`` float64.
 
@@ -148,14 +171,13 @@ class FixedPoint:
         bound = float(self.residual(state).norm()) / self.contraction
         if rounds == 0:
             return bound
-        factor = max(1 - self.contraction, self.largest - 1)
-        if not factor < 1:
+        if not self.factor < 1:
             raise InvalidArgumentError(
                 f"rounds: must be 0 where training does not contract, got {rounds} "
-                f"with a factor of {factor:.6g}; lower learning_rate to at most "
+                f"with a factor of {self.factor:.6g}; lower learning_rate to at most "
                 "(1 + smallest eigenvalue of W) / (smoothness + strong convexity)"
             )
-        return factor**rounds * bound
+        return self.factor**rounds * bound
 
     def _laplacian(self, x: Tensor) -> Tensor:
         return x - torch.from_numpy(self._run.topology.weights @ x.numpy())

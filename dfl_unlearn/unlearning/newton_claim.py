@@ -14,6 +14,7 @@ from dfl_unlearn.unlearning.claims import (
     convexity,
     earlier_releases,
     owners_of,
+    stacked_convexity,
 )
 from dfl_unlearn.unlearning.newton_correction import Correction, proves
 from dfl_unlearn.unlearning.newton_release import (
@@ -55,7 +56,7 @@ def assumptions_of(
         ),
     ]
     if protocol.stacked:
-        assumptions[1] = _stacked_convexity(run)
+        assumptions[1] = stacked_convexity(run)
     if proves(protocol, run):
         assumptions += [
             Assumption(
@@ -100,17 +101,6 @@ def assumptions_of(
     assumptions += _placement(protocol, run)
     earlier = earlier_releases(run, request)
     return assumptions if earlier is None else [*assumptions, earlier]
-
-
-def _stacked_convexity(run: TrainedRun) -> Assumption:
-    return Assumption(
-        name="strong convexity (lambda)",
-        value=run.model.l2 + run.config.local.weight_decay,
-        source="proven",
-        note="l2 and weight decay of every peer that takes steps; with a symmetric "
-        "mixing matrix the Jacobian I - W + rate H is bounded below by its smallest "
-        "eigenvalue with H at this value",
-    )
 
 
 def _distance_name(protocol: "NewtonFisher") -> str:

@@ -15,7 +15,11 @@ from hypothesis import strategies as st
 
 from dfl_unlearn.accounting.gaussian import gaussian_noise_std
 from dfl_unlearn.accounting.ledger import PrivacyBudget, PrivacyLedger, colluding
-from dfl_unlearn.accounting.mechanisms import GaussianMechanism
+from dfl_unlearn.accounting.mechanisms import (
+    DiscreteGaussianMechanism,
+    GaussianMechanism,
+    SampledGaussianMechanism,
+)
 from dfl_unlearn.accounting.rdp import curve_of
 from dfl_unlearn.errors import (
     AdjacencyMismatchError,
@@ -32,6 +36,8 @@ from dfl_unlearn.errors import (
 
 RELEASE = GaussianMechanism(noise_std=0.4, sensitivity=0.05)
 BOTH = ("peer:0", "peer:3")
+TRAINING = SampledGaussianMechanism(rate=0.1, noise_multiplier=2.0, steps=50)
+GRIDDED = DiscreteGaussianMechanism(noise_std=0.4, grid=2**-12, sensitivity=0.05)
 STORY = """
 charge r1 peer:2; commit r1; charge r1 peer:2; charge r2 peer:5; abort r2;
 charge r3 peer:2; charge r3 peer:2; commit r3; charge r4 peer:7
@@ -122,6 +128,39 @@ def test_colluding_observers_have_the_union_and_shared_noise_counts_once():
     assert ledger.spent("peer:2", "public") == curve_of(RELEASE)
 
 
+def test_accounts_of_other_mechanisms_are_their_renyi_sum():
+    ledger = PrivacyLedger()
+    ledger.charge("a", "peer:2", BOTH, GRIDDED)
+    epsilon = ledger.epsilon("peer:2", "peer:0", 1e-5)
+    assert epsilon == pytest.approx(0.4775539008, abs=2e-10)  # not the exact 0.434
+    ledger.charge("b", "peer:2", BOTH, RELEASE)
+    assert ledger.spent("peer:2", "peer:0") == curve_of(GRIDDED) + curve_of(RELEASE)
+    full = GaussianMechanism(noise_std=5.0, sensitivity=1.0, adjacency="add_remove")
+    for k in range(3):
+        ledger.charge(f"r{k}", "*", ("public",), full)
+    ledger.charge("train", "*", ("public",), TRAINING)
+    mixed = ledger.epsilon("*", "public", 1e-5)
+    assert 2.3770778758 - 1e-9 <= mixed <= 2.3770778758 * (1 + 1e-7)
+    rows = [(row.owner, row.observer, row.releases) for row in ledger.table()]
+    assert rows[0] == ("*", "public", 4)
+
+
+def test_a_claim_on_any_one_record_is_about_adding_or_removing_it():
+    with pytest.raises(AdjacencyMismatchError, match=r"got '\*' with 'unlearn'"):
+        PrivacyLedger().charge("r1", "*", BOTH, RELEASE)
+
+
+def test_training_noise_has_streams_of_its_own():
+    ledger = PrivacyLedger()
+    first = ledger.charge("t", "*", BOTH, TRAINING, noise_purpose="train-noise")
+    again = ledger.charge("t", "*", BOTH, TRAINING, noise_purpose="train-noise")
+    other = ledger.charge("t", "*", BOTH, TRAINING)
+    assert first.stream == "train-noise/*/t/0/0"
+    assert [again.draw, other.draw] == [1, 0]
+    names = {entry.release_id for entry in ledger.entries}
+    assert names == {"t/train/all/0/0", "t/train/all/0/1", "t/all/0/0"}
+
+
 def test_the_same_release_is_charged_once_per_observer():
     ledger = PrivacyLedger()
     first = ledger.charge("r1", "peer:2", ("peer:0",), RELEASE, release_id="r1/model")
@@ -161,17 +200,18 @@ def test_a_shared_release_is_charged_to_all_owners_or_to_none():
     assert ledger.entries == ()
 
 
-def test_fresh_releases_get_fresh_noise_streams():
+def test_noise_stream_uniqueness():
     ledger = PrivacyLedger()
     draws = [ledger.charge("r1", "peer:2", BOTH, RELEASE).draw for _ in range(3)]
     assert draws == [0, 1, 2]
     assert ledger.charge("r1", "peer:2", BOTH, RELEASE, round=5).draw == 0
     assert ledger.charge("r2", "peer:2", BOTH, RELEASE).draw == 0
+    assert ledger.charge("r1", "peer:3", BOTH, RELEASE).draw == 0
     streams = [entry.stream for entry in ledger.entries]
-    assert len(set(streams)) == len(streams) == 5
+    assert len(set(streams)) == len(streams) == 6
 
 
-def test_curves_of_different_relations_are_not_charged_to_one_owner():
+def test_adjacency_mismatch_between_charges_of_one_owner():
     ledger = PrivacyLedger()
     ledger.charge("r1", "peer:2", BOTH, RELEASE)
     other = GaussianMechanism(noise_std=1.0, sensitivity=0.1, adjacency="replace_one")
@@ -248,7 +288,7 @@ def test_a_release_calibrated_to_the_budget_fits_it():
             ledger.charge("r2", "peer:2", BOTH, release)
 
 
-def test_the_budget_refuses_before_anything_is_written(tmp_path):
+def test_budget_refuses_before_send(tmp_path):
     path = tmp_path / "ledger.jsonl"
     ledger = PrivacyLedger(PrivacyBudget(epsilon_max=1.0), path)
     ledger.charge("r6", "peer:2", BOTH, calibrated(0.62))
@@ -306,7 +346,7 @@ def test_impossible_budgets_are_refused(fields):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"owner": "client:2"}, "owner: must be 'peer:<i>', got 'client:2'"),
+        ({"owner": "client:2"}, "owner: must be 'peer:<i>' or '\\*', got 'client:2'"),
         ({"owner": "peer:02"}, "got 'peer:02'"),
         ({"observers": ()}, "observers: must be at least one"),
         ({"observers": ("peer:0", "peer:0")}, "each named once"),
@@ -371,19 +411,21 @@ def test_the_table_joins_observers_with_equal_accounts_in_print():
 # --- file ----------------------------------------------------------------------------
 
 
-def test_a_file_gives_back_every_bit(tmp_path):
+def test_ledger_roundtrip_bit_exact(tmp_path):
     path = tmp_path / "ledger.jsonl"
     ledger = play(PrivacyLedger(path=path))
     ledger.charge("r9", "peer:2", ("public",), GaussianMechanism(
         noise_std=0.0, sensitivity=0.1
     ), group_size=3, scope="release", status="heuristic")  # fmt: skip
+    ledger.charge("r10", "peer:4", BOTH, GRIDDED)
+    ledger.charge("train", "*", BOTH, TRAINING, noise_purpose="train-noise")
     again = PrivacyLedger.load(path)
     assert again.entries == ledger.entries
     assert again.head == ledger.head == ledger.verify()
     assert [e.curve for e in again.entries] == [e.curve for e in ledger.entries]
     assert again.epsilon("peer:2", "public", 1e-5) == math.inf
     assert '"inf"' in path.read_text()
-    again.charge("r10", "peer:2", BOTH, RELEASE)
+    again.charge("r11", "peer:2", BOTH, RELEASE)
     assert PrivacyLedger.load(path).entries == again.entries
 
 
@@ -413,7 +455,34 @@ def test_the_file_is_the_documented_format(tmp_path):
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
 
 
-def test_any_flipped_byte_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("mechanism", "what", "noise"),
+    [
+        (
+            TRAINING,
+            {"kind": "sampled_gaussian", "noise_std": 2.0, "sensitivity": 1.0}
+            | {"rate": 0.1, "count": 50},
+            {"mode": "simulated", "generator": "philox-sha256/1", "grid": None},
+        ),
+        (
+            GRIDDED,
+            {"kind": "discrete_gaussian", "noise_std": 0.4, "sensitivity": 0.05}
+            | {"rate": 1.0, "count": 1},
+            {"mode": "secure", "generator": "os-urandom/1", "grid": 2**-12},
+        ),
+    ],
+)
+def test_other_mechanisms_have_their_documented_line(tmp_path, mechanism, what, noise):
+    path = tmp_path / "ledger.jsonl"
+    PrivacyLedger(path=path).charge("r1", "peer:2", BOTH, mechanism)
+    record = json.loads(path.read_bytes())
+    assert record["mechanism"] == what
+    assert record["adjacency"] == mechanism.adjacency
+    assert noise.items() <= record["noise"].items()
+    assert record["noise"]["dtype"] == "float64"
+
+
+def test_ledger_tamper(tmp_path):
     path = tmp_path / "ledger.jsonl"
     play(PrivacyLedger(path=path))
     whole = path.read_bytes()
@@ -484,7 +553,11 @@ def rewrite(line, change):
         (lambda r: r["mechanism"].update(noise_std=math.nan), "finite, got NaN"),
         (lambda r: r["mechanism"].update(noise_std=math.inf), "finite, got Infinity"),
         (lambda r: r["mechanism"].update(noise_std=4.0), "curve: must be the mechan"),
-        (lambda r: r["mechanism"].update(kind="laplace"), "exactly as this program"),
+        (lambda r: r["mechanism"].update(kind="laplace"), "kind must be one of"),
+        (lambda r: r["mechanism"].update(rate=0.5), "exactly as this program"),
+        (lambda r: r["mechanism"].update(count=2), "exactly as this program"),
+        (lambda r: r["mechanism"].update(kind="sampled_gaussian"), "another one"),
+        (lambda r: r["mechanism"].update(kind="discrete_gaussian"), "grid"),
         (lambda r: r["noise"].update(stream="unlearn-noise/peer:2/r9/4/0"), "stream"),
         (lambda r: r["noise"].update(mode="secure"), "exactly as this program"),
         (lambda r: r.update(state="committed"), "without one"),

@@ -1,5 +1,6 @@
 import math
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,11 @@ from hypothesis import strategies as st
 from oracles.divergences import gaussian_log_density, renyi_divergence
 
 from dfl_unlearn.accounting.gaussian import gaussian_delta, gaussian_epsilon
-from dfl_unlearn.accounting.mechanisms import GaussianMechanism
+from dfl_unlearn.accounting.mechanisms import (
+    DiscreteGaussianMechanism,
+    GaussianMechanism,
+    SampledGaussianMechanism,
+)
 from dfl_unlearn.accounting.pairs import group_privacy, triangle
 from dfl_unlearn.accounting.rdp import (
     DEFAULT_ORDERS,
@@ -16,6 +21,7 @@ from dfl_unlearn.accounting.rdp import (
     RdpCurve,
     curve_of,
     rdp_gaussian,
+    rdp_sampled_gaussian,
     rdp_to_delta,
     rdp_to_epsilon,
 )
@@ -24,6 +30,7 @@ from dfl_unlearn.errors import (
     GroupPrivacyError,
     InvalidArgumentError,
     InvalidPrivacyParameterError,
+    InvalidTypeError,
     NumericalError,
     UnsupportedMechanismError,
 )
@@ -280,6 +287,50 @@ def test_a_curve_cannot_be_changed_or_marked_gaussian_falsely():
         )
 
 
+def test_sampled_steps_cost_their_number_times_one_step():
+    mechanism = SampledGaussianMechanism(rate=0.1, noise_multiplier=2.0, steps=50)
+    curve = curve_of(mechanism)
+    one = rdp_sampled_gaussian(DEFAULT_ORDERS, 0.1, 2.0)
+    np.testing.assert_array_equal(curve.values, 50 * one)
+    assert curve.adjacency == "add_remove"
+    assert not curve.gaussian_like
+    always = SampledGaussianMechanism(rate=1, noise_multiplier=5.0, steps=3)
+    assert curve_of(always).gaussian_like
+    unlearn = replace(always, adjacency="unlearn")
+    assert curve_of(unlearn) == gaussians(5.0, times=3)
+
+
+def test_discrete_noise_costs_what_continuous_noise_does():
+    rough = DiscreteGaussianMechanism(noise_std=0.4, grid=2**-12, sensitivity=0.05)
+    smooth = GaussianMechanism(noise_std=0.4, sensitivity=0.05)
+    assert curve_of(rough) == curve_of(smooth)
+    assert rough.rho == pytest.approx(0.05**2 / (2 * 0.4**2))
+    still = DiscreteGaussianMechanism(noise_std=1.0, grid=0.5, sensitivity=0)
+    assert (still.rho, curve_of(still)) == (0.0, RdpCurve.zero())
+
+
+def discrete_divergence(shift, std, order):
+    """The divergence between two discrete Gaussians, by summing their definition."""
+    points = np.arange(-400.0, 401.0)
+    there, back = -((points - shift) ** 2) / 2 / std**2, -(points**2) / 2 / std**2
+    there -= np.logaddexp.reduce(there)
+    back -= np.logaddexp.reduce(back)
+    moment = np.logaddexp.reduce(order * there + (1 - order) * back)
+    return moment / (order - 1)
+
+
+@pytest.mark.parametrize("std", [0.4, 1.0, 7.0])
+@pytest.mark.parametrize("shift", [1, 3])
+@pytest.mark.parametrize("order", [1.5, 2.0, 8.0])
+def test_discrete_cost_is_above_the_summed_divergence(order, shift, std):
+    release = DiscreteGaussianMechanism(noise_std=std, grid=1.0, sensitivity=shift)
+    (ours,) = curve_of(release, [order]).values
+    exact = discrete_divergence(shift, std, order)
+    assert exact <= ours * (1 + 1e-12)
+    if std == 7.0:
+        assert exact == pytest.approx(ours, rel=1e-9)
+
+
 def test_unknown_mechanisms_are_refused():
     with pytest.raises(UnsupportedMechanismError, match="got float"):
         curve_of(1.0)
@@ -300,6 +351,30 @@ def test_unknown_mechanisms_are_refused():
 def test_impossible_mechanisms_are_refused(fields, error):
     with pytest.raises(error, match="must be"):
         GaussianMechanism(**fields)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "error"),
+    [
+        (SampledGaussianMechanism, {"rate": 1.5}, InvalidPrivacyParameterError),
+        (SampledGaussianMechanism, {"steps": 0}, InvalidPrivacyParameterError),
+        (SampledGaussianMechanism, {"steps": 2.0}, InvalidTypeError),
+        (SampledGaussianMechanism, {"noise_multiplier": math.nan}, NumericalError),
+        (SampledGaussianMechanism, {"adjacency": "replace_one"}, InvalidArgumentError),
+        (DiscreteGaussianMechanism, {"grid": 0.3}, InvalidPrivacyParameterError),
+        (DiscreteGaussianMechanism, {"grid": 0.0}, InvalidPrivacyParameterError),
+        (DiscreteGaussianMechanism, {"noise_std": -1.0}, InvalidPrivacyParameterError),
+        (DiscreteGaussianMechanism, {"sensitivity": math.inf}, NumericalError),
+    ],
+)
+def test_impossible_sampled_and_discrete_mechanisms_are_refused(kind, fields, error):
+    sound = {
+        SampledGaussianMechanism: {"rate": 0.1, "noise_multiplier": 1.0},
+        DiscreteGaussianMechanism: {"noise_std": 1, "grid": 0.5, "sensitivity": 1},
+    }[kind]
+    kind(**sound)
+    with pytest.raises(error, match=f"{next(iter(fields))}: must"):
+        kind(**(sound | fields))
 
 
 def test_group_and_triangle_of_bare_pairs_meet_the_oracles():

@@ -279,4 +279,8 @@ def test_every_protocol_claims_what_it_can():
     assert Retrain.claim == "exact"
 
 
-BUILT_IN = {"newton-fisher": "certified", "retrain": "exact", "fine-tune": None}
+BUILT_IN = {
+    "newton-fisher": "certified",
+    "retrain": "exact",
+    "fine-tune": "certified",
+}

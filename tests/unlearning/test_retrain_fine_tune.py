@@ -1,4 +1,4 @@
-"""Retraining is training without the data; fine-tuning is more training, no claim."""
+"""Retraining is training without the data; fine-tuning is more training."""
 
 from dataclasses import replace
 
