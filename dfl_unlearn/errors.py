@@ -185,6 +185,10 @@ class StaleModelError(RefusedError):
     """A peer was to send a model from before a request that was carried out."""
 
 
+class SubsamplingAssumptionError(RefusedError):
+    """Less is charged for sampling without what the bound for it needs."""
+
+
 class AdjacencyMismatchError(RefusedError):
     """Curves of different neighbouring relations were combined."""
 

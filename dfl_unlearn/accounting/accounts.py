@@ -4,9 +4,11 @@ Each distinct release an observer has seen counts once, however often and throug
 whomever it came.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from dfl_unlearn import _validate
 from dfl_unlearn._stats import round_up
 from dfl_unlearn.accounting.entries import (
     EVERYONE,
@@ -16,8 +18,12 @@ from dfl_unlearn.accounting.entries import (
     members,
 )
 from dfl_unlearn.accounting.gaussian import compose_gaussians, gaussian_epsilon
-from dfl_unlearn.accounting.mechanisms import GaussianMechanism
-from dfl_unlearn.accounting.rdp import RdpCurve
+from dfl_unlearn.accounting.groups import group_curve
+from dfl_unlearn.accounting.mechanisms import (
+    GaussianMechanism,
+    SampledGaussianMechanism,
+)
+from dfl_unlearn.accounting.rdp import RdpCurve, rdp_to_epsilon
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,27 +106,68 @@ def total_mu(seen: Sequence[LedgerEntry]) -> float | None:
 
 def total_curve(seen: Sequence[LedgerEntry]) -> RdpCurve:
     """Return the Rényi curve of all releases together."""
-    if not seen:
-        return RdpCurve.zero()
-    total = seen[0].curve
-    for entry in seen[1:]:
-        total = replace(total + entry.curve, description="")
-    return replace(total, description=f"{len(seen)} releases")
+    return _sum([entry.curve for entry in seen])
 
 
-def total_epsilon(seen: Sequence[LedgerEntry], delta: float) -> float:
+def total_epsilon(
+    seen: Sequence[LedgerEntry], delta: float, *, order: float | None = None
+) -> float:
     """Return epsilon of all releases together, rounded up.
 
     Args:
         seen: Distinct releases.
         delta: Total delta, in [0, 1).
+        order: The only Rényi order that counts, or None.
 
     Returns:
         The smaller one of the exact value, which plain Gaussians have, and the Rényi
-        bound.
+        bound; with an order, the Rényi bound at it.
     """
-    mu, bound = total_mu(seen), total_curve(seen).to_epsilon(delta).epsilon
+    curve = total_curve(seen)
+    if order is not None:
+        return _at(curve, order, delta)
+    mu, bound = total_mu(seen), curve.to_epsilon(delta).epsilon
     return bound if mu is None else min(gaussian_epsilon(mu, delta), bound)
+
+
+def group_epsilon(
+    seen: Sequence[LedgerEntry],
+    delta: float,
+    group_size: int,
+    *,
+    order: float | None = None,
+) -> float:
+    """Return epsilon of all releases together for several records of one peer.
+
+    Args:
+        seen: Distinct releases, private for one record.
+        delta: Total delta, in [0, 1).
+        group_size: Records, at least 1.
+        order: The only Rényi order that counts, or None.
+
+    Returns:
+        As ``total_epsilon``, each release at what it costs the group; exact where all
+        are plain Gaussians.
+    """
+    _validate.integer(at_least=1, group_size=group_size)
+    if group_size == 1:
+        return total_epsilon(seen, delta, order=order)
+    curve = _sum(
+        [
+            group_curve(entry.mechanism, group_size, entry.curve.orders)
+            if isinstance(entry.mechanism, SampledGaussianMechanism)
+            else entry.curve.group(group_size)
+            for entry in seen
+        ]
+    )
+    if order is not None:
+        return _at(curve, order, delta)
+    mu, bound = total_mu(seen), curve.to_epsilon(delta).epsilon
+    if mu is None:
+        return bound
+    return min(
+        gaussian_epsilon(math.nextafter(group_size * mu, math.inf), delta), bound
+    )
 
 
 def together(entries: Sequence[LedgerEntry]) -> Observer | None:
@@ -131,7 +178,12 @@ def together(entries: Sequence[LedgerEntry]) -> Observer | None:
 
 
 def account_rows(
-    owner: str, entries: Sequence[LedgerEntry], *, cap: float | None, delta: float
+    owner: str,
+    entries: Sequence[LedgerEntry],
+    *,
+    cap: float | None,
+    delta: float,
+    order: float | None = None,
 ) -> tuple[LedgerRow, ...]:
     """Return one owner's accounts.
 
@@ -140,6 +192,7 @@ def account_rows(
         entries: All of this owner's.
         cap: Largest total epsilon, or None.
         delta: Total delta.
+        order: The only Rényi order that counts, or None.
 
     Returns:
         One row for each observer, then for all of them together where that is more
@@ -155,7 +208,7 @@ def account_rows(
             accounts.append(union)
             seen[union] = all_seen
     totals = {
-        key: total_epsilon(some, delta)
+        key: total_epsilon(some, delta, order=order)
         for key, some in {id(some): some for some in seen.values()}.items()
     }
     rows = []
@@ -212,6 +265,22 @@ def format_rows(rows: Sequence[LedgerRow], delta: float) -> str:
         ).rstrip()
         for line in cells
     )
+
+
+def _sum(curves: Sequence[RdpCurve]) -> RdpCurve:
+    """Return the curve of all releases together."""
+    if not curves:
+        return RdpCurve.zero()
+    total = curves[0]
+    for curve in curves[1:]:
+        total = replace(total + curve, description="")
+    return replace(total, description=f"{len(curves)} releases")
+
+
+def _at(curve: RdpCurve, order: float, delta: float) -> float:
+    """Return what a filter has counted, without the shortcut for tiny variations."""
+    one = curve.restrict((order,))
+    return rdp_to_epsilon(one.orders, one.values, delta, variation=False).epsilon
 
 
 def by_index(name: str) -> tuple[int, list[int]]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 from dfl_unlearn import _validate
 from dfl_unlearn.accounting.mechanisms import SampledGaussianMechanism
@@ -32,8 +33,8 @@ def noise_multiplier_for(
         steps: Number of steps, at least 1.
 
     Returns:
-        Noise std over sensitivity, rounded up, within 1e-9 of the smallest that the
-        Rényi bound accepts; 0 if nothing ever joins.
+        Noise std over sensitivity, rounded up, within about 1e-9 of the smallest that
+        the Rényi bound accepts; 0 if nothing ever joins.
 
     Raises:
         InvalidPrivacyParameterError: If an argument is outside its range.
@@ -51,20 +52,20 @@ def noise_multiplier_for(
     if rate == 0:
         return 0.0
 
-    def enough(noise: float, orders: tuple[float, ...]) -> bool:
+    def enough(orders: tuple[float, ...], noise: float) -> bool:
         values = steps * rdp_sampled_gaussian(orders, rate, noise)
         return rdp_to_epsilon(orders, values, delta).epsilon <= epsilon
 
     # Whole orders are cheap and give an upper bound; fractional ones only around the
     # best order of the present bound. Fewer orders never give less noise.
-    noise = _smallest(lambda x: enough(x, _WHOLE), start=1.0)
+    noise = _smallest(partial(enough, _WHOLE), start=1.0)
     for _ in range(10):
         best = _curve(rate, noise, steps).to_epsilon(delta).order
         at = DEFAULT_ORDERS.index(best)
         near = DEFAULT_ORDERS[max(0, at - _NEAR) : at + _NEAR + 1]
-        if not enough(noise * (1 - 1e-9), near):
+        if not enough(near, noise * (1 - 1e-9)):
             break
-        noise = _smallest(lambda x, near=near: enough(x, near), start=noise)
+        noise = _smallest(partial(enough, near), start=noise)
     while _curve(rate, noise, steps).to_epsilon(delta).epsilon > epsilon:
         noise *= 1 + _WIDTH
     return noise

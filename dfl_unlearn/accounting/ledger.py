@@ -20,6 +20,7 @@ from dfl_unlearn.accounting.accounts import (
     account_rows,
     by_index,
     format_rows,
+    group_epsilon,
     seen_by,
     together,
     total_curve,
@@ -27,7 +28,8 @@ from dfl_unlearn.accounting.accounts import (
     total_mu,
     views,
 )
-from dfl_unlearn.accounting.budget import PrivacyBudget
+from dfl_unlearn.accounting.book import EntryBook, check_head, other_noise, replay
+from dfl_unlearn.accounting.budget import PrivacyBudget, filter_order_for
 from dfl_unlearn.accounting.entries import (
     EVERYONE,
     START,
@@ -38,20 +40,17 @@ from dfl_unlearn.accounting.entries import (
     Scope,
     check_owner,
     colluding,
-    decode,
     encode,
     looks_complete,
     members,
 )
 from dfl_unlearn.accounting.gaussian import gaussian_delta
 from dfl_unlearn.accounting.journal import Journal, read_journal
-from dfl_unlearn.accounting.mechanisms import Mechanism, SampledGaussianMechanism
+from dfl_unlearn.accounting.mechanisms import Mechanism
 from dfl_unlearn.accounting.rdp import RdpCurve, curve_of
 from dfl_unlearn.errors import (
-    AdjacencyMismatchError,
     InvalidArgumentError,
     LedgerCorruptError,
-    LedgerFormatError,
     PrivacyBudgetExceededError,
 )
 
@@ -75,6 +74,7 @@ class PrivacyLedger:
 
     Attributes:
         budget: What charges are checked against.
+        filter_order: The one Rényi order that counts with adaptive costs, else None.
 
     Example:
         >>> ledger = PrivacyLedger(PrivacyBudget(epsilon_max=1.0))
@@ -85,21 +85,32 @@ class PrivacyLedger:
     """
 
     def __init__(
-        self, budget: PrivacyBudget | None = None, path: Path | str | None = None
+        self,
+        budget: PrivacyBudget | None = None,
+        path: Path | str | None = None,
+        *,
+        adaptive_costs: bool = False,
+        filter_order: float | None = None,
     ) -> None:
         """Open an empty ledger.
 
         Args:
             budget: None is no cap, at delta 1e-5.
             path: A new file to bind it to, or None to keep it in memory.
+            adaptive_costs: Whether the noise or rate of a release may be chosen after
+                earlier outputs were seen. Then only a filter at one Rényi order is
+                valid, and the budget must have ``epsilon_max``.
+            filter_order: That order, one of ``DEFAULT_ORDERS``; None for the best one
+                for the budget under a Gaussian.
+
+        Raises:
+            InvalidArgumentError: If a filter has no cap, or its order is not known.
         """
         self.budget = PrivacyBudget() if budget is None else budget
+        self.filter_order = filter_order_for(self.budget, adaptive_costs, filter_order)
         self._lines: list[bytes] = []
-        self._entries: list[LedgerEntry] = []
+        self._book = EntryBook()
         self._open: set[int] = set()  # places reserved here, not yet settled
-        self._of_owner: dict[str, list[int]] = {}
-        self._of_release: dict[str, list[int]] = {}
-        self._streams: dict[str, str] = {}  # noise stream -> release
         self._journal = None if path is None else Journal.create(Path(path), b"")
 
     @property
@@ -110,7 +121,7 @@ class PrivacyLedger:
     @property
     def entries(self) -> tuple[LedgerEntry, ...]:
         """All charges with their present state, oldest first."""
-        return tuple(self._entries)
+        return tuple(self._book.entries)
 
     @property
     def head(self) -> tuple[int, str]:
@@ -218,10 +229,10 @@ class PrivacyLedger:
             )
         check_owner(owner=owners[0])
         curve = curve_of(mechanism)
-        old = self._releases(release_id)
+        old = self._book.of_release(release_id)
         noise_owner = old[0].noise_owner if old else owners[0]
         key = f"{noise_purpose}/{noise_owner}/{request_id}/{round}"
-        draw = old[0].draw if old else self._draws(key)
+        draw = old[0].draw if old else self._book.draws(key)
         name = request_id if noise_purpose == "unlearn-noise" else f"{request_id}/train"
         name += "/all" if noise_owner == EVERYONE else f"/{noise_owner}"
         entries: list[LedgerEntry] = []
@@ -232,7 +243,7 @@ class PrivacyLedger:
             fresh = tuple(one for one in observers if one not in served)
             if had and not fresh:
                 if had[0].mechanism != mechanism:
-                    raise InvalidArgumentError(_other_noise(had[0], mechanism))
+                    raise InvalidArgumentError(other_noise(had[0], mechanism))
                 entries.append(had[0])
                 continue
             entry = LedgerEntry(
@@ -252,14 +263,13 @@ class PrivacyLedger:
                 status=status,
                 assumptions=tuple(assumptions),
             )
-            self._check_admissible(entry)
+            self._book.check(entry)
             self._check_budget(entry)
             entries.append(entry)
             new.append(entry)
         self._write(new)
         for entry in new:
-            self._open.add(len(self._entries))
-            self._admit(entry)
+            self._open.add(self._book.admit(entry))
         return tuple(entries)
 
     def commit(self, request_id: str) -> tuple[LedgerEntry, ...]:
@@ -309,7 +319,8 @@ class PrivacyLedger:
 
         Plain Gaussian releases compose exactly; the Rényi bound holds too, and the
         smaller of both is returned. With any sampled or discrete release in the account
-        it is the Rényi bound of all.
+        it is the Rényi bound of all. With adaptive costs it is what the filter has
+        counted at its order, see ``filter_order_for`` for what that says.
 
         Args:
             owner: ``"peer:<i>"`` or ``"*"``.
@@ -319,7 +330,31 @@ class PrivacyLedger:
         Returns:
             Epsilon, at least 0.
         """
-        return total_epsilon(self._seen(owner, observer), delta)
+        return total_epsilon(
+            self._seen(owner, observer), delta, order=self.filter_order
+        )
+
+    def public_epsilon(
+        self, observer: Observer, delta: float, *, group_size: int = 1
+    ) -> float | None:
+        """Return what an observer could learn from account ``"*"`` of any few records.
+
+        A request that was chosen after seeing released models is covered by the sum of
+        this and its own epsilon, if *everything* released before was charged here.
+
+        Args:
+            observer: As in ``spent``.
+            delta: Total delta, in [0, 1).
+            group_size: Records of one peer that are forgotten together.
+
+        Returns:
+            Epsilon at ``delta`` for the group, infinite where nothing is proven; None
+            if nothing was ever charged to ``"*"``.
+        """
+        if not self._book.owned(EVERYONE):
+            return None
+        seen = self._seen(EVERYONE, observer)
+        return group_epsilon(seen, delta, group_size, order=self.filter_order)
 
     def remaining(self, owner: str, observer: Observer) -> float | None:
         """Return what is left of the epsilon budget, None without a cap.
@@ -345,12 +380,13 @@ class PrivacyLedger:
         """
         return tuple(
             row
-            for owner in sorted(self._of_owner, key=by_index)
+            for owner in sorted(self._book.owners, key=by_index)
             for row in account_rows(
                 owner,
-                self._owned(owner),
+                self._book.owned(owner),
                 cap=self.budget.cap(owner),
                 delta=self.budget.delta_max,
+                order=self.filter_order,
             )
         )
 
@@ -367,10 +403,14 @@ class PrivacyLedger:
         Returns:
             The copy, in memory unless bound to ``path``.
         """
-        copy = PrivacyLedger(self.budget)
+        copy = PrivacyLedger(
+            self.budget,
+            adaptive_costs=self.filter_order is not None,
+            filter_order=self.filter_order,
+        )
         copy._lines = list(self._lines)
-        for entry in self._entries:
-            copy._admit(entry)
+        for entry in self._book.entries:
+            copy._book.admit(entry)
         if path is not None:
             copy._journal = Journal.create(Path(path), self._text())
         return copy
@@ -383,9 +423,55 @@ class PrivacyLedger:
         """
         Journal.create(Path(path), self._text())
 
+    def merge(self, other: "PrivacyLedger") -> "PrivacyLedger":
+        """Return the charges of two ledgers as one, each release once.
+
+        What both have under one name, stream and mechanism is taken for the same
+        released bytes. The budget is this ledger's and is not checked: what was
+        released is written down.
+
+        Args:
+            other: A fork of the same ledger, or one of other requests.
+
+        Returns:
+            A copy of this ledger in memory, with what only the other had after it; in
+            doubt a release counts.
+
+        Raises:
+            InvalidArgumentError: If a release has another mechanism or stream in the
+                other ledger, or a noise stream serves another release there.
+            AdjacencyMismatchError: If an owner was charged under another relation.
+        """
+        both = self.fork()
+        for entry in other.entries:
+            both._book.check(entry)
+            known = both._book.of_release(entry.release_id)
+            own = [old for old in known if old.owner == entry.owner]
+            if any(old.curve != entry.curve for old in own):
+                raise InvalidArgumentError(
+                    f"other: must have the same curve for release {entry.release_id}, "
+                    "got another one; one of the ledgers is about another run"
+                )
+            counted = [old for old in own if old.noise_drawn or not entry.noise_drawn]
+            had = {one for old in counted for one in old.observers}
+            fresh = tuple(one for one in entry.observers if one not in had)
+            if not fresh:
+                continue
+            new = replace(entry, seq=len(both._lines), observers=fresh)
+            first = replace(new, state="reserved", noise_drawn=True, note="")
+            both._write([first] if new.state == "reserved" else [first, new])
+            both._book.admit(new)
+        return both
+
     @classmethod
     def load(
-        cls, path: Path | str, budget: PrivacyBudget | None = None
+        cls,
+        path: Path | str,
+        budget: PrivacyBudget | None = None,
+        *,
+        expected_head: tuple[int, str] | None = None,
+        adaptive_costs: bool = False,
+        filter_order: float | None = None,
     ) -> "PrivacyLedger":
         """Read and check a ledger file, and continue it.
 
@@ -395,20 +481,27 @@ class PrivacyLedger:
         Args:
             path: Written by a bound ledger, ``fork`` or ``save``.
             budget: As in the constructor; the file does not hold it.
+            expected_head: ``head`` as it was noted elsewhere at an earlier time; the
+                file must hold that line and may go on after it. None if nothing is
+                known: whole lines missing at the end are not noticed then.
+            adaptive_costs: As in the constructor.
+            filter_order: As in the constructor.
 
         Returns:
             The ledger, bound to the file.
 
         Raises:
             LedgerCorruptError: If a line was changed, removed from the middle or
-                moved; names the line.
+                moved, or the expected one is not there; names the line.
             LedgerFormatError: If an intact line is not of format 1.
         """
         path = Path(path)
         content = read_journal(path)
         *lines, tail = content.split(b"\n")
-        ledger = cls(budget)
-        ledger._replay(lines, path.name)
+        ledger = cls(budget, adaptive_costs=adaptive_costs, filter_order=filter_order)
+        ledger._book, ledger._lines = replay(lines, path.name), lines
+        if expected_head is not None:
+            check_head(lines, expected_head, path.name)
         if looks_complete(tail):
             raise LedgerCorruptError(
                 f"{path.name} line {len(lines) + 1}: must end after its checksum, got "
@@ -434,9 +527,8 @@ class PrivacyLedger:
         Raises:
             LedgerCorruptError: If the file does not hold this ledger's lines.
         """
-        again = PrivacyLedger(self.budget)
         name = "ledger" if self.path is None else self.path.name
-        again._replay(self._lines, name)
+        replay(self._lines, name)
         if self.path is not None:
             lines = read_journal(self.path).split(b"\n")
             for at, line in enumerate(self._lines):
@@ -445,64 +537,12 @@ class PrivacyLedger:
                         f"{name} line {at + 1}: must be the line that was written, got "
                         "another; the file was changed, restore it from a copy"
                     )
-        return again.head
-
-    def _owned(self, owner: str) -> list[LedgerEntry]:
-        return [self._entries[at] for at in self._of_owner.get(owner, ())]
-
-    def _releases(self, release_id: str | None) -> list[LedgerEntry]:
-        if release_id is None:
-            return []
-        return [self._entries[at] for at in self._of_release.get(release_id, ())]
+        return self.head
 
     def _seen(self, owner: str, observer: Observer) -> list[LedgerEntry]:
         check_owner(owner=owner)
         members(observer)
-        return seen_by(self._owned(owner), observer)
-
-    def _draws(self, key: str) -> int:
-        draw = 0
-        while f"{key}/{draw}" in self._streams:
-            draw += 1
-        return draw
-
-    def _admit(self, entry: LedgerEntry) -> None:
-        """Take an entry into memory."""
-        at = len(self._entries)
-        self._entries.append(entry)
-        self._of_owner.setdefault(entry.owner, []).append(at)
-        self._of_release.setdefault(entry.release_id, []).append(at)
-        self._streams[entry.stream] = entry.release_id
-
-    def _check_admissible(self, new: LedgerEntry) -> None:
-        """Check a new charge against the ones before it: streams, releases, relation.
-
-        Raises:
-            InvalidArgumentError: If a noise stream would serve two releases, or a
-                release have two streams or mechanisms.
-            AdjacencyMismatchError: If the owner was charged under another relation.
-        """
-        shared = self._streams.get(new.stream, new.release_id)
-        if shared != new.release_id:
-            raise InvalidArgumentError(
-                f"noise stream: must serve one release, got {new.stream} for "
-                f"{new.release_id} after {shared}; leave release_id out to draw fresh "
-                "noise"
-            )
-        for old in self._releases(new.release_id):
-            if (
-                old.stream != new.stream
-                or _noise_of(old.mechanism) != _noise_of(new.mechanism)
-                or (old.owner == new.owner and old.mechanism != new.mechanism)
-            ):
-                raise InvalidArgumentError(_other_noise(old, new.mechanism))
-        first = next(iter(self._owned(new.owner)), new).mechanism.adjacency
-        if first != new.mechanism.adjacency:
-            raise AdjacencyMismatchError(
-                f"cannot charge {new.owner} a {new.mechanism.adjacency!r} release "
-                f"after a {first!r} one; derive both sensitivities for the same "
-                "relation first"
-            )
+        return seen_by(self._book.owned(owner), observer)
 
     def _check_budget(self, new: LedgerEntry) -> None:
         """Check that every account the new entry touches stays within its cap.
@@ -513,7 +553,7 @@ class PrivacyLedger:
         cap, delta = self.budget.cap(new.owner), self.budget.delta_max
         if cap is None:
             return
-        after = [*self._owned(new.owner), new]
+        after = [*self._book.owned(new.owner), new]
         union = together(after) if new.scope in ("joint", "view_joint") else None
         accounts = (*new.observers, *([] if union is None else [union]))
         checked = set()
@@ -523,10 +563,10 @@ class PrivacyLedger:
             checked.add(id(seen))
             # The cap itself is tested, not a rounded-up epsilon against it: a release
             # calibrated to exactly the cap must fit.
-            mu = total_mu(seen)
+            mu = total_mu(seen) if self.filter_order is None else None
             if mu is not None and gaussian_delta(mu, cap) <= delta:
                 continue
-            total = total_epsilon(seen, delta)
+            total = total_epsilon(seen, delta, order=self.filter_order)
             if total > cap:
                 spent = round_up(self.epsilon(new.owner, one, delta), 4)
                 raise PrivacyBudgetExceededError(
@@ -542,7 +582,7 @@ class PrivacyLedger:
         places = [
             at
             for at in sorted(self._open)
-            if self._entries[at].request_id == request_id
+            if self._book.entries[at].request_id == request_id
         ]
         if not places:
             raise InvalidArgumentError(
@@ -550,12 +590,14 @@ class PrivacyLedger:
                 f"settled yet, got {_validate.show(request_id)}"
             )
         settled = [
-            replace(self._entries[at], state=state, noise_drawn=noise_drawn, note=note)
+            replace(
+                self._book.entries[at], state=state, noise_drawn=noise_drawn, note=note
+            )
             for at in places
         ]
         self._write(settled)
         for at, entry in zip(places, settled, strict=True):
-            self._entries[at] = entry
+            self._book.entries[at] = entry
         self._open.difference_update(places)
         return tuple(settled)
 
@@ -572,50 +614,3 @@ class PrivacyLedger:
 
     def _text(self) -> bytes:
         return b"".join(line + b"\n" for line in self._lines)
-
-    def _replay(self, lines: list[bytes], name: str) -> None:
-        """Fill an empty ledger from lines.
-
-        Raises:
-            LedgerFormatError: If intact lines contradict each other.
-        """
-        places: dict[tuple[str, str, tuple[str, ...]], int] = {}
-        prev = START
-        for seq, line in enumerate(lines):
-            place = f"{name} line {seq + 1}"
-            entry = decode(line, seq, prev, place)
-            prev = sha256(line).hexdigest()
-            self._lines.append(line)
-            key = (entry.release_id, entry.owner, entry.observers)
-            if entry.state == "reserved":
-                try:
-                    self._check_admissible(entry)
-                except (InvalidArgumentError, AdjacencyMismatchError) as error:
-                    raise LedgerFormatError(f"{place}: {error}") from error
-                places[key] = len(self._entries)
-                self._admit(entry)
-                continue
-            at = places.pop(key, -1)
-            settled = replace(entry, seq=self._entries[at].seq) if at >= 0 else None
-            if settled is None or self._entries[at] != replace(
-                settled, state="reserved", noise_drawn=True, note=""
-            ):
-                raise LedgerFormatError(
-                    f"{place}: must settle an earlier reservation, got "
-                    f"{entry.state} of {entry.release_id} without one"
-                )
-            self._entries[at] = settled
-
-
-def _noise_of(mechanism: Mechanism) -> object:
-    """Return what owners with different shifts have in common in one release."""
-    if isinstance(mechanism, SampledGaussianMechanism):
-        return mechanism
-    return type(mechanism), mechanism.noise_std
-
-
-def _other_noise(old: LedgerEntry, mechanism: Mechanism) -> str:
-    return (
-        f"mechanism: must be the one release {old.release_id} was charged with, "
-        f"{old.mechanism}, got {mechanism}; leave release_id out if the noise is fresh"
-    )

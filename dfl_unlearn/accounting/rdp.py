@@ -6,7 +6,8 @@ together add. Every number here errs upwards: formulas are followed by a step of
 units in the last place.
 
 References:
-    Mironov (2017), Rényi differential privacy.
+    Mironov (2017), Rényi differential privacy; proposition 11: the weak triangle
+    inequality [recalled].
     Bun and Steinke (2016), Concentrated differential privacy, proposition 1.9 (groups).
     Canonne, Kamath and Steinke (2020), The discrete Gaussian for differential privacy,
     theorem 4 (zero-concentrated like the continuous one) [recalled].
@@ -14,7 +15,7 @@ References:
 
 import math
 from collections.abc import Sequence
-from dataclasses import InitVar, dataclass
+from dataclasses import InitVar, dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -45,6 +46,8 @@ from dfl_unlearn.errors import (
     NumericalError,
     UnsupportedMechanismError,
 )
+
+_ULP = 8 * np.finfo(np.float64).eps
 
 __all__ = [
     "DEFAULT_ORDERS",
@@ -233,6 +236,67 @@ class RdpCurve:
             )
         return self._with(k * k * self.values, f"group of {k}: {self.description}")
 
+    def to_adjacency(self, adjacency: Adjacency, *, group_size: int = 1) -> "RdpCurve":
+        r"""Return a bound for another relation, where this one implies it.
+
+        Exchanging a record is removing one and adding another. For a Gaussian-like
+        curve that is the group rule for two, :math:`4\rho`; for any other the weak
+        triangle inequality with Hölder exponents 2 and 2,
+
+        .. math:: v'(\alpha) = \frac{\alpha - 1/2}{\alpha - 1}\, v(2\alpha)
+            + v(2\alpha - 1),
+
+        with the next order of the grid where these are not on it. What is private for
+        any record says, with nothing unlearned, how far the model is from one that
+        never had the records of a forget set: ``unlearn``.
+
+        Args:
+            adjacency: The relation that is needed.
+            group_size: Records, or peers, in the forget set; for ``unlearn`` only.
+
+        Returns:
+            A curve under ``adjacency``.
+
+        Raises:
+            AdjacencyMismatchError: If this relation says nothing about that one.
+            GroupPrivacyError: If ``group_size`` is above 1 and the curve is not
+                Gaussian-like.
+            InvalidArgumentError: If the relation is unknown, or a group is asked of
+                another one than ``unlearn``.
+        """
+        _validate.one_of(ADJACENCIES, adjacency=adjacency)
+        _validate.integer(at_least=1, group_size=group_size)
+        if group_size > 1 and (self.adjacency, adjacency) != ("add_remove", "unlearn"):
+            raise InvalidArgumentError(
+                "group_size: must be 1 unless 'add_remove' becomes 'unlearn', got "
+                f"{group_size}; use group"
+            )
+        if adjacency == self.adjacency:
+            return self
+        if self.adjacency != "add_remove":
+            raise AdjacencyMismatchError(
+                f"cannot convert a {self.adjacency!r} curve to {adjacency!r}: it says "
+                "nothing about it; derive the sensitivity for the relation you need"
+            )
+        if adjacency == "unlearn":
+            together = self if group_size == 1 else self.group(group_size)
+            return replace(together, adjacency=adjacency, normalize=False)
+        if self.gaussian_like:
+            return replace(self.group(2), adjacency=adjacency, normalize=False)
+        alpha = np.array(self.orders)
+        beyond = np.append(self.values, np.inf)
+        twice = beyond[np.searchsorted(alpha, 2 * alpha)]
+        less = beyond[np.searchsorted(alpha, 2 * alpha - 1)]
+        bounds = ((alpha - 0.5) / (alpha - 1) * twice + less) * (1 + _ULP)
+        return RdpCurve(
+            orders=self.orders,
+            values=bounds,
+            adjacency=adjacency,
+            description=f"exchange of one record: {self.description}",
+            assumptions=self.assumptions,
+            normalize=True,
+        )
+
     def to_epsilon(self, delta: float) -> EpsilonResult:
         """Return the smallest epsilon the curve proves at ``delta``, in [0, 1)."""
         return rdp_to_epsilon(self.orders, self.values, delta)
@@ -256,7 +320,8 @@ class RdpCurve:
         if self.adjacency != other.adjacency:
             raise AdjacencyMismatchError(
                 f"cannot {verb} a {self.adjacency!r} curve with a {other.adjacency!r} "
-                "curve; derive both sensitivities for the same relation first"
+                "curve; convert first with curve.to_adjacency(...), or derive both "
+                "sensitivities for the same relation"
             )
         if self.orders != other.orders:
             raise InvalidArgumentError(

@@ -80,7 +80,9 @@ def rdp_gaussian(orders: ArrayLike, noise_multiplier: float) -> NDArray[np.float
         return np.nextafter(values * (1 + _ULP), np.inf)
 
 
-def rdp_to_epsilon(orders: ArrayLike, values: ArrayLike, delta: float) -> EpsilonResult:
+def rdp_to_epsilon(
+    orders: ArrayLike, values: ArrayLike, delta: float, *, variation: bool = True
+) -> EpsilonResult:
     r"""Return the smallest epsilon that Rényi bounds prove at delta.
 
     .. math:: \varepsilon(\delta) = \max\Bigl(0, \min_\alpha\; v(\alpha)
@@ -93,6 +95,7 @@ def rdp_to_epsilon(orders: ArrayLike, values: ArrayLike, delta: float) -> Epsilo
         orders: Rényi orders, each above 1, shape ``(A,)``.
         values: Bounds at these orders, shape ``(A,)``; infinite ones are skipped.
         delta: In [0, 1); at 0 the result is infinite unless all values are 0.
+        variation: Whether the bound on the total variation counts too.
 
     Returns:
         Epsilon rounded up, with its order.
@@ -106,7 +109,7 @@ def rdp_to_epsilon(orders: ArrayLike, values: ArrayLike, delta: float) -> Epsilo
     alpha, v = _pair(orders, values)
     nothing = not v.any()
     close = np.expm1(-v) + delta * delta > 0
-    if nothing or close.any():
+    if nothing or (variation and close.any()):
         order = float(alpha[0 if nothing else int(close.argmax())])
         return EpsilonResult(epsilon=0.0, order=order, order_at_edge=False)
     if delta == 0 or not np.isfinite(v).any():

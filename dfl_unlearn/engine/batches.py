@@ -2,8 +2,10 @@
 
 One key per (block, epoch) gives one uniform per stored row, in peer order; a peer's
 order in that epoch is the argsort of its own rows' uniforms, and steps consume it batch
-by batch. Forgotten rows keep their slot with weight 0. So another peer's forgetting,
-the number of workers or the order of completion never change a peer's batches.
+by batch. Forgotten rows keep their slot with weight 0. Poisson batches take one key per
+(block, round) and every row whose uniform is below the rate. So another peer's
+forgetting, the number of workers or the order of completion never change a peer's
+batches.
 """
 
 from dataclasses import dataclass
@@ -114,20 +116,53 @@ class BatchPlan:
         count = (filled & self._counted[index]).sum(axis=1, keepdims=True)
         return Batch(index, (filled & self._keep[index]) / np.maximum(count, 1))
 
-    def _shuffle(self, peers: NDArray[np.int64], epochs: NDArray[np.int64]) -> None:
-        """Draw the orders that the given peers of one block enter now."""
-        block = int(peers[0]) // self._block_peers  # they share one
+    def poisson(self, peers: NDArray[np.int64], t: int, rate: float) -> Batch:
+        """Return batches that every row joins by a coin of its own.
+
+        Args:
+            peers: Consecutive peers of one block, shape ``(k,)``.
+            t: Round; one draw per round.
+            rate: Probability of every stored row, in (0, 1].
+
+        Returns:
+            The batch; it may be empty at any peer. A row weighs one over the
+            *expected* size, ``rate`` times the peer's stored rows, whatever was taken
+            or forgotten. Forgotten rows are never taken; their coins are drawn all the
+            same.
+        """
+        assert peers[-1] - peers[0] + 1 == len(peers)  # rows lie together
+        begin, end = self._offsets[peers[0]], self._offsets[peers[-1] + 1]
+        uniforms = self._uniforms(int(peers[0]), t, int(end - begin))
+        taken = begin + np.flatnonzero((uniforms < rate) & self._keep[begin:end])
+        owner = np.searchsorted(self._offsets, taken, side="right") - 1
+        place = np.searchsorted(peers, owner)
+        counts = np.bincount(place, minlength=len(peers))
+        slot = np.arange(len(taken)) - np.repeat(np.cumsum(counts) - counts, counts)
+        width = max(1, int(counts.max()))
+        index = np.repeat(self._offsets[peers][:, None], width, axis=1)
+        weights = np.zeros(index.shape)
+        index[place, slot] = taken
+        weights[place, slot] = (1 / (rate * self._sizes[peers]))[place]
+        return Batch(index, weights)
+
+    def _uniforms(self, first: int, key: int, count: int) -> NDArray[np.float64]:
+        """Return what an epoch's or round's key draws for rows from a peer's on."""
+        block = first // self._block_peers
         origin = self._offsets[block * self._block_peers]
         name = block if self._blocks is None else int(self._blocks[block])
+        return self._rng.numpy(
+            "batch",
+            who=f"block:{name}",
+            round=key,
+            skip=int(self._offsets[first] - origin),
+        ).random(count)
+
+    def _shuffle(self, peers: NDArray[np.int64], epochs: NDArray[np.int64]) -> None:
+        """Draw the orders that the given peers of one block enter now."""
         for epoch in np.unique(epochs):
             entering = np.sort(peers[epochs == epoch])
             begin, end = self._offsets[entering[0]], self._offsets[entering[-1] + 1]
-            uniforms = self._rng.numpy(
-                "batch",
-                who=f"block:{name}",
-                round=int(epoch),
-                skip=int(begin - origin),
-            ).random(end - begin)
+            uniforms = self._uniforms(int(entering[0]), int(epoch), int(end - begin))
             sizes = self._sizes[entering]
             whole = int(sizes.sum()) == end - begin
             if whole and (sizes == sizes[0]).all():

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dfl_unlearn import _validate
 from dfl_unlearn.accounting.ledger import PrivacyBudget
-from dfl_unlearn.engine.trainers.contract import Trainer
+from dfl_unlearn.engine.trainers.contract import PrivateSteps, Trainer
 from dfl_unlearn.errors import InvalidArgumentError
 from dfl_unlearn.record.plan import RecordPlan
 from dfl_unlearn.registry import Registry
@@ -172,6 +172,17 @@ class SimulationConfig:
         _validate.integer(evaluate_every=self.evaluate_every, at_least=0)
         _validate.of_type(PrivacyBudget, privacy_budget=self.privacy_budget)
         self.trainer.check(self)
+
+    @property
+    def private(self) -> PrivateSteps | None:
+        """How the trainer's steps hide single records; None if they do not."""
+        found: PrivateSteps | None = getattr(self.trainer, "private", None)
+        return found
+
+    @property
+    def clip_norm(self) -> float | None:
+        """Bound on every sample's gradient: the trainer's own, else ``local``'s."""
+        return self.local.clip_norm if self.private is None else self.private.clip_norm
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -173,8 +173,12 @@ class LocalWork:
             rng: The run's draws.
         """
         self.config = config
+        self._rng = rng
+        self._sizes = np.diff(data.offsets)
+        self._block_numbers = data.blocks
+        self._block_noise: tuple[int, int, Tensor] | None = None
         self.scale = data.scale
-        self.steps = config.local.per_round(np.diff(data.offsets))
+        self.steps = config.local.per_round(self._sizes)
         self.kernel_name = resolve_kernel(model, config.kernel)
         self.chunk_peers = resolve_chunk(config)
         self._plan: Batches = batch_plan(data, config, rng)
@@ -182,7 +186,7 @@ class LocalWork:
             l2=model.l2,
             weight_decay=config.local.weight_decay,
             momentum=config.local.momentum,
-            clip_norm=config.local.clip_norm,
+            clip_norm=config.clip_norm,
         )
         self._kernel = self._build_kernel(data, model, rule)
 
@@ -262,6 +266,51 @@ class LocalWork:
                 first_loss[:] = loss
             norms[:k] += norm
         return first_loss, norms
+
+    def private_round(
+        self, t: int, peers: NDArray[np.int64], params: Tensor
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Take a chunk's private step of a round, in place; see ``PrivateSteps``.
+
+        Args:
+            t: Round, counted from 0.
+            peers: The chunk, shape ``(k,)``.
+            params: Their rows, shape ``(k, P)``; written to.
+
+        Returns:
+            Sum of the batch's losses over its expected size, and norm of the clipped
+            gradient before the noise, shape ``(k,)`` each. Both are what the simulator
+            sees; they carry no noise and are no messages.
+        """
+        private = self.config.private
+        assert private is not None
+        scale = self.scale[peers]
+        rates = np.where(scale > 0, self.config.local.rate(t, self.config.rounds), 0.0)
+        batch = self._plan.poisson(peers, t, private.rate)
+        found = self._kernel.step(params, batch, rates, scale, None)
+        spread = private.noise_multiplier * private.clip_norm
+        factor = rates * scale * spread / (private.rate * self._sizes[peers])
+        noise = self._noise(peers, t, params.shape[1])
+        params.sub_((torch.from_numpy(factor)[:, None] * noise).to(params))
+        return found
+
+    def _noise(self, peers: NDArray[np.int64], t: int, size: int) -> Tensor:
+        """Return standard normal numbers for peers of one block, ``(k, size)``.
+
+        One key per (block, round) draws those of the whole block.
+        """
+        block = int(peers[0]) // self.config.block_peers
+        first = block * self.config.block_peers
+        if self._block_noise is None or self._block_noise[:2] != (block, t):
+            count = min(self.config.block_peers, len(self._sizes) - first)
+            drawn = self._rng.normal(
+                (count, size),
+                "train-noise",
+                who=f"block:{self._block_numbers[block]}",
+                round=t,
+            )
+            self._block_noise = (block, t, drawn)
+        return self._block_noise[2][torch.from_numpy(peers - first)]
 
     def gradient(
         self, t: int, peers: NDArray[np.int64], params: Tensor

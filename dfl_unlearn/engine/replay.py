@@ -197,9 +197,9 @@ def refuse_undifferentiable(run: TrainedRun) -> None:
     """
     local = run.config.local
     reason = ""
-    if local.clip_norm is not None:
+    if run.config.clip_norm is not None:
         reason = (
-            f"clip_norm={local.clip_norm:g}: clipped gradients have no derivative "
+            f"clip_norm={run.config.clip_norm:g}: clipped gradients have no derivative "
             "where they are cut"
         )
     elif getattr(local, "optimizer", "sgd") != "sgd":

@@ -295,6 +295,10 @@ class _ChunkWork:
         gradient, loss, norms = self.work.gradient(t, self.peers, params)
         return gradient, Report(loss, norms)
 
+    def private_step(self, t: int, params: Tensor) -> Report:
+        """Take the private step of round t in place."""
+        return Report(*self.work.private_round(t, self.peers, params))
+
     def rate(self, t: int) -> float:
         """Return the learning rate of round t."""
         return self.work.config.local.rate(t, self.work.config.rounds)

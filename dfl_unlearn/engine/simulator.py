@@ -25,6 +25,7 @@ from dfl_unlearn.engine.config import ExecutionConfig, SimulationConfig
 from dfl_unlearn.engine.local import resolve_chunk, resolve_kernel
 from dfl_unlearn.engine.memory import available_memory
 from dfl_unlearn.engine.objective import network_objective
+from dfl_unlearn.engine.private import charge_rounds, record_plan
 from dfl_unlearn.engine.run import History, TrainedRun
 from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.engine.threads import blas_report, limited_threads
@@ -162,7 +163,8 @@ def continue_training(
 ) -> tuple[PeerState, int]:
     """Run more rounds of the same training from a state.
 
-    The learning rate stays what it was in the last planned round.
+    The learning rate stays what it was in the last planned round. Rounds of a private
+    trainer are charged to the run's ledger before they begin.
 
     Args:
         run: Gives network, model and configuration.
@@ -176,6 +178,7 @@ def continue_training(
     if rounds == 0:
         return state, 0
     config = replace(run.config, record=RecordPlan(parts=frozenset()))
+    charge_rounds(run.ledger, config.private, rounds, first=state.round)
     backend = Inline()
     with limited_threads(config.threads):
         backend.start(
@@ -195,6 +198,8 @@ def continue_training(
 
 def samples_per_round(data: PeerData, config: SimulationConfig) -> int:
     """Return the per-sample gradients of one round, averaged over an epoch."""
+    if config.private is not None:
+        return int(np.rint(config.private.rate * data.retained.sum()))
     steps = config.local.per_round(data.sizes)
     per_step = data.sizes / config.local.batches(data.sizes)
     active = data.retained > 0
@@ -213,6 +218,9 @@ def _train(
     label: str,
 ) -> TrainedRun:
     began = time.perf_counter()
+    config = replace(config, record=record_plan(config))
+    ledger = PrivacyLedger(config.privacy_budget)
+    charge_rounds(ledger, config.private, config.rounds)
     initial = initial_state(model, data.n, config, rng)
     backend = _backend(execution)
     progress = ProgressLog(config.rounds, label=label) if execution.progress else None
@@ -275,7 +283,7 @@ def _train(
         state=state,
         record=record,
         history=history,
-        ledger=PrivacyLedger(config.privacy_budget),
+        ledger=ledger,
         rng=rng,
         digest=_digest(state.params, history, arithmetic),
         info={

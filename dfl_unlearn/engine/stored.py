@@ -2,7 +2,8 @@
 
 ``manifest.json`` says how data and model are made again, which rows are forgotten and
 which state belongs to it; all are checked by their fingerprints, so a changed file or
-generator is noticed before anything is computed.
+generator is noticed before anything is computed. It also notes the ledger's last line:
+a ledger that is shorter has lost charges; a longer one was charged since.
 
 While a forget request is committed the manifest also holds the one to come, under
 ``next``: the state file says which of the two is in force, so a crash leaves either the
@@ -170,7 +171,11 @@ def _read(
         state=state,
         record=_read_record(folder, manifest["record"]),
         history=_read_history(folder),
-        ledger=PrivacyLedger.load(ledger_path, budget=config.privacy_budget),
+        ledger=PrivacyLedger.load(
+            ledger_path,
+            budget=config.privacy_budget,
+            expected_head=noted_head(manifest),
+        ),
         rng=RngTree(config.seed),
         digest=manifest["state"]  # of a committed state there is no other
         if manifest["forgotten"]
@@ -210,6 +215,21 @@ def read_state(folder: RunFolder) -> tuple[dict[str, Any], PeerState]:
         manifest = coming
     state = PeerState(params=params, slots=tensors, round=manifest["round"])
     return manifest, state
+
+
+def noted_head(known: Mapping[str, Any]) -> tuple[int, str] | None:
+    """Return the ledger's head that a manifest or outcome noted, None in old ones.
+
+    Args:
+        known: The file's content.
+
+    Returns:
+        For ``PrivacyLedger.load(expected_head=...)``.
+    """
+    if known.get("ledger") is None:
+        return None
+    seq, digest = known["ledger"]
+    return int(seq), str(digest)
 
 
 def config_to(config: SimulationConfig) -> dict[str, Any]:
@@ -290,6 +310,7 @@ def _manifest(run: TrainedRun, name: str) -> dict[str, Any]:
         },
         "record": None if run.record is None else _record_plan(run.record),
         "forgotten": [],
+        "ledger": list(run.ledger.head),
         "noise_self_check": list(noise_self_check()),
         "versions": versions(),
         "info": dict(run.info),

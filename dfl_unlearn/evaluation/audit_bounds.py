@@ -30,6 +30,7 @@ from dfl_unlearn.errors import (
 )
 
 _WIDTH = 1e-10
+_SLACK = 1e-12  # more than the quantiles and logarithms err: a bound rounds down
 
 
 def epsilon_lower_bound(
@@ -279,7 +280,7 @@ def _from_rates(
     floor = np.finfo(np.float64).tiny  # a useless side gives a huge negative logarithm
     first = np.log(np.maximum(1 - delta - missed, floor) / wrong)
     second = np.log(np.maximum(1 - delta - wrong, floor) / missed)
-    return np.asarray(np.maximum(np.maximum(first, second), 0.0))
+    return np.asarray(np.maximum(np.maximum(first, second) - _SLACK, 0.0))
 
 
 def _tails(guesses: int, correct: int, epsilon: float) -> NDArray[np.float64]:

@@ -153,7 +153,11 @@ class AuditResult:
     ceiling: float = field(init=False)
 
     def __post_init__(self) -> None:
-        """Check the counts and compute what they prove."""
+        """Check the counts and compute what they prove.
+
+        Raises:
+            InvalidArgumentError: If counts contradict each other or the test.
+        """
         _validate.of_type(AuditClaim, claim=self.claim)
         _validate.identifier(request_id=self.request_id)
         _validate.one_of(get_args(AuditTest), test=self.test)
@@ -163,6 +167,11 @@ class AuditResult:
         _validate.integer(at_least=1, comparisons=self.comparisons)
         _validate.integer(at_least=0, noise_samples=self.noise_samples)
         _validate.number(at_least=0, shift_slack=self.shift_slack)
+        if len(self.replicas) != 2 or len(self.evaluated) != 2:
+            raise InvalidArgumentError(
+                "replicas and evaluated: must be two numbers each, reference first, "
+                f"got {self.replicas!r} and {self.evaluated!r}"
+            )
         for trained, counted in zip(self.replicas, self.evaluated, strict=True):
             _validate.integer(at_least=0, replicas=trained)
             _validate.integer(at_least=0, at_most=trained, evaluated=counted)

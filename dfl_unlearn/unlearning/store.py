@@ -18,6 +18,7 @@ from dfl_unlearn.engine.stored import (
     FINAL,
     LEDGER,
     data_entry,
+    noted_head,
     read_run,
     read_state,
     request_from,
@@ -102,6 +103,7 @@ class OutcomeFolder:
                 "order": len(list(folder.path("outcomes").glob("*/outcome.json"))),
                 "protocol": {"use": outcome.protocol_name} | _fields(outcome.protocol),
                 "base": state_digest(outcome.run.state),
+                "ledger": list(outcome.ledger.head),
                 "round": outcome.state.round,
                 "reference": reference,
                 "cost": _fields(outcome.cost),
@@ -228,7 +230,7 @@ def commit_outcome(outcome: Outcome, *, keep_checkpoints: bool = False) -> Train
     folder = RunFolder(outcome.run.folder)
     with folder.locked():
         manifest, present = read_state(folder)
-        _refuse_stale(folder, outcome, present)
+        _refuse_stale(folder, outcome, present, noted_head(manifest))
         digest = state_digest(outcome.state)
         after = {
             **manifest,
@@ -237,10 +239,14 @@ def commit_outcome(outcome: Outcome, *, keep_checkpoints: bool = False) -> Train
             "round": outcome.state.round,
             "state": digest,
             "info": {**manifest["info"], "requests": outcome.run.requests + 1},
+            "ledger": list(outcome.ledger.head),
             "record": manifest["record"] if keep_checkpoints else None,
         }
         # The charge first: a crash from here on never refunds it.
         place = _kept(outcome, folder)
+        PrivacyLedger.load(
+            folder.path(f"{place}/{LEDGER}"), expected_head=outcome.ledger.head
+        )
         ledger = folder.read_bytes(f"{place}/{LEDGER}")
         folder.write_bytes(LEDGER, ledger, private=True)
         folder.write_json("manifest.json", {**manifest, "next": after})
@@ -267,13 +273,18 @@ def commit_outcome(outcome: Outcome, *, keep_checkpoints: bool = False) -> Train
     return read_run(folder.root, data=outcome.run.data, model=outcome.run.model)
 
 
-def _refuse_stale(folder: RunFolder, outcome: Outcome, present: PeerState) -> None:
+def _refuse_stale(
+    folder: RunFolder,
+    outcome: Outcome,
+    present: PeerState,
+    noted: tuple[int, str] | None,
+) -> None:
     """Refuse an attempt on a state or a ledger that is not the folder's any more.
 
     Raises:
         RefusedError: If another request was committed since.
     """
-    head = PrivacyLedger.load(folder.path(LEDGER)).entries
+    head = PrivacyLedger.load(folder.path(LEDGER), expected_head=noted).entries
     if (
         state_digest(present) != state_digest(outcome.run.state)
         or outcome.ledger.entries[: len(head)] != head
@@ -344,7 +355,9 @@ def _read(
         certificate=certificate,
         cost=Cost(**known["cost"]),
         ledger=PrivacyLedger.load(
-            folder.path(f"{at}/{LEDGER}"), budget=run.config.privacy_budget
+            folder.path(f"{at}/{LEDGER}"),
+            budget=run.config.privacy_budget,
+            expected_head=noted_head(known),
         ),
         messages=messages,
         reference=_read_reference(folder, known["reference"], request, run),

@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from hashlib import sha256
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfl_unlearn.accounting.gaussian import gaussian_noise_std
+from dfl_unlearn.accounting.groups import group_curve
 from dfl_unlearn.accounting.ledger import PrivacyBudget, PrivacyLedger, colluding
 from dfl_unlearn.accounting.mechanisms import (
     DiscreteGaussianMechanism,
@@ -375,6 +377,152 @@ def test_malformed_charges_are_refused_before_anything_is_written(change, words)
     assert ledger.entries == ()
 
 
+# --- filter --------------------------------------------------------------------------
+
+
+def how_many_fit(ledger, mechanism):
+    for k in range(200):
+        try:
+            ledger.charge(f"r{k}", "peer:2", BOTH, mechanism)
+        except PrivacyBudgetExceededError:
+            return k
+    raise AssertionError("no cap")
+
+
+def test_a_filter_counts_at_one_order_that_was_fixed_before():
+    budget = PrivacyBudget(epsilon_max=4.7285070673)
+    ledger = PrivacyLedger(budget, adaptive_costs=True)
+    assert ledger.filter_order == 5.4  # where one Gaussian of noise 1 has its best
+    ledger.charge("r1", "peer:2", BOTH, RELEASE)
+    at = curve_of(RELEASE, [5.4]).to_epsilon(1e-5).epsilon
+    assert ledger.epsilon("peer:2", "peer:0", 1e-5) == at
+    assert at > PrivacyLedger().fork().merge(ledger).epsilon("peer:2", "peer:0", 1e-5)
+    assert {row.epsilon for row in ledger.table()} == {at, 0.0}
+    assert ledger.fork().filter_order == 5.4
+    # Tiny total variation makes epsilon 0 only where costs were fixed in advance.
+    low = PrivacyLedger(budget, adaptive_costs=True, filter_order=1.1).merge(ledger)
+    assert (
+        ledger.spent("peer:2", "peer:0").restrict((1.1,)).to_epsilon(0.1).epsilon == 0
+    )
+    assert low.epsilon("peer:2", "peer:0", 0.1) > 1
+
+
+def test_a_filter_lets_through_exactly_what_its_budget_allows():
+    std = gaussian_noise_std(1.0, 1e-5, 1.0, "rdp")
+    one = GaussianMechanism(noise_std=std, sensitivity=1.0)
+    small = GaussianMechanism(noise_std=std * 10, sensitivity=1.0)
+    budget = PrivacyBudget(epsilon_max=1.0)
+    whole = PrivacyLedger(budget, adaptive_costs=True)
+    whole.charge("r0", "peer:2", BOTH, one)
+    with pytest.raises(PrivacyBudgetExceededError):
+        whole.charge("r1", "peer:2", BOTH, small)
+    parts = PrivacyLedger(budget, adaptive_costs=True)
+    # A hundred costs of a hundredth, but for rounding.
+    assert how_many_fit(parts, small) in (99, 100)
+    # Costs fixed in advance compose exactly, which has more room.
+    assert how_many_fit(PrivacyLedger(budget), small) > 110
+
+
+def test_filters_without_a_cap_or_with_an_unknown_order_are_refused(tmp_path):
+    budget = PrivacyBudget(epsilon_max=1.0)
+    with pytest.raises(InvalidArgumentError, match="budget: must have epsilon_max"):
+        PrivacyLedger(adaptive_costs=True)
+    with pytest.raises(InvalidArgumentError, match=r"DEFAULT_ORDERS, got 2\.05.*2"):
+        PrivacyLedger(budget, adaptive_costs=True, filter_order=2.05)
+    with pytest.raises(InvalidArgumentError, match="must be None without adaptive"):
+        PrivacyLedger(budget, filter_order=8.0)
+    path = tmp_path / "ledger.jsonl"
+    PrivacyLedger(budget, path, adaptive_costs=True, filter_order=8)
+    again = PrivacyLedger.load(path, budget, adaptive_costs=True, filter_order=8)
+    assert again.filter_order == 8.0
+
+
+# --- everyone's account --------------------------------------------------------------
+
+
+def test_what_is_private_for_any_record_has_its_own_epsilon():
+    ledger = PrivacyLedger()
+    ledger.charge("r1", "peer:2", BOTH, RELEASE)
+    assert ledger.public_epsilon("peer:0", 1e-5) is None
+    ledger.charge("train", "*", ("peer:0",), TRAINING, noise_purpose="train-noise")
+    one = ledger.public_epsilon("peer:0", 1e-5)
+    assert one == curve_of(TRAINING).to_epsilon(1e-5).epsilon
+    assert one == ledger.epsilon("*", "peer:0", 1e-5)
+    assert ledger.public_epsilon("peer:9", 1e-5) == 0
+    assert ledger.epsilon("peer:2", "peer:3", 1e-5) == pytest.approx(0.4344163801)
+
+
+def test_several_records_at_once_pay_the_group_rule():
+    ledger = PrivacyLedger()
+    ledger.charge("train", "*", BOTH, TRAINING)
+    alone = ledger.public_epsilon("peer:0", 1e-5)
+    for size in (2, 5):
+        several = ledger.public_epsilon("peer:0", 1e-5, group_size=size)
+        curve = group_curve(TRAINING, size)
+        assert several == curve.to_epsilon(1e-5).epsilon > size * alone
+    full = GaussianMechanism(noise_std=20.0, sensitivity=1.0, adjacency="add_remove")
+    ledger.charge("more", "*", BOTH, full)
+    both = ledger.public_epsilon("peer:0", 1e-5, group_size=5)
+    added = group_curve(TRAINING, 5) + curve_of(full).group(5)
+    assert both == added.to_epsilon(1e-5).epsilon
+    plain = PrivacyLedger()
+    plain.charge("train", "*", BOTH, full)
+    exact = plain.public_epsilon("peer:0", 1e-5, group_size=4)
+    assert exact == pytest.approx(0.7255217509, abs=2e-10)  # one of noise 5, exactly
+
+
+# --- merge ---------------------------------------------------------------------------
+
+
+def test_merging_forks_counts_each_release_once(tmp_path):
+    start = play(PrivacyLedger(path=tmp_path / "ledger.jsonl"))
+    one, two = start.fork(), start.fork()
+    one.charge("a", "peer:2", BOTH, RELEASE)
+    one.commit("a")
+    two.charge("b", "peer:2", BOTH, RELEASE)
+    two.charge("c", "peer:2", BOTH, RELEASE)
+    two.abort("c", noise_drawn=False)
+    both = one.merge(two)
+    assert len(both.entries) == len(start.entries) + 3
+    assert [e.request_id for e in both.entries[-3:]] == ["a", "b", "c"]
+    assert [e.state for e in both.entries[-3:]] == ["committed", "reserved", "aborted"]
+    before = start.spent("peer:2", "peer:0") + 2 * curve_of(RELEASE)
+    after = both.spent("peer:2", "peer:0")
+    np.testing.assert_allclose(after.values, before.values, rtol=1e-14)
+    assert both.entries[: len(one.entries)] == one.entries
+    both.save(tmp_path / "both.jsonl")
+    assert PrivacyLedger.load(tmp_path / "both.jsonl").entries == both.entries
+    assert one.merge(one).entries == one.entries
+    assert len(start.entries) == 6
+
+
+def test_merging_takes_the_union_of_observers_and_never_forgets_a_release():
+    one, two = PrivacyLedger(), PrivacyLedger()
+    one.charge("r1", "peer:2", ("peer:0",), RELEASE, release_id="r1/model")
+    one.abort("r1", noise_drawn=False)
+    two.charge("r1", "peer:2", BOTH, RELEASE, release_id="r1/model")
+    for both in (one.merge(two), two.merge(one)):
+        for observer in (*BOTH, "{peer:0,peer:3}"):
+            assert both.spent("peer:2", observer) == curve_of(RELEASE)
+
+
+def test_merging_releases_with_other_costs_is_refused():
+    one, two = PrivacyLedger(), PrivacyLedger()
+    louder = GaussianMechanism(noise_std=0.5, sensitivity=0.05)
+    one.charge("r1", "peer:2", BOTH, RELEASE)
+    two.charge("r1", "peer:2", BOTH, louder)
+    with pytest.raises(InvalidArgumentError, match=r"r1/peer:2/0/0 was charged"):
+        one.merge(two)
+    other = PrivacyLedger()
+    other.charge("r2", "peer:2", BOTH, replace(RELEASE, adjacency="add_remove"))
+    with pytest.raises(AdjacencyMismatchError):
+        one.merge(other)
+    renamed = PrivacyLedger()
+    renamed.charge("r1", "peer:2", BOTH, RELEASE, release_id="r1/other")
+    with pytest.raises(InvalidArgumentError, match="noise stream: must serve one"):
+        one.merge(renamed)
+
+
 # --- table ---------------------------------------------------------------------------
 
 
@@ -484,7 +632,9 @@ def test_other_mechanisms_have_their_documented_line(tmp_path, mechanism, what, 
 
 def test_ledger_tamper(tmp_path):
     path = tmp_path / "ledger.jsonl"
-    play(PrivacyLedger(path=path))
+    ledger = play(PrivacyLedger(path=path), "charge r1 peer:2; commit r1")
+    ledger.charge("r2", "peer:4", BOTH, GRIDDED)
+    ledger.charge("train", "*", BOTH, TRAINING, noise_purpose="train-noise")
     whole = path.read_bytes()
     rng = np.random.default_rng(0)
     flips = [(at, 1) for at in range(len(whole) - 3, len(whole))]
@@ -516,6 +666,34 @@ def test_a_broken_chain_names_its_line_and_both_hashes(tmp_path):
             r"[0-9a-f]{8}…, found",
         ):
             PrivacyLedger.load(path)
+
+
+def test_lines_dropped_at_the_end_are_noticed_where_the_head_is_known(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    ledger = PrivacyLedger(path=path)
+    heads = [ledger.head]
+    for k in range(3):
+        ledger.charge(f"r{k}", "peer:2", BOTH, RELEASE)
+        heads.append(ledger.head)
+    lines = path.read_bytes().splitlines(keepends=True)
+    for kept in range(4):
+        path.write_bytes(b"".join(lines[:kept]))
+        assert len(PrivacyLedger.load(path).entries) == kept  # unseen by itself
+        for seen, head in enumerate(heads):
+            if seen <= kept:  # charges after the head was noted are no fault
+                loaded = PrivacyLedger.load(path, expected_head=head)
+                assert len(loaded.entries) == kept
+            else:
+                with pytest.raises(LedgerCorruptError, match=f"line {seen} must have"):
+                    PrivacyLedger.load(path, expected_head=head)
+    path.write_bytes(b"".join(lines[:2]) + lines[2][:-40])  # torn, but known as whole
+    with pytest.raises(LedgerCorruptError, match="among 2 lines"):
+        PrivacyLedger.load(path, expected_head=heads[3])
+    other = PrivacyLedger(path=tmp_path / "other.jsonl")
+    for k in range(3):
+        other.charge(f"s{k}", "peer:2", BOTH, RELEASE)
+    with pytest.raises(LedgerCorruptError, match="removed or replaced"):
+        PrivacyLedger.load(other.path, expected_head=heads[3])
 
 
 def test_a_torn_last_line_is_cut_reported_and_overwritten(tmp_path, caplog):
@@ -705,7 +883,7 @@ def kill_while_writing(tmp_path, times):
     assert len(ledger.entries) > times
 
 
-def test_a_killed_process_never_leaves_an_uncharged_release(tmp_path):
+def test_ledger_kill(tmp_path):
     kill_while_writing(tmp_path, times=3)
 
 

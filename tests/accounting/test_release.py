@@ -130,7 +130,7 @@ def noise_is_standard_normal(scale):
 
 
 @pytest.mark.statistical
-def test_noise_has_the_scale_it_claims_and_no_other():
+def test_noise_moments():
     assert noise_is_standard_normal(1.0)
     assert not noise_is_standard_normal(1.05)
     assert not noise_is_standard_normal(0.95)

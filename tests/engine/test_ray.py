@@ -24,6 +24,7 @@ from dfl_unlearn.engine.backends.ray_worker import FAULT, Key, Worker
 from dfl_unlearn.engine.config import ExecutionConfig, LocalSteps, SimulationConfig
 from dfl_unlearn.engine.simulator import simulate
 from dfl_unlearn.engine.trainers.d_sgd import DSgd
+from dfl_unlearn.engine.trainers.dp_gossip import DpGossip
 from dfl_unlearn.engine.trainers.gradient_tracking import GradientTracking
 from dfl_unlearn.errors import (
     InsecureRayError,
@@ -89,6 +90,18 @@ def test_one_bit_of_one_parameter_changes_the_digest():
     flipped.view(torch.int32)[17, 3] ^= 1
     assert float((flipped - run.state.params).abs().max()) < 1e-6
     assert run.digest != simulator._digest(flipped, run.history, arithmetic)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("form", ["atc", "cta"])
+def test_private_rounds_give_the_same_bits_and_charge_alike(session, form, workers):
+    trainer = DpGossip(rate=0.3, form=form)
+    config = SimulationConfig(rounds=6, trainer=trainer, evaluate_every=0)
+    here = simulate(TOPOLOGY, DATA, "mlp", config)
+    there = on_ray(config, workers, "mlp")
+    assert there.digest == here.digest
+    assert there.ledger.entries == here.ledger.entries
 
 
 @pytest.mark.ray

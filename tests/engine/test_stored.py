@@ -14,6 +14,7 @@ from torch import nn
 
 from dfl_unlearn.accounting.certificate import KEPT_STATE, Certificate
 from dfl_unlearn.accounting.ledger import PrivacyBudget, PrivacyLedger
+from dfl_unlearn.accounting.mechanisms import GaussianMechanism
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.engine import stored
@@ -24,6 +25,7 @@ from dfl_unlearn.engine.trainers.d_sgd import DSgd
 from dfl_unlearn.errors import (
     InputFileError,
     InvalidArgumentError,
+    LedgerCorruptError,
     MissingInputError,
     NoiseStreamChangedError,
     PrivacyBudgetExceededError,
@@ -404,6 +406,42 @@ def test_a_crash_after_the_reservation_keeps_the_charge(run, monkeypatch):
     other = ForgetRequest.samples(peer=1, indices=[2])
     outcome = unlearn(run, other, "newton-fisher", folder=run.folder)
     assert outcome.request.request_id == "r2"  # never the noise of the crashed one
+
+
+def without_last_line(path, drop=1):
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-drop]))
+
+
+def test_charges_dropped_from_a_trials_ledger_are_noticed(run):
+    outcome = unlearn(run, REQUEST, "newton-fisher", folder=run.folder)
+    without_last_line(outcome.ledger.path)
+    with pytest.raises(LedgerCorruptError, match=r"line 2 must .* among 1 lines"):
+        load_outcomes(again(run))
+    with pytest.raises(LedgerCorruptError, match="charges were removed"):
+        commit_outcome(outcome)
+    assert again(run).ledger.entries == ()
+
+
+def test_charges_dropped_from_the_runs_ledger_are_noticed(run):
+    _, after = committed(run)
+    more = ForgetRequest.samples(peer=2, indices=[1])
+    later = unlearn(after, more, "newton-fisher", folder=run.folder)
+    without_last_line(run.folder / "ledger.jsonl", drop=2)
+    with pytest.raises(LedgerCorruptError, match=r"line 2 must .* among 0 lines"):
+        again(run)
+    with pytest.raises(LedgerCorruptError, match="charges were removed"):
+        commit_outcome(later)
+
+
+def test_charges_after_the_manifest_was_written_are_kept(run):
+    release = GaussianMechanism(noise_std=0.4, sensitivity=0.05)
+    run.ledger.charge("later", "peer:3", ("public",), release)
+    assert again(run).ledger.entries == run.ledger.entries
+    manifest = json.loads((run.folder / "manifest.json").read_text())
+    del manifest["ledger"]  # as in folders of earlier versions
+    (run.folder / "manifest.json").write_text(json.dumps(manifest))
+    assert again(run).ledger.entries == run.ledger.entries
 
 
 # --- commit ------------------------------------------------------------------

@@ -209,6 +209,8 @@ def test_counts_of_another_test_are_refused():
         audit(canaries=3)
     with pytest.raises(InvalidArgumentError, match="false_positives"):
         one_run(false_positives=3)
+    with pytest.raises(InvalidArgumentError, match=r"two numbers each.*\(4, 4, 4\)"):
+        audit(replicas=(4, 4, 4))
     with pytest.raises(InvalidTypeError, match="negative_controls"):
         audit(negative_controls=("none",))
 

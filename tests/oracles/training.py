@@ -133,3 +133,62 @@ def track(
         new = gradients(x, t + 1)
         q, g = w @ q + new - g, new
     return x
+
+
+def private_rows(seed, sizes, peer, t, rate, block_peers=16):
+    """Local rows that join a peer's step of a round, from the documented key."""
+    first = peer // block_peers * block_peers
+    text = f"dfl-unlearn/1|{seed}|batch|block:{peer // block_peers}|-|{t}|0"
+    key = int.from_bytes(sha256(text.encode()).digest()[:16], "big")
+    rows = int(sum(sizes[first : first + block_peers]))
+    uniforms = np.random.Generator(np.random.Philox(key=key)).random(rows)
+    begin = int(sum(sizes[first:peer]))
+    return np.flatnonzero(uniforms[begin : begin + sizes[peer]] < rate)
+
+
+def private_noise(seed, peers, peer, t, size, block_peers=16):
+    """Standard normal numbers of a peer's private step, from the documented key."""
+    block = peer // block_peers
+    text = f"dfl-unlearn/1|{seed}|train-noise|block:{block}|-|{t}|0"
+    key = int.from_bytes(sha256(text.encode()).digest()[:16], "big")
+    count = min(block_peers, peers - block * block_peers)
+    drawn = np.random.Generator(np.random.Philox(key=key)).standard_normal(
+        (count, size)
+    )
+    return torch.from_numpy(drawn[peer - block * block_peers])
+
+
+def private_train(
+    initial,
+    losses,
+    peers,
+    w,
+    *,
+    seed,
+    rates,
+    rate,
+    clip_norm,
+    noise_multiplier,
+    keep,
+    form="atc",
+    l2=0.0,
+    weight_decay=0.0,
+    block_peers=16,
+):
+    """DP-SGD with gossip: a Poisson batch, clipped one by one, noise on the sum."""
+    x = initial.double().clone()
+    sizes = [len(y) for _, y in peers]
+    for t, step in enumerate(rates):
+        moved = x.clone()
+        for i, (inputs, labels) in enumerate(peers):
+            rows = private_rows(seed, sizes, i, t, rate, block_peers)
+            rows = rows[keep[i][rows]]
+            total = gradient(
+                losses, x[i], inputs[rows], labels[rows], np.ones(len(rows)), clip_norm
+            )
+            noise = private_noise(seed, len(peers), i, t, x.shape[1], block_peers)
+            total = total + noise_multiplier * clip_norm * noise
+            g = total / (rate * sizes[i]) + (l2 + weight_decay) * x[i]
+            moved[i] = x[i] - step * g
+        x = w @ moved if form == "atc" else w @ x + (moved - x)
+    return x

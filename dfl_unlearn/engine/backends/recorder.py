@@ -87,7 +87,7 @@ class Recorder:
                 momentum=config.local.momentum,
                 convex=setup.model.convex,
                 smoothness=_smoothness(setup),
-                clip_norm=config.local.clip_norm,
+                clip_norm=config.clip_norm,
             ),
             step_sizes=np.array(self._rates),
             initial=self._initial if "initial_state" in keep else None,
@@ -132,6 +132,6 @@ def _smoothness(setup: EngineSetup) -> Assumption | None:
         largest = max(largest, float(x.square().sum(1).max()))
     bias = any(name.endswith("bias") for name in model.segments)
     found = model.constants(
-        math.sqrt(largest + bias) or 1.0, clip_norm=setup.config.local.clip_norm
+        math.sqrt(largest + bias) or 1.0, clip_norm=setup.config.clip_norm
     )
     return found.get("smoothness")

@@ -34,6 +34,26 @@ class Report:
     norms: Floats
 
 
+@dataclass(frozen=True, kw_only=True)
+class PrivateSteps:
+    """How one step of a round hides every single record of a peer.
+
+    The step takes each of the peer's n stored rows by a coin of its own with
+    probability ``rate``, clips every taken row's gradient to ``clip_norm``, adds noise
+    of standard deviation ``noise_multiplier * clip_norm`` per coordinate to the *sum*,
+    also to that of no row at all, and divides by ``rate * n``, which is public.
+
+    Attributes:
+        clip_norm: C > 0.
+        noise_multiplier: Noise over C, > 0.
+        rate: Probability of every row to be taken, in (0, 1].
+    """
+
+    clip_norm: float
+    noise_multiplier: float
+    rate: float
+
+
 class Rows(Protocol):
     """The rows of the peers of one chunk, by name."""
 
@@ -59,6 +79,13 @@ class ChunkWork(Protocol):
         """
         ...
 
+    def private_step(self, t: int, params: Tensor) -> Report:
+        """Take the one private step of round t on ``params``, in place.
+
+        The trainer says how, in an attribute ``private`` of type ``PrivateSteps``.
+        """
+        ...
+
     def rate(self, t: int) -> float:
         """Return the learning rate of round t."""
         ...
@@ -66,7 +93,11 @@ class ChunkWork(Protocol):
 
 @runtime_checkable
 class Trainer(Protocol):
-    """A gossip training iteration as functions of blocks of rows."""
+    """A gossip training iteration as functions of blocks of rows.
+
+    A trainer may also have an attribute ``private`` (``PrivateSteps``): then its rounds
+    are charged to the run's ledger, and it trains by ``ChunkWork.private_step`` alone.
+    """
 
     @property
     def form(self) -> Iteration:
