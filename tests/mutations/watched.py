@@ -45,7 +45,7 @@ def wide_run():
 
 
 WIDE = ForgetRequest.samples(peer=1, indices=[0], request_id="r0")
-SINGLE = NewtonFisher(recovery_rounds=0)
+SINGLE = NewtonFisher(recovery_rounds=0, newton_steps_max=60)
 INDEPENDENT = NewtonFisher(
     recovery_rounds=0, noise_placement="independent", residual_cap=10.0
 )
