@@ -201,6 +201,10 @@ class UnsupportedMechanismError(RefusedError):
     """The accountant does not know the mechanism."""
 
 
+class RequestRateError(RefusedError):
+    """An owner asks for more of its data at once than screening allows."""
+
+
 class InsecureRayError(RefusedError):
     """Ray listens where other machines can reach it."""
 

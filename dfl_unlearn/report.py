@@ -23,6 +23,7 @@ from dfl_unlearn.accounting.certificate import (
     Assumption,
     Certificate,
 )
+from dfl_unlearn.engine.exposure import Sent, sent_before
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.errors import MissingInputError
 from dfl_unlearn.evaluation.audit_store import load_audits
@@ -30,6 +31,7 @@ from dfl_unlearn.plots import draw, plots, render
 from dfl_unlearn.results.view import ResultsView
 from dfl_unlearn.store.files import write_file, writing
 from dfl_unlearn.store.table import Summary
+from dfl_unlearn.unlearning.claims import training_rounds
 from dfl_unlearn.unlearning.contracts import Outcome
 
 _DPI = 200
@@ -187,6 +189,9 @@ def _question(view: ResultsView) -> Html:
         if request.request_id in shown:
             continue
         shown.add(request.request_id)
+        if request.is_nothing:
+            parts.append(h.tag("p", "No request: the network is as it was trained."))
+            continue
         size, held = request.size(view.run.data), view.run.data.retained
         owned = int(held[list(request.peers)].sum())
         facts: list[tuple[str, object]] = [
@@ -207,6 +212,14 @@ def _question(view: ResultsView) -> Html:
                 ),
             ),
         ]
+        if request.coalesced:
+            facts.append(
+                (
+                    "Coalesced",
+                    f"{len(request.coalesced)} requests as one: "
+                    + _several(request.coalesced),
+                )
+            )
         if request.adaptive:
             facts.append(("Chosen", "after seeing released models"))
         if request.reason:
@@ -402,7 +415,7 @@ def _claim(label: str, outcome: Outcome) -> Html:
     ]
     if certificate is not None:
         parts += _certificate(certificate)
-    accounts = outcome.ledger.table()
+    accounts = outcome.ledger.table(sent=_sent(outcome))
     if accounts:
         groups: dict[Any, list[str]] = {}
         for row in accounts:
@@ -410,11 +423,21 @@ def _claim(label: str, outcome: Outcome) -> Html:
         parts.append(
             h.table(
                 "Ledger: what each observer can tell about each owner, in total",
-                ("owner", "observer", "releases", "ε", "δ", "ε left", "status"),
+                (
+                    "owner",
+                    "observer",
+                    "messages before the request",
+                    "releases",
+                    "ε",
+                    "δ",
+                    "ε left",
+                    "status",
+                ),
                 [
                     (
                         row.owner,
                         _several(names),
+                        f"{row.pre_request or 0:,}",
                         row.releases,
                         f"{round_up(row.epsilon, 4):g}",
                         f"{row.delta:g}",
@@ -423,12 +446,20 @@ def _claim(label: str, outcome: Outcome) -> Html:
                     )
                     for row, names in groups.items()
                 ],
-                frozenset({2, 3, 4, 5}),
+                frozenset({2, 3, 4, 5, 6}),
             )
         )
     if outcome.notes:
         parts.append(h.items(outcome.notes))
     return h.tag("div", *parts, class_=f"claim {status}")
+
+
+def _sent(outcome: Outcome) -> Sent:
+    """Return what the owners in the ledger sent in training, before any request."""
+    run = outcome.run
+    schedule = run.topology if run.config.schedule is None else run.config.schedule
+    owners = {entry.owner for entry in outcome.ledger.entries}
+    return sent_before(schedule, owners, training_rounds(run))
 
 
 def _certificate(certificate: Certificate) -> list[object]:
@@ -538,6 +569,8 @@ def _status(certificate: Certificate | None) -> str:
 
 def _owners(outcome: Outcome) -> str:
     peers = outcome.request.peers
+    if not peers:
+        return "no peer"
     if len(peers) == 1:
         return f"peer {peers[0]}"
     return f"{len(peers)} peers"

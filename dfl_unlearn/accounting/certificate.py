@@ -29,7 +29,7 @@ from dfl_unlearn.errors import InvalidArgumentError, StoreCorruptError
 __all__ = ["Assumption", "Certificate", "Status", "certify", "status_of"]
 
 Status = Literal["exact", "certified", "certified_conditional", "heuristic", "pending"]
-Bound = Literal["none", "a_posteriori", "capped"]
+Bound = Literal["none", "a_priori", "a_posteriori", "capped"]
 Accountant = Literal["exact_gaussian", "rdp", "none"]
 
 CLAIMED: tuple[Status, ...] = ("exact", "certified", "certified_conditional")
@@ -103,8 +103,8 @@ class Certificate:
         nominal_epsilon: What would hold if the reasons did not; None for a claim.
         nominal_delta: Likewise.
         sensitivity: Bound on the L2 shift between the worlds, at least 0.
-        bound: How it was got: not at all, from the measured residual, or from it
-            under a public cap.
+        bound: How it was got: not at all, from public constants alone, from the
+            measured residual, or from it under a public cap.
         noise_std: Standard deviation of the noise per coordinate.
         noise_mode: ``simulated``: drawn from the seed.
         numerics: ``idealized``: float64 in place of real numbers.

@@ -44,6 +44,21 @@ class History:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CarriedOut:
+    """A forget request that a state already carries.
+
+    Attributes:
+        request_id: Its id.
+        round: The state's round when it was asked.
+        rows: Owner -> number of rows that went.
+    """
+
+    request_id: str
+    round: int
+    rows: Mapping[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainedRun:
     """A trained network.
 
@@ -60,6 +75,7 @@ class TrainedRun:
         digest: SHA-256 of what must be equal in a repeated run.
         folder: Where it is stored, or None.
         info: Kernel, threads, versions and seconds, for readers only.
+        carried_out: Requests that this state carries, oldest first.
     """
 
     topology: Topology
@@ -74,6 +90,7 @@ class TrainedRun:
     digest: str
     folder: Path | None = None
     info: Mapping[str, Any] = field(default_factory=dict)
+    carried_out: tuple[CarriedOut, ...] = ()
 
     @classmethod
     def from_states(

@@ -1,7 +1,10 @@
 """What the claims of several protocols share: parties, network, convexity, history."""
 
+from collections.abc import Sequence
+
 from dfl_unlearn._assumption import Assumption
 from dfl_unlearn.data.forget import ForgetRequest
+from dfl_unlearn.engine.exposure import sent_before
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.errors import TopologyError
 from dfl_unlearn.models.flat import FlatModel
@@ -19,6 +22,65 @@ def observers_of(run: TrainedRun, request: ForgetRequest) -> tuple[str, ...]:
     """Return everybody who receives a release but the owners, and the public."""
     others = (i for i in range(run.topology.n) if i not in request.peers)
     return (*(f"peer:{i}" for i in others), "public")
+
+
+def exposure_of(run: TrainedRun, request: ForgetRequest) -> tuple[str, ...]:
+    """Return what observers hold from before the request; no claim covers it.
+
+    Args:
+        run: The trained network.
+        request: The resolved request.
+
+    Returns:
+        Lines for a certificate's ``exposure``: who got how many messages of the owners
+        in training, and who can compare a model from before with one from after.
+    """
+    rounds = training_rounds(run)
+    if rounds == 0:
+        return (
+            "what was sent before the request is not known: the models were not "
+            "trained here",
+        )
+    schedule = run.topology if run.config.schedule is None else run.config.schedule
+    known = sent_before(schedule, owners_of(request), rounds)
+    parts = []
+    for owner, counts in known.items():
+        most = max(counts.values(), default=0)
+        each = f"{most} to each" if len(set(counts.values())) <= 1 else f"up to {most}"
+        if counts:
+            parts.append(f"{owner} sent {each} of {brief(sorted(counts))}")
+    lines = [
+        f"messages of {rounds} training rounds, sent before the request: "
+        + ("; ".join(parts) or "none, there is one peer")
+        + " (no epsilon is attached to them)"
+    ]
+    near = run.topology.hops if run.config.schedule is None else None
+    reached = [
+        i
+        for i in range(run.topology.n)
+        if i not in request.peers
+        and (near is None or min(near(o)[i] for o in request.peers) <= rounds)
+    ]
+    if reached:
+        lines.append(
+            f"before/after exposure: model released at round {rounds} to "
+            f"{brief(reached)}; who keeps it can compare it with what comes after"
+        )
+    return tuple(lines)
+
+
+def training_rounds(run: TrainedRun) -> int:
+    """Return the rounds of training behind a state, those after requests left out."""
+    return min(run.state.round, run.config.rounds)
+
+
+def brief(peers: Sequence[int]) -> str:
+    """Return peers as words; of many the first, the last and how many."""
+    if len(peers) == 1:
+        return f"peer {peers[0]}"
+    if len(peers) <= 6:
+        return f"peers {', '.join(map(str, peers))}"
+    return f"peers {peers[0]}, {peers[1]}, … {peers[-1]} ({len(peers)})"
 
 
 def earlier_releases(run: TrainedRun, request: ForgetRequest) -> Assumption | None:

@@ -15,6 +15,7 @@ from dfl_unlearn.unlearning.claims import (
     EARLIER,
     convexity,
     earlier_releases,
+    exposure_of,
     owners_of,
     stacked_convexity,
 )
@@ -199,7 +200,7 @@ def certificate_of(
         assumptions=assumptions,
         observers=("public",),
         exposure=(
-            f"messages of {run.state.round} training rounds, sent before the request",
+            *exposure_of(run, request),
             f"models that neighbours exchange in the {protocol.rounds} rounds after "
             "the request, and the sum of squared residuals, carry no noise: scope "
             "joint covers final models",

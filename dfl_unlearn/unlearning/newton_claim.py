@@ -13,6 +13,7 @@ from dfl_unlearn.unlearning.claims import (
     EARLIER,
     convexity,
     earlier_releases,
+    exposure_of,
     owners_of,
     stacked_convexity,
 )
@@ -228,7 +229,7 @@ def certificate_of(
         assumptions=assumptions,
         observers=("public",),
         exposure=(
-            f"messages of {run.state.round} training rounds, sent before the request",
+            *exposure_of(run, request),
             _messages(protocol),
         ),
         notes=_notes(protocol, earlier),

@@ -34,6 +34,7 @@ from dfl_unlearn.errors import InvalidHyperparameterError
 from dfl_unlearn.unlearning.claims import (
     EARLIER,
     earlier_releases,
+    exposure_of,
     observers_of,
     owners_of,
 )
@@ -217,8 +218,9 @@ class Claim:
             assumptions=self.assumptions,
             observers=observers_of(run, request),
             exposure=(
-                f"messages of {run.state.round} training rounds, sent before the "
-                "request, among them the mean of all models that the walk starts from",
+                *exposure_of(run, request),
+                "the mean of all models, which the walk starts from, is known from "
+                "before the request",
             ),
             notes=self._notes(run, together),
             adaptive=request.adaptive,

@@ -133,6 +133,26 @@ class FineTune:
             scope="joint",
         )
 
+    def predicted_shift(self, run: TrainedRun, request: ForgetRequest) -> float:
+        """Return the cap that the noise is calibrated to.
+
+        Args:
+            run: Not used.
+            request: Not used.
+
+        Returns:
+            The cap.
+
+        Raises:
+            UnsupportedRequestError: If there is no epsilon, so no noise.
+        """
+        if self.epsilon is None:
+            raise UnsupportedRequestError(
+                "max_delta: must be None with FineTune, which calibrates no release "
+                "without an epsilon; leave it out or give an epsilon"
+            )
+        return self.residual_cap
+
     def unlearn(self, run: TrainedRun, request: ForgetRequest, rng: RngTree) -> Outcome:
         """Return the state after some more rounds without the data.
 

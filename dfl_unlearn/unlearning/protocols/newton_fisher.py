@@ -266,6 +266,10 @@ class NewtonFisher:
                 scope=self.scope,
             )
 
+    def predicted_shift(self, run: TrainedRun, request: ForgetRequest) -> float:
+        """Return the public shift that the noise will be calibrated to."""
+        return ReleasePlan.of(self, run.topology.n).sensitivity
+
     def unlearn(self, run: TrainedRun, request: ForgetRequest, rng: RngTree) -> Outcome:
         """Correct the models, release them with noise, overwrite every peer.
 

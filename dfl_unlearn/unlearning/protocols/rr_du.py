@@ -269,6 +269,11 @@ class RrDu:
         claim = Claim.of(self, run, request, self.route(run, request))
         claim.check_budget(run, request)
 
+    def predicted_shift(self, run: TrainedRun, request: ForgetRequest) -> float:
+        """Return the public shift that the noise of the start is calibrated to."""
+        claim = Claim.of(self, run, request, self.route(run, request))
+        return claim.start.sensitivity
+
     def route(self, run: TrainedRun, request: ForgetRequest) -> Route:
         """Return where the token will go; it depends on no data.
 
