@@ -279,6 +279,8 @@ def unlearn(
             folder=folder,
         )
         table = evaluate(outcome)
+        if outcome.status == "held_for_review" and commit:
+            _tell_outcome(outcome, table)  # what is refused next
         if commit:
             trained = commit_outcome(outcome, keep_checkpoints=keep_checkpoints)
             outcome = replace(outcome, certificate=kept_certificate(outcome))
@@ -518,7 +520,13 @@ def ledger(
             _print(f"  {line}")
     if any(found.values()):
         _say("")
-        _say("Messages from before a request carry no ε and are not recalled.")
+        private = any(row.owner == "*" for rows in found.values() for row in rows)
+        _say(
+            "Messages from before a request are not recalled; their ε, for any one "
+            "record, is that of owner *."
+            if private
+            else "Messages from before a request carry no ε and are not recalled."
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

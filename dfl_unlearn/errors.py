@@ -156,6 +156,10 @@ class NonPositiveCurvatureError(NumericalError):
     """A solver met a direction with v'Hv <= 0."""
 
 
+class SolverDivergedError(NumericalError):
+    """A series grows that should shrink: its scale or damping is too small."""
+
+
 class SolverNotConvergedError(NumericalError):
     """A solver's residual is above its tolerance at the iteration limit."""
 

@@ -19,10 +19,11 @@ from dfl_unlearn._html import Html
 from dfl_unlearn._stats import round_up
 from dfl_unlearn.accounting.certificate import (
     CLAIMED,
-    NOT_COVERED,
     Assumption,
     Certificate,
+    not_covered,
 )
+from dfl_unlearn.accounting.entries import NoiseMode
 from dfl_unlearn.engine.exposure import Sent, sent_before
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.errors import MissingInputError
@@ -59,6 +60,7 @@ _MEANING = {
 _SCOPES = {
     "release": "an observer who sees one peer's final model",
     "joint": "an observer who sees the final models of all peers together",
+    "view": "one peer that is no owner, with every message it saw",
     "view_joint": "all peers but the owners together, with every message they saw",
     "transcript": "all other peers together, as far as the walk itself goes",
 }
@@ -72,7 +74,6 @@ _VERDICTS = {
 }
 # Beside what every certificate says of itself.
 _LIMITS = (
-    *NOT_COVERED,
     "verification by outsiders: models and logs alone cannot prove that unlearning was "
     "executed; the certificate is about the algorithm as this program ran it",
     "side channels: timing, traffic, and the fact that a request took place",
@@ -167,8 +168,8 @@ def _result(view: ResultsView) -> Html:
         words = [words[0].removesuffix("is "), "comes without a claim"]
     elif certificate.epsilon is not None and certificate.status != "exact":
         words += [
-            f"{_CLAIMS[claim]} at ε = {certificate.epsilon:g}, "
-            f"δ = {certificate.delta:g} ({certificate.scope})"
+            f"{_CLAIMS[claim]} at ε = {round_up(certificate.epsilon):g}, "
+            f"δ = {round_up(certificate.delta or 0.0):g} ({certificate.scope})"
         ]
     else:
         words += [_CLAIMS[claim]]
@@ -355,11 +356,12 @@ def _audits(view: ResultsView) -> Html:
 
 
 def _limits(view: ResultsView) -> Html:
-    return (
-        h.section("What this does not prove", h.items(_LIMITS))
-        if view.outcomes
-        else (Html())
-    )
+    if not view.outcomes:
+        return Html()
+    claims = [o.certificate for o in view.outcomes if o.certificate is not None]
+    modes: set[NoiseMode] = {c.noise_mode for c in claims} or {"simulated"}
+    limits = (*not_covered(*sorted(modes)), *_LIMITS)
+    return h.section("What this does not prove", h.items(limits))
 
 
 def _settings(view: ResultsView) -> Html:
@@ -468,13 +470,17 @@ def _certificate(certificate: Certificate) -> list[object]:
         facts.append(("Against", f"{_SCOPES[certificate.scope]} ({certificate.scope})"))
     if certificate.epsilon is not None and certificate.delta is not None:
         facts.append(
-            ("Privacy", f"ε = {certificate.epsilon:g}, δ = {certificate.delta:g}")
+            (
+                "Privacy",
+                f"ε = {round_up(certificate.epsilon):g}, "
+                f"δ = {round_up(certificate.delta):g}",
+            )
         )
     elif certificate.nominal_epsilon is not None:
         facts.append(
             (
                 "Nominal only",
-                f"ε = {certificate.nominal_epsilon:g}, "
+                f"ε = {round_up(certificate.nominal_epsilon):g}, "
                 f"δ = {certificate.nominal_delta:g}; not a guarantee",
             )
         )
@@ -484,8 +490,11 @@ def _certificate(certificate: Certificate) -> list[object]:
             if certificate.status in CLAIMED
             else "a nominal shift of"
         )
+        law = (
+            "Gaussian" if certificate.numerics == "idealized" else "Gaussian on a grid"
+        )
         words = (
-            f"Gaussian, standard deviation {certificate.noise_std:.4g}, for {kind} "
+            f"{law}, standard deviation {certificate.noise_std:.4g}, for {kind} "
             f"{certificate.sensitivity:.4g}"
         )
         facts += [

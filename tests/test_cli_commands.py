@@ -66,26 +66,6 @@ def test_a_trial_leaves_the_run_alone_and_a_commit_changes_it(runs, capsys):
     assert "forgotten already" in capsys.readouterr().err
 
 
-def test_a_private_run_forgets_by_the_baseline(tmp_path, capsys):
-    file = tmp_path / "private.toml"
-    file.write_text(
-        'name = "private"\n[topology]\nuse = "ring"\nn = 4\n'
-        '[data]\nuse = "gaussian-classes"\n[training]\nrounds = 5\n'
-        'trainer = { use = "dp-gossip", noise_multiplier = 20.0 }\n'
-    )
-    assert call("run", file, "--runs", tmp_path, "--no-report") == 0
-    words = ("unlearn", "private", "--runs", tmp_path, "--peer", 1, "--no-reference")
-    forget = (*words, "--indices", "0,4")
-    assert call(*forget, "--protocol", "dp-gossip", "delta=1e-6") == 0
-    out = capsys.readouterr().out
-    assert "CERTIFIED" in out
-    assert "scope view_joint" in out
-    assert call(*words, "--all", "--protocol", "dp-gossip") == 2
-    assert "dp-gossip serves class, samples" in capsys.readouterr().err
-    assert call(*forget, "--protocol", "dp-gosip") == 2
-    assert "did you mean 'dp-gossip'" in capsys.readouterr().err
-
-
 def test_a_ledger_of_one_account_and_of_several_observers_together(runs, capsys):
     words = ("ledger", "demo", "--runs", runs, "--owner", "peer:3")
     assert call(*words, "--observer", "{peer:0,peer:2}", "--delta", "1e-6") == 0
@@ -127,6 +107,25 @@ def test_a_budget_shows_what_is_left_and_refuses_what_passes_it(tmp_path, capsys
     assert call("ledger", "run", "--runs", tmp_path, "--verify") == 0
 
 
+def test_an_outcome_held_for_review_is_shown_and_not_committed(tmp_path, capsys):
+    file = tmp_path / "a.toml"
+    file.write_text(
+        '[topology]\nuse = "ring"\nn = 4\n[training]\nrounds = 50\n'
+        '[data]\nuse = "gaussian-classes"\n'
+    )
+    assert call("run", file, "--runs", tmp_path, "--no-report", "--quiet") == 0
+    before = (tmp_path / "run" / "manifest.json").read_bytes()
+    words = ("unlearn", "run", "--runs", tmp_path, "--no-reference", "--peer", 1)
+    noisy = ("epsilon=0.001", "residual_cap=1.0", "recovery_rounds=0")
+    capsys.readouterr()
+    assert call(*words, "--indices", 0, *noisy, "--screen", "--commit") == 4
+    out, err = capsys.readouterr()
+    assert "held for review: mean test accuracy fell from" in out
+    assert "CERTIFIED" in out
+    assert "pass reviewed=True after looking at it, or retrain" in err
+    assert (tmp_path / "run" / "manifest.json").read_bytes() == before
+
+
 def test_a_damaged_ledger_is_named_with_its_line(runs, capsys):
     words = ("ledger", "demo", "--runs", runs)
     place = runs / "demo" / "outcomes" / "r0.rr-du" / "ledger.jsonl"
@@ -146,6 +145,26 @@ def test_a_damaged_ledger_is_named_with_its_line(runs, capsys):
     finally:
         place.write_bytes(whole)
     assert call(*words, "--verify") == 0
+
+
+def test_a_private_run_forgets_by_the_baseline(tmp_path, capsys):
+    file = tmp_path / "private.toml"
+    file.write_text(
+        'name = "private"\n[topology]\nuse = "ring"\nn = 4\n'
+        '[data]\nuse = "gaussian-classes"\n[training]\nrounds = 5\n'
+        'trainer = { use = "dp-gossip", noise_multiplier = 20.0 }\n'
+    )
+    assert call("run", file, "--runs", tmp_path, "--no-report") == 0
+    words = ("unlearn", "private", "--runs", tmp_path, "--peer", 1, "--no-reference")
+    forget = (*words, "--indices", "0,4")
+    assert call(*forget, "--protocol", "dp-gossip", "delta=1e-6") == 0
+    out = capsys.readouterr().out
+    assert "CERTIFIED" in out
+    assert "scope view_joint" in out
+    assert call(*words, "--all", "--protocol", "dp-gossip") == 2
+    assert "dp-gossip serves class, samples" in capsys.readouterr().err
+    assert call(*forget, "--protocol", "dp-gosip") == 2
+    assert "did you mean 'dp-gossip'" in capsys.readouterr().err
 
 
 def test_a_report_is_drawn_again(runs, tmp_path, capsys):

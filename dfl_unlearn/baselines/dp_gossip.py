@@ -56,7 +56,7 @@ class DpGossipBaseline:
 
     kinds: ClassVar[frozenset[ForgetKind]] = frozenset({"samples", "class"})
     claim: ClassVar[Literal["certified"]] = "certified"
-    noised_only: ClassVar[bool] = True  # no message but training's, which are noised
+    noised_only: ClassVar[bool] = True  # no message at all after the request
 
     def __post_init__(self) -> None:
         """Check the field."""

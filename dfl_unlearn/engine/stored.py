@@ -134,11 +134,11 @@ def _read(
     folder: RunFolder, data: PeerData | None, model: FlatModel | None
 ) -> TrainedRun:
     manifest, state = read_state(folder)
-    if tuple(manifest["noise_self_check"]) != noise_self_check():
+    then, now = tuple(manifest["noise_self_check"]), noise_self_check()
+    if then != now:
         raise NoiseStreamChangedError(
-            f"{folder.root}/manifest.json: keyed noise must start "
-            f"{manifest['noise_self_check'][0]}, got {noise_self_check()[0]}; use the "
-            f"NumPy it was made with ({manifest['versions']['numpy']})"
+            f"{folder.root}/manifest.json: keyed noise must start {then}, got {now}; "
+            f"use the NumPy it was made with ({manifest['versions']['numpy']})"
         )
     if data is None:
         data = _build_data(manifest)

@@ -6,17 +6,22 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from dfl_unlearn import _validate
-from dfl_unlearn.accounting.certificate import Certificate
+from dfl_unlearn.accounting.certificate import CLAIMED, Certificate
+from dfl_unlearn.accounting.ledger import PrivacyLedger
 from dfl_unlearn.data.coalesce import coalesce as put_together
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.simulator import retrain
 from dfl_unlearn.engine.threads import limited_threads
+from dfl_unlearn.engine.transport import Guard
 from dfl_unlearn.errors import (
     InvalidForgetSetError,
     MissingRecordError,
     NumericalError,
+    SensitivityUnprovenError,
     UnsupportedRequestError,
 )
 from dfl_unlearn.unlearning.contracts import Outcome, UnlearningProtocol, unlearners
@@ -64,6 +69,8 @@ def unlearn(
         UnsupportedRequestError: If the protocol does not serve this kind of request.
         MissingRecordError: If training did not keep what the protocol needs.
         NumericalError: If the new state is not finite.
+        SensitivityUnprovenError: If a protocol that claims about all messages sends one
+            before its noised release, or claims so of messages nobody watched.
 
     Example:
         >>> from dfl_unlearn import PeerData, SimulationConfig, simulate
@@ -85,6 +92,8 @@ def unlearn(
     if not requests:
         return nothing_asked(run, protocol, unlearners.name_of(protocol), reference)
     if coalesce and len(requests) > 1:
+        for one in requests:
+            _check_kind(one, protocol, unlearners.name_of(protocol))
         requests = [put_together(requests, run.data)]
     if len(requests) > 1 and isinstance(reference, TrainedRun):
         raise InvalidForgetSetError(
@@ -126,7 +135,8 @@ def _one(
         from dfl_unlearn.unlearning.store import OutcomeFolder
 
         store = OutcomeFolder.create(folder, request, name)
-    attempt = run.replaced(ledger=run.ledger.fork(store.ledger_path if store else None))
+    ledger = run.ledger.fork(store.ledger_path if store else None)
+    attempt = run.replaced(ledger=ledger, guard=_guard(ledger, request, protocol))
     try:
         outcome = _carried_out(run, attempt, request, protocol, name)
     except BaseException:
@@ -171,6 +181,7 @@ def _carried_out(
             f"peer {int(bad.nonzero()[0])} became non-finite in {name}; nothing of the "
             "run was changed; add damping or lower learning_rate"
         )
+    _check_views(outcome, name)
     log = outcome.messages
     return replace(
         outcome,
@@ -215,10 +226,58 @@ def _noted(
     return replace(certificate, notes=tuple(notes))
 
 
-def _check(
-    run: TrainedRun, request: ForgetRequest, protocol: UnlearningProtocol, name: str
+def _guard(
+    ledger: PrivacyLedger, request: ForgetRequest, protocol: UnlearningProtocol
+) -> Guard | None:
+    """Return what holds messages back where the protocol claims about all of them."""
+    if not getattr(protocol, "noised_only", False):
+        return None
+    before = len(ledger.entries)
+
+    def released() -> bool:
+        return any(
+            e.request_id == request.request_id
+            and e.noise_drawn
+            and bool(np.isfinite(e.curve.values).any())
+            for e in ledger.entries[before:]
+        )
+
+    return Guard(
+        request_id=request.request_id,
+        released=released,
+        sums=getattr(protocol, "assume_secure_aggregation", False),
+    )
+
+
+def _check_views(outcome: Outcome, name: str) -> None:
+    """Refuse a claim about all messages that nobody watched.
+
+    Raises:
+        SensitivityUnprovenError: If the log was not guarded.
+    """
+    certificate = outcome.certificate
+    if (
+        certificate is not None
+        and certificate.scope in ("view", "view_joint")
+        and certificate.status in CLAIMED
+        and not outcome.messages.guarded
+    ):
+        raise SensitivityUnprovenError(
+            f"certificate: must be about messages that the transport held back before "
+            f"the release, got scope {certificate.scope!r} of {name} with an unguarded "
+            "log; set noised_only = True in the protocol and send through "
+            "run.transport()"
+        )
+
+
+def _check_kind(
+    request: ForgetRequest, protocol: UnlearningProtocol, name: str
 ) -> None:
-    """Refuse what cannot work, before anything is computed."""
+    """Refuse a kind of request that the protocol does not serve.
+
+    Raises:
+        UnsupportedRequestError: If it does not.
+    """
     kinds = getattr(protocol, "kinds", None)
     if kinds is not None and request.kind not in kinds:
         raise UnsupportedRequestError(
@@ -230,6 +289,13 @@ def _check(
                 else "use retrain"
             )
         )
+
+
+def _check(
+    run: TrainedRun, request: ForgetRequest, protocol: UnlearningProtocol, name: str
+) -> None:
+    """Refuse what cannot work, before anything is computed."""
+    _check_kind(request, protocol, name)
     kept = run.record.plan.parts if run.record is not None else frozenset()
     needs: frozenset[str] = getattr(protocol, "needs", frozenset())
     missing = needs - kept

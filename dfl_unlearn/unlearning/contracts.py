@@ -19,6 +19,7 @@ from dfl_unlearn.errors import InsecureNoiseError
 from dfl_unlearn.registry import JoinedRegistry, Registry
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.store.files import to_safetensors, write_file
+from dfl_unlearn.unlearning.noise_modes import simulated_releases
 
 OutcomeStatus = Literal["complete", "held_for_review"]
 
@@ -110,6 +111,11 @@ class Outcome:
     def export(self, path: str | Path, *, secure: bool = False) -> Path:
         """Write every peer's model as safetensors, named ``peer<i>/<parameter>``.
 
+        What is written is ``state``, in the run's dtype. With secure noise that is
+        post-processing of the numbers on the grid that were released: cast to the
+        dtype, and trained on retained rows where the protocol goes on after its
+        release.
+
         Args:
             path: The file to write.
             secure: Whether the file is meant for deployment.
@@ -119,14 +125,19 @@ class Outcome:
 
         Raises:
             InsecureNoiseError: If ``secure`` and the models carry simulated noise,
-                which whoever knows the seed can subtract.
+                which whoever knows the seed can subtract, or may carry that of an
+                earlier release in the ledger.
         """
-        noisy = self.certificate is not None and self.certificate.noise_std > 0
-        if secure and noisy:
+        claim = self.certificate
+        carried = [*simulated_releases(self.ledger)]
+        if claim is not None and claim.noise_std > 0:
+            carried += [claim.request_id] if claim.noise_mode == "simulated" else []
+        if secure and carried:
             raise InsecureNoiseError(
                 f"secure: must be False for request {self.request.request_id}, got "
-                "True; its noise is simulated (drawn from the seed) and not for "
-                "deployment"
+                f"True; the noise of request {carried[0]} is simulated (drawn from the "
+                "seed) and not for deployment: unlearn with noise_mode='secure' in a "
+                "run without simulated noise"
             )
         tensors = {
             f"peer{i}/{name}": value
@@ -177,8 +188,10 @@ class UnlearningProtocol(Protocol):
     """Acts on the network: reads a run, returns every peer's new state.
 
     A protocol may also have the class attributes ``needs`` (parts of the record),
-    ``kinds`` (requests it serves), ``claim`` (what its certificate can be at best) and
-    a method ``check(run, request)`` that raises before anything changes, and
+    ``kinds`` (requests it serves), ``claim`` (what its certificate can be at best),
+    ``noised_only`` (no message before a noised release of the request: the transport
+    sees to it, and no claim about all messages stands without), a method
+    ``check(run, request)`` that raises before anything changes, and
     ``predicted_shift(run, request)``, the shift that its release is calibrated to.
     """
 

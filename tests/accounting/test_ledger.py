@@ -412,7 +412,7 @@ def test_impossible_budgets_are_refused(fields):
         ({"request_id": "r 7"}, "request_id: must match"),
         ({"request_id": "r7/../x"}, "request_id: must match"),
         ({"release_id": "a b"}, "release_id: must match"),
-        ({"scope": "view"}, "scope: must be one of release, joint"),
+        ({"scope": "network"}, "scope: must be one of release, joint"),
         ({"group_size": 0}, "group_size: must be an integer >= 1"),
         ({"round": -1}, "round: must be an integer >= 0"),
     ],

@@ -106,8 +106,14 @@ def test_certificates_say_who_holds_what_from_before():
         )
     request = ForgetRequest.class_(1).resolve(data)
     assert request.peers == (0, 1, 2, 3, 4, 5)
-    (line,) = exposure_of(ring, request)
-    assert "peer:0 sent 2 to each of peers 1, 5; peer:1 sent 2" in line
+    line, reached = exposure_of(ring, request)
+    assert "6 owners sent up to 2 to each neighbour" in line
+    # Each owner saw what the others' data did.
+    assert "to peers 0, 1, 2, 3, 4, 5;" in reached
+    two = ForgetRequest.class_(1, peers=[0, 1]).resolve(data)
+    line, reached = exposure_of(ring, two)
+    assert "peer:0 sent 2 to each of peers 1, 5; peer:1 sent 2 to each of" in line
+    assert "to peers 0, 1, 2, 3, 4, 5;" in reached
 
 
 def test_models_from_elsewhere_have_an_unknown_past():

@@ -172,6 +172,9 @@ def test_requests_that_do_not_combine_are_refused(run, monkeypatch):
     peers = [ForgetRequest.whole_peer(1), ForgetRequest.whole_peer(2)]
     with pytest.raises(UnsupportedRequestError, match="do not combine for it, send"):
         unlearn(run, peers, NEWTON, coalesce=True)
+    monkeypatch.setattr(NewtonFisher, "kinds", frozenset({"samples"}), raising=False)
+    with pytest.raises(UnsupportedRequestError, match="got kind 'peer'; use"):
+        unlearn(run, peers, NEWTON, coalesce=True)
     assert run.ledger.entries == ()
 
 

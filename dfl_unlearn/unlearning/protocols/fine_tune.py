@@ -42,6 +42,7 @@ from dfl_unlearn.errors import (
     UnsupportedRequestError,
 )
 from dfl_unlearn.rng import RngTree
+from dfl_unlearn.unlearning.adaptivity import still_adaptive
 from dfl_unlearn.unlearning.claims import observers_of, owners_of
 from dfl_unlearn.unlearning.contracts import Cost, Outcome, protocols
 from dfl_unlearn.unlearning.fine_tune_claim import (
@@ -203,7 +204,9 @@ class FineTune:
             rng=rng,
             group_size=request.size(run.data) if self.disclose_m else None,
             scope="joint",
-            status=status_of(assumptions, adaptive=request.adaptive),
+            status=status_of(
+                assumptions, adaptive=still_adaptive(request, assumptions)
+            ),
             assumptions=tuple(a.name for a in assumptions),
         )
         run.ledger.commit(request.request_id)

@@ -12,7 +12,7 @@ from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.simulator import retrain, samples_per_round
 from dfl_unlearn.errors import InvalidHyperparameterError, UnsupportedRequestError
 from dfl_unlearn.rng import RngTree
-from dfl_unlearn.unlearning.claims import exposure_of
+from dfl_unlearn.unlearning.claims import exposure_of, extractor_of
 from dfl_unlearn.unlearning.contracts import Cost, Outcome, protocols
 
 
@@ -95,6 +95,7 @@ class Retrain:
                     note="started again from the initial parameters; the forgotten "
                     "rows have weight 0 in every step",
                 ),
+                *extractor_of(run),
             ),
             observers=("public",),
             exposure=exposure_of(run, request),
