@@ -41,25 +41,22 @@ from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.simulator import continue_training
 from dfl_unlearn.engine.state import PeerState
-from dfl_unlearn.engine.transport import Dissemination, Transport, multiples
-from dfl_unlearn.errors import UnsupportedRequestError
+from dfl_unlearn.engine.transport import Dissemination, Transport
 from dfl_unlearn.record.plan import RecordPart
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.unlearning.adaptivity import still_adaptive
-from dfl_unlearn.unlearning.claims import observers_of, owners_of, refuse_single
 from dfl_unlearn.unlearning.contracts import Cost, Outcome, protocols
-from dfl_unlearn.unlearning.fixed_point import FixedPoint
-from dfl_unlearn.unlearning.influence_weights import InfluenceWeights, check_weights
+from dfl_unlearn.unlearning.influence_weights import InfluenceWeights
 from dfl_unlearn.unlearning.newton_bounds import bounds_told, prior_bound
+from dfl_unlearn.unlearning.newton_checks import check_run
 from dfl_unlearn.unlearning.newton_claim import assumptions_of, certificate_of
 from dfl_unlearn.unlearning.newton_correction import (
     UNNOISED,
     Correction,
     correct_mean,
     correct_stack,
-    measures,
 )
-from dfl_unlearn.unlearning.newton_curvature import Curvature, check_curvature
+from dfl_unlearn.unlearning.newton_curvature import Curvature
 from dfl_unlearn.unlearning.newton_fields import (
     NewtonScope,
     NoiseCalibration,
@@ -75,8 +72,8 @@ from dfl_unlearn.unlearning.newton_release import (
     released_rows,
     rounding_of,
 )
-from dfl_unlearn.unlearning.newton_view import check_alone, correct_alone
-from dfl_unlearn.unlearning.noise_modes import on_grid, refuse_mixed_noise
+from dfl_unlearn.unlearning.newton_view import correct_alone
+from dfl_unlearn.unlearning.noise_modes import on_grid
 from dfl_unlearn.unlearning.retained import network_objective
 
 
@@ -247,47 +244,8 @@ class NewtonFisher:
         Args:
             run: The trained network.
             request: The resolved request.
-
-        Raises:
-            UnsupportedRequestError: If a field does not fit this run.
         """
-        refuse_single(run, "newton-fisher")
-        if self.noise_mode == "secure":
-            refuse_mixed_noise(run, request)
-        if self.calibration == "oracle_residual" and not measures(self, run):
-            raise UnsupportedRequestError(
-                "calibration: must not be 'oracle_residual' where no bound is measured "
-                "(it takes a convex model with l2 > 0), got 'oracle_residual'; use "
-                "'analytic', which goes by residual_cap"
-            )
-        if self.convex_head and (run.data.extractor is None or not run.model.convex):
-            raise UnsupportedRequestError(
-                "convex_head: must be False unless a linear model was trained on "
-                "features of a frozen extractor, got True for data "
-                f"{run.data.name!r}; make them with data.features.frozen_features or "
-                "random_features"
-            )
-        multiples(run.topology, request.requester, self.dissemination)
-        check_curvature(self, run, request)
-        if self.alone:
-            check_alone(run)
-        elif self.stacked:
-            FixedPoint(run, run.data.without(request))
-        elif self.noise_placement != "broadcast_model":
-            for owner in request.peers:
-                check_weights(self.influence_weights, run, owner)
-        # What the release costs is public and known now: a copy of the ledger refuses
-        # before anything is computed or sent.
-        plan = ReleasePlan.of(self, run.topology.n, run.model.size)
-        trial = run.ledger.fork()
-        for _ in range(plan.count):
-            trial.charge_owners(
-                request.request_id,
-                owners_of(request),
-                observers_of(run, request),
-                plan.mechanism,
-                scope=self.scope,
-            )
+        check_run(self, run, request)
 
     def predicted_shift(self, run: TrainedRun, request: ForgetRequest) -> float:
         """Return the public shift that the noise will be calibrated to."""
