@@ -39,6 +39,10 @@ class Batches(Protocol):
         """Return one batch for each of the given peers; see ``BatchPlan.batch``."""
         ...
 
+    def poisson(self, peers: NDArray[np.int64], t: int, rate: float) -> Batch:
+        """Return batches that rows join by coins; see ``BatchPlan.poisson``."""
+        ...
+
 
 class BatchPlan:
     """Gives the batches of any peers at any of their steps.
