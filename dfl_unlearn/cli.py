@@ -39,6 +39,7 @@ KINDS = (
     "models",
     "trainers",
     "protocols",
+    "baselines",
     "metrics",
     "plots",
 )
@@ -193,11 +194,30 @@ def unlearn(
     ] = None,
     request_file: Annotated[
         Path | None,
-        typer.Option("--request", metavar="FILE", help="A request as a TOML file."),
+        typer.Option(
+            "--request",
+            metavar="FILE",
+            help="A request as a TOML file, or several under [[forget]], in order.",
+        ),
     ] = None,
+    coalesce: Annotated[
+        bool,
+        typer.Option(
+            "--coalesce", help="Carry out several requests as one: one release."
+        ),
+    ] = False,
     protocol: Annotated[
-        str, typer.Option(help="How; see: dfl-unlearn list protocols")
+        str,
+        typer.Option(help="How; see: dfl-unlearn list protocols, and list baselines"),
     ] = "newton-fisher",
+    screen: Annotated[
+        bool,
+        typer.Option(
+            "--screen",
+            help="Refuse more than 10 % of an owner's rows per 100 rounds; hold an "
+            "outcome for review that costs more than 5 points of accuracy.",
+        ),
+    ] = False,
     no_reference: Annotated[
         bool, typer.Option("--no-reference", help="Do not retrain to compare with.")
     ] = False,
@@ -231,33 +251,49 @@ def unlearn(
     from dfl_unlearn.engine.run import load_run
     from dfl_unlearn.evaluation.view import evaluate
     from dfl_unlearn.unlearning.apply import unlearn as carry_out
-    from dfl_unlearn.unlearning.contracts import protocols
-    from dfl_unlearn.unlearning.store import commit_outcome
+    from dfl_unlearn.unlearning.contracts import unlearners
+    from dfl_unlearn.unlearning.screening import Screening
+    from dfl_unlearn.unlearning.store import commit_outcome, kept_certificate
 
     given: dict[str, Any] = {}
     for text in fields or ():
         keys, value = parse_override(text)
         given[".".join(keys)] = value
     how: UnlearningProtocol = read_strict(
-        protocols.get(protocol),  # type: ignore[arg-type]
+        unlearners.get(protocol),  # type: ignore[arg-type]
         given,
         protocol,
     )
-    request = _request(peer, indices, fraction, whole, class_id, request_file)
+    requests = _requests(peer, indices, fraction, whole, class_id, request_file)
     trained = load_run(_folder(run_name))
-    outcome = carry_out(
-        trained, request, how, reference=not no_reference, folder=trained.folder
-    )
-    table = evaluate(outcome)
-    _tell_outcome(outcome, table)
-    if commit:
-        commit_outcome(outcome, keep_checkpoints=keep_checkpoints)
+    folder = trained.folder
+    done: list[dict[str, Any]] = []
+    for given_request in [requests] if coalesce else [[one] for one in requests]:
+        outcome = carry_out(
+            trained,
+            given_request,
+            how,
+            reference=not no_reference,
+            coalesce=coalesce,
+            screening=Screening() if screen else None,
+            folder=folder,
+        )
+        table = evaluate(outcome)
+        if outcome.status == "held_for_review" and commit:
+            _tell_outcome(outcome, table)  # what is refused next
+        if commit:
+            trained = commit_outcome(outcome, keep_checkpoints=keep_checkpoints)
+            outcome = replace(outcome, certificate=kept_certificate(outcome))
+        else:
+            trained = outcome.as_run()
+        _tell_outcome(outcome, table)
+        done.append(_outcome_json(outcome, table) | {"committed": commit})
     if _common.as_json:
-        _print(_json(_outcome_json(outcome, table) | {"committed": commit}))
+        _print(_json(done[0] if len(done) == 1 else {"outcomes": done}))
         return
     _say("")
     if commit:
-        _say(f"Committed: {trained.folder} now holds the new state.")
+        _say(f"Committed: {folder} now holds the new state.")
     else:
         _say(
             "A trial: the run is as it was. Page with all trials: "
@@ -436,7 +472,11 @@ def ledger(
         str | None, typer.Option(help="Only this owner, e.g. peer:3.")
     ] = None,
     observer: Annotated[
-        str | None, typer.Option(help="Only this observer, e.g. peer:0 or public.")
+        str | None,
+        typer.Option(
+            help="Only this observer: peer:0, public, or several together as "
+            "'{peer:0,peer:3}'."
+        ),
     ] = None,
     delta: Annotated[
         float | None, typer.Option(help="Report epsilon at this delta.")
@@ -448,55 +488,45 @@ def ledger(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Show what was spent: per owner of forgotten data and per observer."""
-    _set(runs, as_json, False, debug)
-    from dfl_unlearn.accounting.ledger import PrivacyLedger
-    from dfl_unlearn.store.folder import RunFolder
+    """Show what was spent: per owner of forgotten data and per observer.
 
-    folder = RunFolder(_folder(run_name))
-    places = {"run": folder.path("ledger.jsonl")}
-    for place in sorted(folder.path("outcomes").glob("*/ledger.jsonl")):
-        places[place.parent.name] = place
-    found: dict[str, Any] = {}
-    for title, place in places.items():
-        book = PrivacyLedger.load(place)
-        if verify:
-            seq, head = book.verify()
-            found[title] = {"entries": seq + 1, "head": head}
-            continue
-        found[title] = [
-            {
-                "owner": row.owner,
-                "observer": row.observer,
-                "releases": row.releases,
-                "epsilon": row.epsilon
-                if delta is None
-                else book.epsilon(row.owner, row.observer, delta),
-                "delta": row.delta if delta is None else delta,
-                "remaining": row.remaining,
-            }
-            for row in book.table()
-            if owner in (None, row.owner) and observer in (None, row.observer)
-        ]
+    Example: [bold]dfl-unlearn ledger demo --observer '{peer:0,peer:3}'[/bold], two
+    observers who put together what they saw.
+    """
+    _set(runs, as_json, False, debug)
+    from dataclasses import asdict
+
+    from dfl_unlearn.accounting.accounts import format_rows
+    from dfl_unlearn.results.ledgers import RunLedgers
+
+    books = RunLedgers.of(_folder(run_name))
+    if verify:
+        heads = books.verify()
+        if _common.as_json:
+            _print(_json(heads))
+        for title, head in heads.items() if not _common.as_json else ():
+            _print(f"{books.what(title)}: {head['entries']} entries, chain intact")
+        return
+    found = books.rows(owner=owner, observer=observer, delta=delta)
     if _common.as_json:
-        _print(_json(found))
+        _print(_json({k: [asdict(row) for row in rows] for k, rows in found.items()}))
         return
     for title, rows in found.items():
-        what = "committed in this run" if title == "run" else f"trial {title}"
-        if verify:
-            _print(f"{what}: {rows['entries']} entries, chain intact")
-        elif not rows:
-            _print(f"{what}: nothing was released")
-        else:
-            _print(f"{what}:")
-            for names, row in _merged(rows):
-                left = "no cap" if row["remaining"] is None else f"{row['remaining']:g}"
-                many = "s" if row["releases"] > 1 else ""
-                _print(
-                    f"  {row['owner']} seen by {names}: {row['releases']} release{many}"
-                    f", epsilon {row['epsilon']:.6g} at delta {row['delta']:g}, left "
-                    f"{left}"
-                )
+        if not rows:
+            _print(f"{books.what(title)}: no noised release")
+            continue
+        _print(f"{books.what(title)}:")
+        for line in format_rows(rows, rows[0].delta).split("\n"):
+            _print(f"  {line}")
+    if any(found.values()):
+        _say("")
+        private = any(row.owner == "*" for rows in found.values() for row in rows)
+        _say(
+            "Messages from before a request are not recalled; their ε, for any one "
+            "record, is that of owner *."
+            if private
+            else "Messages from before a request carry no ε and are not recalled."
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -648,6 +678,8 @@ def _tell_outcome(outcome: "Outcome", table: "ResultsTable") -> None:
     if _common.as_json:
         return
     _tell(comparison_lines([outcome], [table]))
+    for note in outcome.notes:
+        _say(f"  {note}")
     _say("")
     if outcome.certificate is None:
         _print(f"{outcome.protocol_name} makes no claim: no certificate")
@@ -665,20 +697,22 @@ def _outcome_json(outcome: "Outcome", table: "ResultsTable") -> dict[str, Any]:
         "certificate": None
         if certificate is None
         else json.loads(certificate.to_json()),
+        "status": outcome.status,
+        "notes": list(outcome.notes),
         "cost": asdict(outcome.cost),
         "metrics": [row for row in table.rows if row["peer"] == -1],
     }
 
 
-def _request(
+def _requests(
     peer: int | None,
     indices: str | None,
     fraction: float | None,
     whole: bool,
     class_id: int | None,
     file: Path | None,
-) -> "ForgetRequest":
-    """Return the one request that the options describe.
+) -> "list[ForgetRequest]":
+    """Return the one request that the options describe, or all those of a file.
 
     Raises:
         MissingInputError: If they describe none.
@@ -712,16 +746,20 @@ def _request(
     if file is not None:
         from dfl_unlearn._configfile import read_config_file
         from dfl_unlearn._strict import read_strict
-        from dfl_unlearn.sections import RequestForm
+        from dfl_unlearn.sections import RequestForm, RequestList
 
-        return read_strict(RequestForm, read_config_file(file), file.name).build()
+        content = read_config_file(file)
+        if "forget" not in content:
+            return [read_strict(RequestForm, content, file.name).build()]
+        forms = {ForgetRequest: RequestForm}
+        return list(read_strict(RequestList, content, file.name, forms=forms).forget)
     if class_id is not None:
-        return ForgetRequest.class_(class_id)
+        return [ForgetRequest.class_(class_id)]
     assert peer is not None
     if whole:
-        return ForgetRequest.whole_peer(peer)
+        return [ForgetRequest.whole_peer(peer)]
     if fraction is not None:
-        return ForgetRequest.samples(peer, fraction=fraction)
+        return [ForgetRequest.samples(peer, fraction=fraction)]
     assert indices is not None
     try:
         rows = [int(part) for part in indices.split(",")]
@@ -729,7 +767,7 @@ def _request(
         raise InvalidArgumentError(
             f"--indices: must be integers with commas between, got {clean(indices)!r}"
         ) from None
-    return ForgetRequest.samples(peer, indices=rows)
+    return [ForgetRequest.samples(peer, indices=rows)]
 
 
 def _folder(name: str) -> Path:
@@ -738,25 +776,6 @@ def _folder(name: str) -> Path:
 
     inside = runs_root(_common.runs) / name
     return inside if inside.is_dir() or not Path(name).is_dir() else Path(name)
-
-
-def _merged(
-    rows: Sequence[Mapping[str, Any]],
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Group accounts that differ in nothing but the observer.
-
-    Yields:
-        The observers' names, and one account of the group.
-    """
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        key = repr([v for k, v in row.items() if k != "observer"])
-        groups.setdefault(key, []).append(row)
-    for group in groups.values():
-        names = [str(row["observer"]) for row in group]
-        if len(names) > 4:
-            names = [names[0], names[1], "...", f"{names[-1]} ({len(names)})"]
-        yield ", ".join(names), group[0]
 
 
 def _registry(kind: str) -> "Registry[Any]":
@@ -771,6 +790,7 @@ def _registry(kind: str) -> "Registry[Any]":
         "models": ("dfl_unlearn.models.zoo", "models"),
         "trainers": ("dfl_unlearn.engine.config", "trainers"),
         "protocols": ("dfl_unlearn.unlearning.contracts", "protocols"),
+        "baselines": ("dfl_unlearn.unlearning.contracts", "baselines"),
         "metrics": ("dfl_unlearn.evaluation.metrics", "metrics"),
         "plots": ("dfl_unlearn.plots", "plots"),
     }

@@ -156,6 +156,10 @@ class NonPositiveCurvatureError(NumericalError):
     """A solver met a direction with v'Hv <= 0."""
 
 
+class SolverDivergedError(NumericalError):
+    """A series grows that should shrink: its scale or damping is too small."""
+
+
 class SolverNotConvergedError(NumericalError):
     """A solver's residual is above its tolerance at the iteration limit."""
 
@@ -199,6 +203,10 @@ class GroupPrivacyError(RefusedError):
 
 class UnsupportedMechanismError(RefusedError):
     """The accountant does not know the mechanism."""
+
+
+class RequestRateError(RefusedError):
+    """An owner asks for more of its data at once than screening allows."""
 
 
 class InsecureRayError(RefusedError):

@@ -50,7 +50,7 @@ from dfl_unlearn.topology.files import graph_names, load_topology
 from dfl_unlearn.topology.generators import topologies
 from dfl_unlearn.topology.graph import Topology
 from dfl_unlearn.unlearning.apply import unlearn
-from dfl_unlearn.unlearning.contracts import Outcome, UnlearningProtocol, protocols
+from dfl_unlearn.unlearning.contracts import Outcome, UnlearningProtocol, unlearners
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class Experiment:
         training: How it is trained.
         execution: What changes speed and display only.
         forget: The requests, each carried out on the trained run by itself.
-        unlearning: The protocols, each tried on every request.
+        unlearning: The protocols and baselines, each tried on every request.
         evaluation: What is measured.
         report: What is drawn.
     """
@@ -122,7 +122,7 @@ _REGISTRIES: dict[Any, Registry[Any]] = {
     DataSection: datasets,
     ModelSection: models,
     Trainer: trainers,
-    UnlearningProtocol: protocols,
+    UnlearningProtocol: unlearners,
 }
 _FORMS = {ForgetRequest: RequestForm}
 # What a file cannot give: objects, and fields that the experiment itself fills in.
@@ -267,7 +267,7 @@ def _forgotten(
         )
     outcomes = []
     for protocol in experiment.unlearning:
-        tell(f"forgetting {request.request_id} by {protocols.name_of(protocol)}")
+        tell(f"forgetting {request.request_id} by {unlearners.name_of(protocol)}")
         outcomes.append(
             unlearn(run, request, protocol, reference=reference, folder=run.folder)
         )

@@ -163,6 +163,34 @@ class Registry(Generic[T]):
             self.register(point.name)(point.load())
 
 
+class JoinedRegistry(Registry[T]):
+    """Several registries of one contract, read as one; filing goes to a part."""
+
+    def __init__(self, kind: str, *parts: Registry[T]) -> None:
+        """Join registries.
+
+        Args:
+            kind: How messages call what is in them, e.g. ``"protocols and baselines"``.
+            *parts: The registries; no name may be in two of them.
+        """
+        super().__init__(kind, packages=())
+        self._parts = parts
+
+    def _load(self) -> None:
+        # Parts may have grown since the last look.
+        entries: dict[str, Callable[..., Any]] = {}
+        for part in self._parts:
+            for name in part.names():
+                if name in entries:
+                    raise InvalidArgumentError(
+                        f"{self.kind}: the name {name!r} must be unique, got it from "
+                        f"{entries[name].__module__} and {part.get(name).__module__}; "
+                        "rename one"
+                    )
+                entries[name] = part.get(name)
+        self._entries = entries
+
+
 @overload
 def field_names(entry: type) -> tuple[str, ...] | None: ...
 @overload

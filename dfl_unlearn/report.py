@@ -19,10 +19,12 @@ from dfl_unlearn._html import Html
 from dfl_unlearn._stats import round_up
 from dfl_unlearn.accounting.certificate import (
     CLAIMED,
-    NOT_COVERED,
     Assumption,
     Certificate,
+    not_covered,
 )
+from dfl_unlearn.accounting.entries import NoiseMode
+from dfl_unlearn.engine.exposure import Sent, sent_before
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.errors import MissingInputError
 from dfl_unlearn.evaluation.audit_store import load_audits
@@ -30,6 +32,7 @@ from dfl_unlearn.plots import draw, plots, render
 from dfl_unlearn.results.view import ResultsView
 from dfl_unlearn.store.files import write_file, writing
 from dfl_unlearn.store.table import Summary
+from dfl_unlearn.unlearning.claims import training_rounds
 from dfl_unlearn.unlearning.contracts import Outcome
 
 _DPI = 200
@@ -57,6 +60,7 @@ _MEANING = {
 _SCOPES = {
     "release": "an observer who sees one peer's final model",
     "joint": "an observer who sees the final models of all peers together",
+    "view": "one peer that is no owner, with every message it saw",
     "view_joint": "all peers but the owners together, with every message they saw",
     "transcript": "all other peers together, as far as the walk itself goes",
 }
@@ -70,7 +74,6 @@ _VERDICTS = {
 }
 # Beside what every certificate says of itself.
 _LIMITS = (
-    *NOT_COVERED,
     "verification by outsiders: models and logs alone cannot prove that unlearning was "
     "executed; the certificate is about the algorithm as this program ran it",
     "side channels: timing, traffic, and the fact that a request took place",
@@ -165,8 +168,8 @@ def _result(view: ResultsView) -> Html:
         words = [words[0].removesuffix("is "), "comes without a claim"]
     elif certificate.epsilon is not None and certificate.status != "exact":
         words += [
-            f"{_CLAIMS[claim]} at ε = {certificate.epsilon:g}, "
-            f"δ = {certificate.delta:g} ({certificate.scope})"
+            f"{_CLAIMS[claim]} at ε = {round_up(certificate.epsilon):g}, "
+            f"δ = {round_up(certificate.delta or 0.0):g} ({certificate.scope})"
         ]
     else:
         words += [_CLAIMS[claim]]
@@ -187,6 +190,9 @@ def _question(view: ResultsView) -> Html:
         if request.request_id in shown:
             continue
         shown.add(request.request_id)
+        if request.is_nothing:
+            parts.append(h.tag("p", "No request: the network is as it was trained."))
+            continue
         size, held = request.size(view.run.data), view.run.data.retained
         owned = int(held[list(request.peers)].sum())
         facts: list[tuple[str, object]] = [
@@ -207,6 +213,14 @@ def _question(view: ResultsView) -> Html:
                 ),
             ),
         ]
+        if request.coalesced:
+            facts.append(
+                (
+                    "Coalesced",
+                    f"{len(request.coalesced)} requests as one: "
+                    + _several(request.coalesced),
+                )
+            )
         if request.adaptive:
             facts.append(("Chosen", "after seeing released models"))
         if request.reason:
@@ -342,11 +356,12 @@ def _audits(view: ResultsView) -> Html:
 
 
 def _limits(view: ResultsView) -> Html:
-    return (
-        h.section("What this does not prove", h.items(_LIMITS))
-        if view.outcomes
-        else (Html())
-    )
+    if not view.outcomes:
+        return Html()
+    claims = [o.certificate for o in view.outcomes if o.certificate is not None]
+    modes: set[NoiseMode] = {c.noise_mode for c in claims} or {"simulated"}
+    limits = (*not_covered(*sorted(modes)), *_LIMITS)
+    return h.section("What this does not prove", h.items(limits))
 
 
 def _settings(view: ResultsView) -> Html:
@@ -402,7 +417,7 @@ def _claim(label: str, outcome: Outcome) -> Html:
     ]
     if certificate is not None:
         parts += _certificate(certificate)
-    accounts = outcome.ledger.table()
+    accounts = outcome.ledger.table(sent=_sent(outcome))
     if accounts:
         groups: dict[Any, list[str]] = {}
         for row in accounts:
@@ -410,11 +425,21 @@ def _claim(label: str, outcome: Outcome) -> Html:
         parts.append(
             h.table(
                 "Ledger: what each observer can tell about each owner, in total",
-                ("owner", "observer", "releases", "ε", "δ", "ε left", "status"),
+                (
+                    "owner",
+                    "observer",
+                    "messages before the request",
+                    "releases",
+                    "ε",
+                    "δ",
+                    "ε left",
+                    "status",
+                ),
                 [
                     (
                         row.owner,
                         _several(names),
+                        f"{row.pre_request or 0:,}",
                         row.releases,
                         f"{round_up(row.epsilon, 4):g}",
                         f"{row.delta:g}",
@@ -423,12 +448,20 @@ def _claim(label: str, outcome: Outcome) -> Html:
                     )
                     for row, names in groups.items()
                 ],
-                frozenset({2, 3, 4, 5}),
+                frozenset({2, 3, 4, 5, 6}),
             )
         )
     if outcome.notes:
         parts.append(h.items(outcome.notes))
     return h.tag("div", *parts, class_=f"claim {status}")
+
+
+def _sent(outcome: Outcome) -> Sent:
+    """Return what the owners in the ledger sent in training, before any request."""
+    run = outcome.run
+    schedule = run.topology if run.config.schedule is None else run.config.schedule
+    owners = {entry.owner for entry in outcome.ledger.entries}
+    return sent_before(schedule, owners, training_rounds(run))
 
 
 def _certificate(certificate: Certificate) -> list[object]:
@@ -437,13 +470,17 @@ def _certificate(certificate: Certificate) -> list[object]:
         facts.append(("Against", f"{_SCOPES[certificate.scope]} ({certificate.scope})"))
     if certificate.epsilon is not None and certificate.delta is not None:
         facts.append(
-            ("Privacy", f"ε = {certificate.epsilon:g}, δ = {certificate.delta:g}")
+            (
+                "Privacy",
+                f"ε = {round_up(certificate.epsilon):g}, "
+                f"δ = {round_up(certificate.delta):g}",
+            )
         )
     elif certificate.nominal_epsilon is not None:
         facts.append(
             (
                 "Nominal only",
-                f"ε = {certificate.nominal_epsilon:g}, "
+                f"ε = {round_up(certificate.nominal_epsilon):g}, "
                 f"δ = {certificate.nominal_delta:g}; not a guarantee",
             )
         )
@@ -453,8 +490,11 @@ def _certificate(certificate: Certificate) -> list[object]:
             if certificate.status in CLAIMED
             else "a nominal shift of"
         )
+        law = (
+            "Gaussian" if certificate.numerics == "idealized" else "Gaussian on a grid"
+        )
         words = (
-            f"Gaussian, standard deviation {certificate.noise_std:.4g}, for {kind} "
+            f"{law}, standard deviation {certificate.noise_std:.4g}, for {kind} "
             f"{certificate.sensitivity:.4g}"
         )
         facts += [
@@ -538,6 +578,8 @@ def _status(certificate: Certificate | None) -> str:
 
 def _owners(outcome: Outcome) -> str:
     peers = outcome.request.peers
+    if not peers:
+        return "no peer"
     if len(peers) == 1:
         return f"peer {peers[0]}"
     return f"{len(peers)} peers"

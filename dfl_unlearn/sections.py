@@ -216,3 +216,21 @@ class RequestForm:
             reason=request.reason,
             request_id=request.request_id,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestList:
+    """A file with several requests, each under ``[[forget]]`` as in an experiment.
+
+    Attributes:
+        forget: The requests, in the order in which they are carried out.
+    """
+
+    forget: tuple[ForgetRequest, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse an empty list, which asks for nothing."""
+        if not self.forget:
+            raise InvalidArgumentError(
+                "forget: must name at least one request, got none; add [[forget]]"
+            )

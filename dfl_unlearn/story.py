@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from dfl_unlearn._stats import round_up
 from dfl_unlearn.engine.influence import best_influence
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.store.table import NETWORK, ResultsTable
@@ -80,7 +81,7 @@ def comparison_lines(
         if outcome.certificate is not None:
             claim = outcome.certificate.status
             if outcome.certificate.epsilon:
-                claim += f" eps={outcome.certificate.epsilon:g}"
+                claim += f" eps={round_up(outcome.certificate.epsilon):g}"
         cost = outcome.cost
         lines.append(
             f"  {outcome.protocol_name:<15}{claim:<24}"

@@ -6,6 +6,7 @@ import os
 import pytest
 
 from dfl_unlearn._configfile import read_config_file, to_toml
+from dfl_unlearn.engine.trainers.dp_gossip import DpGossip
 from dfl_unlearn.errors import (
     ConfigError,
     DflUnlearnError,
@@ -267,6 +268,20 @@ def test_an_experiment_fills_its_folder(tmp_path):
     second, _, _ = run_experiment(again, tmp_path / "r")
     assert second.folder.name == "small-2"
     assert second.digest == run.digest
+
+
+def test_private_training_and_its_baseline_stand_in_a_file(tmp_path):
+    text = GOOD.replace(
+        "rounds = 5", 'rounds = 5\ntrainer = { use = "dp-gossip", rate = 0.5 }'
+    ).replace('"newton-fisher"', '"dp-gossip"')
+    experiment = load(tmp_path, text, "training.trainer.noise_multiplier=20.0")
+    assert to_config(experiment)["unlearning"] == [{"use": "dp-gossip", "delta": 1e-5}]
+    run, (outcome,), _ = run_experiment(experiment, tmp_path / "r")
+    assert run.config.trainer == DpGossip(rate=0.5, noise_multiplier=20.0)
+    assert outcome.certificate.status == "certified"
+    at = run.folder / "outcomes/r0.dp-gossip/certificate.json"
+    assert json.loads(at.read_text())["scope"] == "view_joint"
+    assert "certified" in (run.folder / "report.html").read_text()
 
 
 def test_parts_are_built_without_writing(tmp_path, monkeypatch):

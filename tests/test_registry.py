@@ -6,7 +6,12 @@ from dataclasses import dataclass
 import pytest
 
 from dfl_unlearn.errors import InvalidArgumentError, InvalidTypeError, UnknownNameError
-from dfl_unlearn.registry import Registry, field_names, required_names
+from dfl_unlearn.registry import (
+    JoinedRegistry,
+    Registry,
+    field_names,
+    required_names,
+)
 
 
 @pytest.fixture
@@ -162,3 +167,32 @@ def test_an_installed_package_joins_by_its_entry_point(folder):
     assert registry.names() == ("plane",)
     assert registry.build("plane") == "smooth"
     assert Registry("other_tools", packages=()).names() == ()
+
+
+def test_joined_registries_read_as_one_and_see_what_comes_later(tools):
+    others = Registry("others", packages=())
+    joined = JoinedRegistry("tools and others", tools, others)
+    assert joined.names() == tools.names()
+
+    @others.register("ladder")
+    def ladder(*, steps: int = 3):
+        """Climb."""
+        return steps
+
+    assert joined.names() == ("anything", "hammer", "handsaw", "ladder")
+    assert joined.build("ladder", steps=5) == 5
+    assert joined.name_of(ladder) == "ladder"
+    assert joined.help("hammer") == "Drive nails."
+    with pytest.raises(UnknownNameError, match=r"tools and others: 'lader'.*'ladder'"):
+        joined.get("lader")
+
+
+def test_a_name_in_two_joined_registries_is_refused(tools):
+    others = Registry("others", packages=())
+
+    @others.register("hammer")
+    def hammer():
+        """Drive other nails."""
+
+    with pytest.raises(InvalidArgumentError, match="'hammer' must be unique"):
+        JoinedRegistry("both", tools, others).names()

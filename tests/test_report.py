@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -91,10 +92,18 @@ def test_the_certificate_is_told_with_constants_exposure_and_ledger(page):
         "strong convexity 0.01 proven held the l2 term",
         "standard deviation 0.00377, for a shift of at most 0.00101 (simulated)",
         "before/after: model released at round 30",
-        "peer:1 peer:0 … peer:4 (4) 1",
+        "peer:1 peer:0, peer:2 30 1 0.4345",
         "0.4345",  # epsilon of mu = 0.125 at 1e-5 is 0.43442: rounded up
     ):
         assert words in page.text, words
+
+
+def test_a_printed_epsilon_is_never_below_the_real_one():
+    outcome = made_outcome(made_run(n=3))
+    above = replace(outcome.certificate, epsilon=1.0000004, delta=1.0000001e-5)
+    text = report_page(ResultsView.of(replace(outcome, certificate=above)))
+    assert "certified at ε = 1.00001, δ = 1.00001e-05" in text
+    assert "ε = 1, " not in text
 
 
 def test_a_heuristic_result_has_its_own_mark_and_no_guarantee():

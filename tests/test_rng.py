@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import kstest
 
 from dfl_unlearn.errors import InvalidArgumentError
 from dfl_unlearn.rng import PURPOSES, RngTree, noise_self_check
@@ -115,10 +116,15 @@ def test_normals_are_float64_of_the_shape_asked_for():
 
 @pytest.mark.statistical
 @pytest.mark.parametrize(("scale", "passes"), [(1.0, True), (1.05, False)])
-def test_normals_have_unit_variance(scale, passes):
-    """6,000 squares have a mean within 4 standard errors of 1 (confidence 99.99 %)."""
-    squares = (scale * RngTree(0).normal((6000,), "unlearn-noise")).square()
-    assert (abs(float(squares.mean()) - 1) < 4 * (2 / 6000) ** 0.5) is passes
+def test_noise_moments(scale, passes):
+    """Kolmogorov-Smirnov at 1e-6, and four moments within five standard errors."""
+    noise = scale * RngTree(0).normal((200_000,), "unlearn-noise").numpy()
+    fits = [kstest(noise, "norm").pvalue > 1e-6]
+    for power, moment, square in ((1, 0, 1), (2, 1, 3), (3, 0, 15), (4, 3, 105)):
+        error = ((square - moment**2) / len(noise)) ** 0.5
+        fits.append(abs((noise**power).mean() - moment) < 5 * error)
+    assert all(fits) == passes
+    assert fits[0] == passes
 
 
 def test_torch_generators_come_from_the_same_key():

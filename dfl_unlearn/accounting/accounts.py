@@ -5,7 +5,7 @@ whomever it came.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dfl_unlearn import _validate
@@ -20,7 +20,8 @@ from dfl_unlearn.accounting.entries import (
 from dfl_unlearn.accounting.gaussian import compose_gaussians, gaussian_epsilon
 from dfl_unlearn.accounting.groups import group_curve
 from dfl_unlearn.accounting.mechanisms import (
-    GaussianMechanism,
+    Adjacency,
+    DiscreteGaussianMechanism,
     SampledGaussianMechanism,
 )
 from dfl_unlearn.accounting.rdp import RdpCurve, rdp_to_epsilon
@@ -35,9 +36,13 @@ class LedgerRow:
         observer: Who sees; a colluding set stands for its members together.
         releases: Distinct releases seen.
         epsilon: Total at ``delta``.
-        delta: The budget's.
-        remaining: Epsilon left, or None without a cap.
+        delta: What epsilon is given at.
+        remaining: Epsilon left at the budget's delta, or None without a cap.
         status: Certificate status of the last release seen, or "".
+        pre_request: Messages of the owner that the observer got before any request, to
+            which no epsilon is attached; None where they were not counted.
+        shared: Whether members of a colluding set saw some release several times, which
+            counts once.
     """
 
     owner: str
@@ -47,6 +52,8 @@ class LedgerRow:
     delta: float
     remaining: float | None
     status: str
+    pre_request: int | None = None
+    shared: bool = False
 
 
 def seen_by(entries: Sequence[LedgerEntry], observer: Observer) -> list[LedgerEntry]:
@@ -97,15 +104,34 @@ def total_mu(seen: Sequence[LedgerEntry]) -> float | None:
         seen: Distinct releases.
 
     Returns:
-        None unless all are plain Gaussians: no single one equals the others.
+        None unless all are plain Gaussians, among them steps that every record joins:
+        no single one equals the others.
     """
-    known = [entry.mechanism for entry in seen]
-    plain = [one.mu for one in known if isinstance(one, GaussianMechanism)]
-    return compose_gaussians(plain) if len(plain) == len(known) else None
+    plain: list[float] = []
+    for entry in seen:
+        if isinstance(entry.mechanism, DiscreteGaussianMechanism):
+            return None
+        mu = entry.mechanism.mu
+        if mu is None:
+            return None
+        plain.append(mu)
+    return compose_gaussians(plain)
 
 
-def total_curve(seen: Sequence[LedgerEntry]) -> RdpCurve:
-    """Return the Rényi curve of all releases together."""
+def total_curve(
+    seen: Sequence[LedgerEntry], adjacency: Adjacency = "unlearn"
+) -> RdpCurve:
+    """Return the Rényi curve of all releases together.
+
+    Args:
+        seen: Distinct releases.
+        adjacency: The relation where there is none.
+
+    Returns:
+        Their sum.
+    """
+    if not seen:
+        return RdpCurve.zero(adjacency=adjacency)
     return _sum([entry.curve for entry in seen])
 
 
@@ -181,48 +207,66 @@ def account_rows(
     owner: str,
     entries: Sequence[LedgerEntry],
     *,
-    cap: float | None,
+    cap: Callable[[Observer], float | None],
     delta: float,
     order: float | None = None,
+    at: float | None = None,
+    observer: Observer | None = None,
+    sent: Mapping[int, int] | None = None,
 ) -> tuple[LedgerRow, ...]:
     """Return one owner's accounts.
 
     Args:
         owner: ``"peer:<i>"``.
         entries: All of this owner's.
-        cap: Largest total epsilon, or None.
-        delta: Total delta.
+        cap: Largest total epsilon of an observer's account, or None.
+        delta: The budget's total delta.
         order: The only Rényi order that counts, or None.
+        at: Delta at which epsilon is given; None is the budget's.
+        observer: Only this account, whether or not it has seen anything; None for all.
+        sent: Messages that the owner sent to each peer before any request, or None
+            where they were not counted.
 
     Returns:
         One row for each observer, then for all of them together where that is more
         than any has alone, then for the public.
     """
     known = {one for some in {entry.observers for entry in entries} for one in some}
+    known |= {f"peer:{peer}" for peer in sent or ()}
     accounts = sorted(known - {"public"}, key=by_index)
+    if observer is not None:
+        accounts = [] if observer == "public" else [observer]
     seen = views(entries, (*accounts, "public"))
     union = together(entries)
-    if union is not None and union not in seen:
+    if observer is None and union is not None and union not in seen:
         all_seen = tuple(seen_by(entries, union))
         if all(len(all_seen) > len(seen[one]) for one in accounts):
             accounts.append(union)
             seen[union] = all_seen
+    at = delta if at is None else at
     totals = {
-        key: total_epsilon(some, delta, order=order)
+        key: tuple(total_epsilon(some, d, order=order) for d in (at, delta))
         for key, some in {id(some): some for some in seen.values()}.items()
     }
     rows = []
-    for one in (*accounts, "public"):
-        epsilon = totals[id(seen[one])]
+    for one in (*accounts, *(["public"] if observer in (None, "public") else [])):
+        (epsilon, spent), most = totals[id(seen[one])], cap(one)
+        peers = members(one)
+        several = peers if len(peers) > 1 else ()
+        apart = sum(len(seen_by(entries, f"peer:{peer}")) for peer in several)
         rows.append(
             LedgerRow(
                 owner=owner,
                 observer=one,
                 releases=len(seen[one]),
                 epsilon=epsilon,
-                delta=delta,
-                remaining=None if cap is None else max(0.0, cap - epsilon),
+                delta=at,
+                remaining=None if most is None else max(0.0, most - spent),
                 status=seen[one][-1].status if seen[one] else "",
+                pre_request=None
+                if sent is None
+                else sum(sent.get(peer, 0) for peer in peers),
+                shared=apart > len(seen[one]),
             )
         )
     return tuple(rows)
@@ -238,25 +282,28 @@ def format_rows(rows: Sequence[LedgerRow], delta: float) -> str:
     Returns:
         Lines without a newline at the end.
     """
-    cells = [
-        ("owner", "observers", "releases", f"ε (δ={delta:g})", "budget left", "status")
-    ]
+    counted = any(row.pre_request is not None for row in rows)
+    before = ["pre-request msgs"] if counted else []
+    head = [f"ε (δ={delta:g})", "budget left", "status"]
+    cells = [["owner", "observers", *before, "releases", *head]]
     groups: dict[LedgerRow, list[str]] = {}
     for row in rows:
         groups.setdefault(replace(row, observer=""), []).append(row.observer)
     for row, names in groups.items():
         several = f"{names[0]} … {names[-1]} ({len(names)})"
+        status = row.status or "-"
         cells.append(
-            (
+            [
                 row.owner,
-                names[0] if len(names) == 1 else several,
+                several if len(names) > 4 else ", ".join(names),
+                *([str(row.pre_request or 0)] if counted else []),
                 str(row.releases),
                 f"{round_up(row.epsilon, 4):g}",
                 "no cap"
                 if row.remaining is None
                 else f"{-round_up(-row.remaining, 4):g}",
-                row.status or "-",
-            )
+                f"{status} (same noise, counted once)" if row.shared else status,
+            ]
         )
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(
@@ -287,7 +334,3 @@ def by_index(name: str) -> tuple[int, list[int]]:
     """Return a sort key for observer and owner ids: size of the set, then indices."""
     peers = [] if name == EVERYONE else sorted(members(name))
     return len(peers), peers
-
-
-def _down(value: float) -> float:
-    return -round_up(-value, 4)

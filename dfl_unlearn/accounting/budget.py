@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from dfl_unlearn import _validate
-from dfl_unlearn.accounting.entries import check_owner
+from dfl_unlearn.accounting.entries import Observer, check_owner, members
 from dfl_unlearn.accounting.gaussian import gaussian_noise_std
 from dfl_unlearn.accounting.renyi import (
     DEFAULT_ORDERS,
@@ -23,11 +23,14 @@ class PrivacyBudget:
         delta_max: The total delta at which it is computed.
         per_owner: Caps of single owners, ``"peer:<i>"`` to epsilon, before
             ``epsilon_max``.
+        per_observer: Further caps on what single observers may learn about any owner,
+            an observer's id to epsilon; the smaller cap holds.
     """
 
     epsilon_max: float | None = None
     delta_max: float = 1e-5
     per_owner: Mapping[str, float] = field(default_factory=dict)
+    per_observer: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check the numbers and owner ids."""
@@ -35,15 +38,33 @@ class PrivacyBudget:
         if self.epsilon_max is not None:
             _validate.number(error=wrong, above=0, epsilon_max=self.epsilon_max)
         _validate.number(error=wrong, above=0, below=1, delta_max=self.delta_max)
-        _validate.of_type(Mapping, per_owner=self.per_owner)
+        _validate.of_type(
+            Mapping, per_owner=self.per_owner, per_observer=self.per_observer
+        )
         for owner, epsilon in self.per_owner.items():
             check_owner(per_owner=owner)
             _validate.number(error=wrong, above=0, per_owner=epsilon)
+        for observer, epsilon in self.per_observer.items():
+            members(observer)
+            _validate.number(error=wrong, above=0, per_observer=epsilon)
         object.__setattr__(self, "per_owner", dict(self.per_owner))
+        object.__setattr__(self, "per_observer", dict(self.per_observer))
 
-    def cap(self, owner: str) -> float | None:
-        """Return the owner's largest total epsilon, None without a cap."""
-        return self.per_owner.get(owner, self.epsilon_max)
+    def cap(self, owner: str, observer: Observer | None = None) -> float | None:
+        """Return the largest total epsilon of an account.
+
+        Args:
+            owner: Whose data.
+            observer: Who sees; None leaves out caps on observers.
+
+        Returns:
+            The smallest cap that holds for it, None without one.
+        """
+        caps = (
+            self.per_owner.get(owner, self.epsilon_max),
+            None if observer is None else self.per_observer.get(observer),
+        )
+        return min((cap for cap in caps if cap is not None), default=None)
 
 
 def filter_order_for(

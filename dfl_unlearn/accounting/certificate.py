@@ -20,7 +20,13 @@ from typing import Any, Literal, get_args
 from dfl_unlearn import _validate
 from dfl_unlearn._assumption import Assumption, Source, State
 from dfl_unlearn._stats import round_up
-from dfl_unlearn.accounting.entries import SCOPES, Observer, Scope, members
+from dfl_unlearn.accounting.entries import (
+    SCOPES,
+    NoiseMode,
+    Observer,
+    Scope,
+    members,
+)
 from dfl_unlearn.accounting.gaussian import gaussian_delta
 from dfl_unlearn.accounting.mechanisms import GaussianMechanism, check_scale
 from dfl_unlearn.accounting.rdp import RdpCurve, rdp_to_epsilon
@@ -29,7 +35,7 @@ from dfl_unlearn.errors import InvalidArgumentError, StoreCorruptError
 __all__ = ["Assumption", "Certificate", "Status", "certify", "status_of"]
 
 Status = Literal["exact", "certified", "certified_conditional", "heuristic", "pending"]
-Bound = Literal["none", "a_posteriori", "capped"]
+Bound = Literal["none", "a_priori", "a_posteriori", "capped"]
 Accountant = Literal["exact_gaussian", "rdp", "none"]
 
 CLAIMED: tuple[Status, ...] = ("exact", "certified", "certified_conditional")
@@ -39,20 +45,38 @@ ADAPTIVE = (
     "request may depend on released models: the guarantee covers requests fixed in "
     "advance only"
 )
+PRIVATE_BEFORE = "releases before an adaptive request"
+"""Name of the assumption that lifts a claim to requests chosen after looking."""
 KEPT_STATE = "pre-request state is kept at peers"
 WEAK = "weak: ε > 10"
-NOT_COVERED = (
+_NOT_COVERED = (
     "before/after comparison: who holds a model from before the request and one from "
     "after it learns about the forgotten data",
     "messages sent before the request are not recalled; peers are assumed to delete "
     "honestly",
     "adaptive requests: those chosen after seeing released models",
-    "real arithmetic: the proof is about real numbers and ideal noise, this is a "
-    "float64 simulation whose noise can be drawn again from the seed (not for "
-    "deployment)",
-    "correlated data: what others' data still say about the forgotten ones",
 )
-"""Printed on every certificate."""
+_ARITHMETIC: dict[NoiseMode, str] = {
+    "simulated": "real arithmetic: the proof is about real numbers and ideal noise, "
+    "this is a float64 simulation whose noise can be drawn again from the seed (not "
+    "for deployment)",
+    "secure": "real arithmetic before the noise: the value that is rounded to the "
+    "grid, and the bound on its shift, are float64 computations; nor how long the "
+    "noise takes to draw, and what stays in memory",
+}
+_CORRELATED = "correlated data: what others' data still say about the forgotten ones"
+
+
+def not_covered(*modes: NoiseMode) -> tuple[str, ...]:
+    """Return what no certificate covers, as printed on every one.
+
+    Args:
+        *modes: Modes of the noise; each has its own sentence on arithmetic.
+
+    Returns:
+        Sentences.
+    """
+    return (*_NOT_COVERED, *(_ARITHMETIC[mode] for mode in modes), _CORRELATED)
 
 
 def status_of(
@@ -103,11 +127,13 @@ class Certificate:
         nominal_epsilon: What would hold if the reasons did not; None for a claim.
         nominal_delta: Likewise.
         sensitivity: Bound on the L2 shift between the worlds, at least 0.
-        bound: How it was got: not at all, from the measured residual, or from it
-            under a public cap.
+        bound: How it was got: not at all, from public constants alone, from the
+            measured residual, or from it under a public cap.
         noise_std: Standard deviation of the noise per coordinate.
-        noise_mode: ``simulated``: drawn from the seed.
-        numerics: ``idealized``: float64 in place of real numbers.
+        noise_mode: ``simulated``: drawn from the seed; ``secure``: from the operating
+            system, so that the run cannot be repeated.
+        numerics: ``idealized``: float64 in place of real numbers; ``grid``: what is
+            released lies on a grid, noise and all, exactly.
         accountant: What epsilon was computed with.
         rdp_orders: Rényi orders, A of them, with the ``rdp`` accountant.
         rdp: Rényi bounds at these orders, shape ``(A,)``.
@@ -134,8 +160,8 @@ class Certificate:
     sensitivity: float
     bound: Bound
     noise_std: float
-    noise_mode: Literal["simulated"] = "simulated"
-    numerics: Literal["idealized"] = "idealized"
+    noise_mode: NoiseMode = "simulated"
+    numerics: Literal["idealized", "grid"] = "idealized"
     accountant: Accountant
     rdp_orders: tuple[float, ...] = ()
     rdp: tuple[float, ...] = ()
@@ -204,6 +230,11 @@ class Certificate:
             raise InvalidArgumentError(
                 f"epsilon: must be 0 with delta 0 for exact, got {self.epsilon!r}"
             )
+        if (self.noise_mode == "secure") != (self.numerics == "grid"):
+            raise InvalidArgumentError(
+                "numerics: must be 'grid' with secure noise and 'idealized' with "
+                f"simulated, got {self.numerics!r} with {self.noise_mode!r}"
+            )
         if claimed:
             self._check_noise()
 
@@ -252,6 +283,11 @@ class Certificate:
                     f"{self.epsilon!r}"
                 )
             return
+        if self.noise_mode == "secure":
+            raise InvalidArgumentError(
+                "accountant: must be 'rdp' with secure noise, got "
+                f"{self.accountant!r}; the exact value is that of real Gaussians"
+            )
         noise = GaussianMechanism(
             noise_std=self.noise_std, sensitivity=self.sensitivity
         )
@@ -265,7 +301,7 @@ class Certificate:
 
     def _text(self) -> list[str]:
         size = "size not disclosed" if self.group_size is None else self.group_size
-        noise = f"{self.noise_mode}, not for deployment" if self.noise_std else "none"
+        noise = _NOISE[self.noise_mode] if self.noise_std else "none"
         if self.status == "heuristic":
             reasons = "; ".join(self.reasons)
             head = f"HEURISTIC — not a certified (ε,δ) guarantee: {reasons}"
@@ -279,7 +315,7 @@ class Certificate:
             f"  {self._guarantee()}",
             f"  shift bound Δ = {round_up(self.sensitivity):g} ({self.bound})   noise "
             f"std {-round_up(-self.noise_std):g}",
-            f"  noise: {noise}   numerics: {self.numerics} (float64 simulation)",
+            f"  noise: {noise}   numerics: {_NUMERICS[self.numerics]}",
         ]
         if self.covers != ("all",):
             lines.append(f"  covers parameters: {', '.join(self.covers)}")
@@ -291,7 +327,13 @@ class Certificate:
             lines += _section("not higher because", self.reasons)
         lines += _section("exposure", self.exposure)
         lines += _section("notes", self.notes)
-        return lines + _section("does not cover", NOT_COVERED)
+        lifted = any(a.name == PRIVATE_BEFORE for a in self.assumptions)
+        left = [
+            x
+            for x in not_covered(self.noise_mode)
+            if not (lifted and x.startswith("adaptive"))
+        ]
+        return lines + _section("does not cover", left)
 
     def _guarantee(self) -> str:
         claimed = self.status in CLAIMED
@@ -330,6 +372,7 @@ def certify(
     adaptive: bool = False,
     kept_state: bool = False,
     exact: bool = False,
+    noise_mode: NoiseMode = "simulated",
 ) -> Certificate:
     """Return the certificate whose status and reasons follow from its assumptions.
 
@@ -355,6 +398,7 @@ def certify(
         adaptive: Whether the request was chosen after seeing released models.
         kept_state: Whether peers keep pre-request state after an applied outcome.
         exact: Whether the outcome equals retraining.
+        noise_mode: Where the noise came from; secure noise lies on a grid.
 
     Returns:
         The certificate; a note says so when epsilon is above 10.
@@ -387,6 +431,8 @@ def certify(
         sensitivity=sensitivity,
         bound=bound,
         noise_std=noise_std,
+        noise_mode=noise_mode,
+        numerics="grid" if noise_mode == "secure" else "idealized",
         accountant=accountant,
         rdp_orders=() if curve is None else curve.orders,
         rdp=() if curve is None else tuple(curve.values.tolist()),
@@ -416,9 +462,17 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "scope": SCOPES,
     "adjacency": ("unlearn",),
     "bound": get_args(Bound),
-    "noise_mode": ("simulated",),
-    "numerics": ("idealized",),
+    "noise_mode": get_args(NoiseMode),
+    "numerics": ("idealized", "grid"),
     "accountant": get_args(Accountant),
+}
+_NOISE: dict[str, str] = {
+    "simulated": "simulated, not for deployment",
+    "secure": "secure, from the operating system, not repeatable",
+}
+_NUMERICS: dict[str, str] = {
+    "idealized": "idealized (float64 simulation)",
+    "grid": "grid (what is released is exact)",
 }
 _RANK: dict[str, int] = {
     "heuristic": 0,

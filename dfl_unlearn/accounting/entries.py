@@ -38,7 +38,7 @@ Observer: TypeAlias = str
 """``"peer:<i>"``, a colluding set such as ``"{peer:0,peer:3}"``, or ``"public"``."""
 
 EntryState = Literal["reserved", "committed", "aborted"]
-Scope = Literal["release", "joint", "view_joint", "transcript"]
+Scope = Literal["release", "joint", "view", "view_joint", "transcript"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 NoiseMode = Literal["simulated", "secure"]
 NoisePurpose = Literal["unlearn-noise", "train-noise"]

@@ -8,8 +8,9 @@ counts as spent.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -46,10 +47,11 @@ from dfl_unlearn.accounting.entries import (
 )
 from dfl_unlearn.accounting.gaussian import gaussian_delta
 from dfl_unlearn.accounting.journal import Journal, read_journal
-from dfl_unlearn.accounting.mechanisms import Mechanism
+from dfl_unlearn.accounting.mechanisms import Adjacency, Mechanism
 from dfl_unlearn.accounting.rdp import RdpCurve, curve_of
 from dfl_unlearn.errors import (
     InvalidArgumentError,
+    InvalidPrivacyParameterError,
     LedgerCorruptError,
     PrivacyBudgetExceededError,
 )
@@ -312,7 +314,10 @@ class PrivacyLedger:
         Returns:
             The sum over the distinct releases.
         """
-        return total_curve(self._seen(owner, observer))
+        seen, all_own = self._seen(owner, observer), self._book.owned(owner)
+        default: Adjacency = "add_remove" if owner == EVERYONE else "unlearn"
+        relation = all_own[0].mechanism.adjacency if all_own else default
+        return total_curve(seen, relation)
 
     def epsilon(self, owner: str, observer: Observer, delta: float) -> float:
         """Return the total epsilon of an account, rounded up.
@@ -366,27 +371,53 @@ class PrivacyLedger:
         Returns:
             The cap minus the total at the budget's delta, at least 0.
         """
-        cap = self.budget.cap(owner)
+        cap = self.budget.cap(owner, observer)
         if cap is None:
             return None
         return max(0.0, cap - self.epsilon(owner, observer, self.budget.delta_max))
 
-    def table(self) -> tuple[LedgerRow, ...]:
+    def table(
+        self,
+        *,
+        owner: str | None = None,
+        observer: Observer | None = None,
+        delta: float | None = None,
+        sent: Mapping[str, Mapping[int, int]] | None = None,
+    ) -> tuple[LedgerRow, ...]:
         """Return every account: per owner each observer, all together, the public.
+
+        Args:
+            owner: Only this one's; None for all that were charged.
+            observer: Only this one, a colluding set too; None for all.
+            delta: Give epsilon at this total delta; None is the budget's.
+            sent: Owner -> peer -> messages sent before any request, see
+                ``engine.exposure.sent_before``; None leaves them out.
 
         Returns:
             Rows by owner and observer; observers together only where they have more
             than each alone.
         """
+        if owner is not None:
+            check_owner(owner=owner)
+        if observer is not None:
+            members(observer)
+        if delta is not None:
+            _validate.number(
+                error=InvalidPrivacyParameterError, at_least=0, below=1, delta=delta
+            )
         return tuple(
             row
-            for owner in sorted(self._book.owners, key=by_index)
+            for one in sorted(self._book.owners, key=by_index)
+            if owner in (None, one)
             for row in account_rows(
-                owner,
-                self._book.owned(owner),
-                cap=self.budget.cap(owner),
+                one,
+                self._book.owned(one),
+                cap=partial(self.budget.cap, one),
                 delta=self.budget.delta_max,
                 order=self.filter_order,
+                at=delta,
+                observer=observer,
+                sent=None if sent is None else sent.get(one, {}),
             )
         )
 
@@ -547,20 +578,29 @@ class PrivacyLedger:
     def _check_budget(self, new: LedgerEntry) -> None:
         """Check that every account the new entry touches stays within its cap.
 
+        That is also the account of who was named before, or has a cap of its own, and
+        sees the release without being named now, as everybody sees a public one.
+
         Raises:
             PrivacyBudgetExceededError: If one would not.
         """
-        cap, delta = self.budget.cap(new.owner), self.budget.delta_max
-        if cap is None:
+        delta = self.budget.delta_max
+        if self.budget.cap(new.owner) is None and not self.budget.per_observer:
             return
         after = [*self._book.owned(new.owner), new]
         union = together(after) if new.scope in ("joint", "view_joint") else None
-        accounts = (*new.observers, *([] if union is None else [union]))
+        audiences = {entry.observers for entry in after}
+        known = {one for some in audiences for one in some} | {
+            *self.budget.per_observer
+        }
+        others = (one for one in sorted(known - {*new.observers}) if new.seen_by(one))
+        accounts = (*new.observers, *others, *([] if union is None else [union]))
         checked = set()
         for one, seen in views(after, accounts).items():
-            if id(seen) in checked:
+            cap = self.budget.cap(new.owner, one)
+            if cap is None or (id(seen), cap) in checked:
                 continue
-            checked.add(id(seen))
+            checked.add((id(seen), cap))
             # The cap itself is tested, not a rounded-up epsilon against it: a release
             # calibrated to exactly the cap must fit.
             mu = total_mu(seen) if self.filter_order is None else None

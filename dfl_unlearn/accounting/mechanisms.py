@@ -108,6 +108,20 @@ class SampledGaussianMechanism:
         object.__setattr__(self, "noise_multiplier", float(self.noise_multiplier))
         object.__setattr__(self, "steps", int(self.steps))
 
+    @property
+    def mu(self) -> float | None:
+        """The one Gaussian that equals all steps; None if coins hide who joined."""
+        if self.rate == 0:
+            return 0.0
+        if self.rate < 1:
+            return None
+        noise = self.noise_multiplier
+        return (
+            math.nextafter(math.sqrt(self.steps) / noise, math.inf)
+            if noise
+            else math.inf
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class DiscreteGaussianMechanism:

@@ -342,7 +342,7 @@ def network_dp_pairwise(
     from three rounds exactly, a cost of :math:`\alpha/(2\nu^2)`, of which the formula
     gives 4 per cent. What always holds is the local bound :math:`\alpha/(2\nu^2)`,
     ``rdp_gaussian``. Use this for published figures, never for a certificate above
-    heuristic.
+    heuristic; ``gossip_view`` has what is proven, and what training adds.
 
     Args:
         orders: Rényi orders, each at least 1, shape ``(A,)``.

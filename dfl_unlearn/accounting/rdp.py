@@ -42,6 +42,7 @@ from dfl_unlearn.errors import (
     AdjacencyMismatchError,
     GroupPrivacyError,
     InvalidArgumentError,
+    InvalidPrivacyParameterError,
     InvalidTypeError,
     NumericalError,
     UnsupportedMechanismError,
@@ -153,6 +154,39 @@ class RdpCurve:
             values=np.zeros(len(orders)),
             adjacency=adjacency,
             description="nothing",
+            gaussian_like=True,
+        )
+
+    @classmethod
+    def from_zcdp(
+        cls,
+        rho: float,
+        orders: Sequence[float] = DEFAULT_ORDERS,
+        *,
+        adjacency: Adjacency = "unlearn",
+    ) -> "RdpCurve":
+        r"""Return the curve :math:`\alpha\rho` of zero-concentrated privacy.
+
+        Args:
+            rho: At least 0; infinite proves nothing.
+            orders: Rényi orders.
+            adjacency: The neighbouring relation that rho is about.
+
+        Returns:
+            The curve, rounded up.
+
+        Raises:
+            InvalidPrivacyParameterError: If rho is negative or NaN.
+        """
+        if not rho >= 0:
+            raise InvalidPrivacyParameterError(f"rho: must be >= 0, got {rho!r}")
+        return cls(
+            orders=tuple(orders),
+            values=np.nextafter(np.array(orders, dtype=np.float64) * rho, np.inf)
+            if rho
+            else np.zeros(len(orders)),
+            adjacency=adjacency,
+            description=f"zCDP(rho={rho:.6g})",
             gaussian_like=True,
         )
 

@@ -4,16 +4,37 @@ Whoever bounds a value also says which sensitivity it has afterwards, and noise 
 be drawn here without a durable ledger entry.
 """
 
+import math
 from dataclasses import dataclass
+from typing import get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dfl_unlearn import _validate
-from dfl_unlearn.accounting.entries import Observer, Scope
+from dfl_unlearn.accounting.entries import LedgerEntry, NoiseMode, Observer, Scope
 from dfl_unlearn.accounting.ledger import PrivacyLedger
-from dfl_unlearn.accounting.mechanisms import GaussianMechanism, check_scale
-from dfl_unlearn.errors import InvalidTypeError, NumericalError
+from dfl_unlearn.accounting.mechanisms import (
+    DiscreteGaussianMechanism,
+    GaussianMechanism,
+    check_scale,
+)
+from dfl_unlearn.accounting.secure_noise import (
+    MOST_STEPS_PER_STD,
+    STEPS_PER_STD,
+    from_grid,
+    grid_noise,
+    grid_of,
+    grid_sensitivity,
+    to_grid,
+)
+from dfl_unlearn.errors import (
+    InvalidPrivacyParameterError,
+    InvalidTypeError,
+    NumericalError,
+)
 from dfl_unlearn.rng import RngTree
 
 
@@ -85,21 +106,94 @@ def project_ball_(vector: Tensor, radius: float, centre: Tensor | None = None) -
 class GaussianRelease:
     """Writes a release into the ledger, then adds its Gaussian noise.
 
-    The noise comes from the run's keyed generator: it can be drawn again by whoever
-    knows the seed, as a simulation needs and a deployment must not.
+    *Simulated* noise comes from the run's keyed generator: it can be drawn again by
+    whoever knows the seed, as a simulation needs and a deployment must not. *Secure*
+    noise comes from the operating system and lies, like the value that it is added to,
+    on a grid, exactly: see ``secure_noise``. A run with it cannot be repeated.
 
     Attributes:
         sensitivity: L2 sensitivity of the value between a world with the forgotten data
-            unlearned and one that never had them.
+            unlearned and one that never had them. What rounding to the grid adds is
+            not part of it: the ledger is charged with both.
         noise_std: Standard deviation of the noise, in the value's units.
+        mode: ``simulated`` or ``secure``.
+        grid: Step of the grid in secure mode, a power of two that is at most a 1024th
+            of the noise; None takes the largest.
     """
 
     sensitivity: float
     noise_std: float
+    mode: NoiseMode = "simulated"
+    grid: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what is not a finite, non-negative scale."""
+        """Refuse what is not a finite, non-negative scale, or no grid for the noise.
+
+        Raises:
+            InvalidPrivacyParameterError: If the grid does not go with mode and noise.
+        """
         check_scale(sensitivity=self.sensitivity, noise_std=self.noise_std)
+        _validate.one_of(get_args(NoiseMode), mode=self.mode)
+        if self.grid is None:
+            if self.mode == "secure" and self.noise_std > 0:
+                object.__setattr__(self, "grid", grid_of(self.noise_std))
+            return
+        check_scale(grid=self.grid)
+        least, most = STEPS_PER_STD * self.grid, MOST_STEPS_PER_STD * self.grid
+        fits = self.mode == "secure" and least <= self.noise_std <= most
+        if not fits or math.frexp(self.grid)[0] != 0.5:
+            raise InvalidPrivacyParameterError(
+                "grid: must be a power of two between 2**-40 and 2**-10 of the noise "
+                f"in secure mode, None in simulated mode, got {self.grid!r} in "
+                f"{self.mode} mode with noise_std {self.noise_std!r}"
+            )
+
+    @classmethod
+    def on_grid(
+        cls, *, sensitivity: float, noise_multiplier: float, coordinates: int
+    ) -> "GaussianRelease":
+        """Return a secure release whose noise covers the rounding to its grid too.
+
+        The grid is the one for the noise that the sensitivity alone asks for.
+
+        Args:
+            sensitivity: As in the class, without rounding.
+            noise_multiplier: Noise over shift that the budget asks for.
+            coordinates: Numbers in the value.
+
+        Returns:
+            The release; without noise, and so without a grid, where either is 0.
+        """
+        if sensitivity * noise_multiplier == 0:
+            return cls(sensitivity=sensitivity, noise_std=0.0, mode="secure")
+        grid = grid_of(sensitivity * noise_multiplier)
+        shift = grid_sensitivity(sensitivity, grid, coordinates)
+        noise_std = math.nextafter(shift * noise_multiplier, math.inf)
+        return cls(
+            sensitivity=sensitivity, noise_std=noise_std, mode="secure", grid=grid
+        )
+
+    def mechanism(
+        self, coordinates: int
+    ) -> GaussianMechanism | DiscreteGaussianMechanism:
+        """Return what one release of so many numbers costs.
+
+        Args:
+            coordinates: Numbers in the value.
+
+        Returns:
+            The mechanism that the ledger is charged with; its sensitivity in secure
+            mode includes the rounding.
+        """
+        if self.grid is None:
+            return GaussianMechanism(
+                noise_std=self.noise_std, sensitivity=self.sensitivity
+            )
+        return DiscreteGaussianMechanism(
+            noise_std=self.noise_std,
+            grid=self.grid,
+            sensitivity=grid_sensitivity(self.sensitivity, self.grid, coordinates),
+        )
 
     def __call__(
         self,
@@ -128,7 +222,7 @@ class GaussianRelease:
             owner: Whose data it depends on, ``"peer:<i>"``; several owners get one
                 entry each and share one draw, named after the first.
             observers: Who will receive it.
-            rng: The run's tree.
+            rng: The run's tree; secure noise has nothing of it.
             group_size: Forgotten records, or None if not disclosed.
             scope: What the claim covers.
             status: Status of the certificate that goes with it.
@@ -136,11 +230,15 @@ class GaussianRelease:
             round: Training round.
 
         Returns:
-            The noised value; noise and sum are float64, then cast.
+            The noised value; noise and sum are float64, then cast. In secure mode the
+            float64 sum is a multiple of the grid, exactly; a cast to fewer bits is
+            post-processing of it, and leaves the grid.
 
         Raises:
-            NumericalError: If the value is not finite (nothing is charged then), or
-                the sum does not fit the value's dtype.
+            NumericalError: If the value is not finite, or too large for the grid
+                (nothing is charged then), or the sum does not fit its dtype.
+            InvalidPrivacyParameterError: If secure noise is asked for and there is
+                none.
         """
         _check_float(value=value)
         if not torch.isfinite(value).all():
@@ -149,32 +247,52 @@ class GaussianRelease:
                 f"entries that are not in the release for request {request_id}; "
                 "nothing was charged or sent"
             )
+        if self.mode == "secure" and self.grid is None:
+            raise InvalidPrivacyParameterError(
+                "noise_std: must be above 0 in secure mode, got 0; a value without "
+                "noise is not a release"
+            )
+        steps = None if self.grid is None else to_grid(_array(value), self.grid)
         entry = ledger.charge_owners(
             request_id,
             (owner,) if isinstance(owner, str) else owner,
             observers,
-            GaussianMechanism(noise_std=self.noise_std, sensitivity=self.sensitivity),
+            self.mechanism(value.numel()),
             group_size=group_size,
             scope=scope,
             status=status,
             assumptions=assumptions,
             round=round,
         )[0]
-        noise = rng.normal(
-            tuple(value.shape),
-            "unlearn-noise",
-            who=entry.noise_owner,
-            request=request_id,
-            round=round,
-            draw=entry.draw,
-        )
-        noised = (value.double() + self.noise_std * noise.to(value.device)).to(value)
+        if self.grid is None or steps is None:
+            noise = self._keyed(tuple(value.shape), entry, rng).to(value.device)
+            noised = (value.double() + self.noise_std * noise).to(value)
+        else:
+            steps += grid_noise(steps.shape, self.noise_std, self.grid)
+            noised = torch.from_numpy(from_grid(steps, self.grid)).to(value)
         if not torch.isfinite(noised).all():
             raise NumericalError(
                 f"value: must fit {value.dtype} with noise of std {self.noise_std:g}, "
                 "got infinity; nothing was sent, though it is charged"
             )
         return noised
+
+    def _keyed(
+        self, shape: tuple[int, ...], entry: LedgerEntry, rng: RngTree
+    ) -> Tensor:
+        return rng.normal(
+            shape,
+            "unlearn-noise",
+            who=entry.noise_owner,
+            request=entry.request_id,
+            round=entry.round,
+            draw=entry.draw,
+        )
+
+
+def _array(value: Tensor) -> NDArray[np.float64]:
+    array: NDArray[np.float64] = value.detach().double().cpu().numpy()
+    return array
 
 
 def _check_float(**named: Tensor) -> None:

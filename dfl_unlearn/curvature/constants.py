@@ -1,8 +1,9 @@
-"""Extreme eigenvalues of a curvature operator, by products only."""
+"""The largest eigenvalues of curvature: proven, or estimated by products only."""
 
 import torch
 
-from dfl_unlearn.curvature.operators import LinearOperator
+from dfl_unlearn._arrays import as_features
+from dfl_unlearn.curvature.operators import LinearOperator, Objective
 from dfl_unlearn.rng import RngTree
 
 
@@ -31,3 +32,30 @@ def largest_eigenvalue(
         value = float(v @ product)
         v = product
     return value
+
+
+def proven_smoothness(objective: Objective) -> float | None:
+    """Return a bound on the Hessian's eigenvalues, for any of the rows as well.
+
+    Args:
+        objective: Its rows, weights and l2.
+
+    Returns:
+        At least the largest eigenvalue of the Hessian at every point, of the objective
+        and of every ``batch`` of it; None where nothing is proven for the model.
+    """
+    structure = objective.model.structure
+    if structure is None or not objective.model.convex:
+        return None
+    rows = objective.inputs[torch.from_numpy(objective.weights > 0)]
+    bias = structure.layers[0].bias is not None
+    square = 0.0
+    for part in rows.split(4096):
+        flat = as_features(part, torch.float64).reshape(len(part), -1)
+        square = max(square, float(flat.square().sum(1).max()))
+    radius = (square + bias) ** 0.5
+    if radius == 0:
+        return objective.model.l2
+    smoothness = float(objective.model.constants(radius)["smoothness"].value)
+    l2 = objective.model.l2
+    return float(objective.weights.sum()) * (smoothness - l2) + l2

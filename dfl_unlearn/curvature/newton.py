@@ -6,6 +6,7 @@ obtained (decentralized-certified 3.5 item 6, [derived]); ``NewtonPath.residuals
 the gradient norms from which a caller takes that bound.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -136,4 +137,62 @@ def newton_minimize(
         gradients=evaluations,
         solver_iterations=len(solver),
         solver_residuals=tuple(solver),
+    )
+
+
+def descend(
+    objective: Objective,
+    theta: Tensor,
+    direction: Callable[[Tensor, Tensor, int], Tensor],
+    *,
+    target: float,
+    least_steps: int = 1,
+    most_steps: int = 10,
+) -> NewtonPath:
+    """Take steps of an approximate Newton method until the gradient norm is small.
+
+    A step is halved (up to 30 times) until the slope along it is at most half as
+    steep upwards as it was downwards at the start: on a quadratic, at most half again
+    as far as the lowest point of the line, so F falls also where a surrogate
+    underestimates the curvature. The gradient's norm itself may grow on the way. Only
+    gradients are compared: values of F differ by less than rounding long before the
+    target is met.
+
+    Args:
+        objective: What to minimize; strongly convex.
+        theta: Start, shape ``(P,)``.
+        direction: Gives the step for (theta, gradient, number of the step).
+        target: Gradient norm to reach.
+        least_steps: Steps taken even where the target is met before.
+        most_steps: Steps allowed; the caller compares the last residual to the target.
+
+    Returns:
+        The path, with the gradients of the line search alone; it ends early where a
+        direction does not lead down.
+    """
+    theta = theta.double().clone()
+    gradient = objective.gradient(theta)
+    norms = [float(torch.linalg.vector_norm(gradient))]
+    evaluations = 1
+    for step in range(most_steps):
+        if norms[-1] == 0.0 or (step >= least_steps and norms[-1] <= target):
+            break
+        move = direction(theta, gradient, step)
+        slope = float(move @ gradient)
+        if not slope < 0:
+            break
+        for halving in range(31):
+            candidate = theta + move * 0.5**halving
+            new = objective.gradient(candidate)
+            evaluations += 1
+            if float(move @ new) <= -0.5 * slope:
+                break
+        theta, gradient = candidate, new
+        norms.append(float(torch.linalg.vector_norm(gradient)))
+    return NewtonPath(
+        theta=theta,
+        residuals=tuple(norms),
+        gradients=evaluations,
+        solver_iterations=0,
+        solver_residuals=(),
     )

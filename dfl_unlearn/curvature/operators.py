@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dfl_unlearn._arrays import as_features
+from dfl_unlearn.curvature.samples import PART_ROWS, Labels, PerSample, row_parts
 from dfl_unlearn.errors import InvalidArgumentError, NonPositiveCurvatureError
 from dfl_unlearn.models.flat import FlatModel, LinearLayer
 from dfl_unlearn.rng import RngTree
@@ -85,6 +86,26 @@ class Objective:
             loss = self.model.sample_losses(leaf, (x, y)) @ w
             total += torch.autograd.grad(loss, leaf)[0]
         return total + self.model.l2 * theta
+
+    def batch(self, generator: np.random.Generator, rows: int) -> "Objective":
+        """Return the objective of rows drawn at random; its mean is this one.
+
+        Args:
+            generator: Draws with replacement, each row as often as its weight says.
+            rows: How many.
+
+        Returns:
+            Every drawn row weighs the same, and together as much as all rows here.
+        """
+        total = float(self.weights.sum())
+        drawn = generator.choice(len(self.weights), rows, p=self.weights / total)
+        at = torch.from_numpy(drawn)
+        return Objective(
+            model=self.model,
+            inputs=self.inputs[at],
+            labels=self.labels[at],
+            weights=np.full(rows, total / rows),
+        )
 
     def hessian(self, theta: Tensor, *, damping: float = 0.0) -> "HessianOperator":
         """Return the Hessian at theta plus ``damping`` times the identity."""
@@ -171,13 +192,17 @@ class _Glm:
         """Return the data term's gradient, ``(P,)``."""
         total = torch.zeros_like(theta)
         for (x, y, w), p in zip(self._chunks, self._probabilities, strict=True):
-            outer = p.clone()
-            if self._loss == "cross-entropy":
-                outer[torch.arange(len(y)), y] -= 1
-            else:
-                outer -= y.double()[:, None]
-            self._collect(total, outer.mul_(w[:, None]), x)
+            self._collect(total, self._slope(p, y).mul_(w[:, None]), x)
         return total
+
+    def _slope(self, p: Tensor, y: Tensor) -> Tensor:
+        """Return the losses' derivatives in the outputs, ``(B, out)``."""
+        slope = p.clone()
+        if self._loss == "cross-entropy":
+            slope[torch.arange(len(y)), y] -= 1
+        else:
+            slope -= y.double()[:, None]
+        return slope
 
     def product(self, vector: Tensor) -> Tensor:
         """Return the data term's Hessian times a vector, ``(P,)``."""
@@ -199,6 +224,14 @@ class _Glm:
         total = torch.zeros_like(like)
         for (x, _, w), p in zip(self._chunks, self._probabilities, strict=True):
             u = torch.ones_like(p) if self._loss == "squared-error" else p * (1 - p)
+            self._collect(total, u.mul_(w[:, None]), x.square())
+        return total
+
+    def squares(self, like: Tensor) -> Tensor:
+        """Return the weighted sum of squared per-sample gradients, ``(P,)``."""
+        total = torch.zeros_like(like)
+        for (x, y, w), p in zip(self._chunks, self._probabilities, strict=True):
+            u = self._slope(p, y).square_()
             self._collect(total, u.mul_(w[:, None]), x.square())
         return total
 
@@ -264,11 +297,11 @@ class HessianOperator:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DiagonalFisher:
-    r"""Diagonal of the true Fisher information, plus l2 and damping.
+    r"""Diagonal of the Fisher information, plus l2 and damping.
 
     The entries are :math:`\sum_r w_r E_{y \sim p_\theta}[g_r(y)^2] + \lambda + \gamma`
-    with labels drawn from the **model** (data labels would give the empirical Fisher).
-    Linear models take the expectation exactly; others draw one label per row.
+    with labels drawn from the **model**; linear models take the expectation exactly,
+    others draw one label per row. The labels of the **data** give the empirical Fisher.
 
     Attributes:
         values: The diagonal, shape ``(P,)`` float64.
@@ -288,6 +321,7 @@ class DiagonalFisher:
         rng: RngTree,
         request: str,
         sparsify: float | None = None,
+        labels: Labels = "model",
     ) -> "DiagonalFisher":
         """Compute the diagonal at a point.
 
@@ -299,6 +333,8 @@ class DiagonalFisher:
             request: Request id that names the draw.
             sparsify: Share in (0, 1] of the entries that are kept, the largest ones;
                 the others become ``damping``. None keeps all.
+            labels: ``model`` for the true Fisher information, ``data`` for the
+                empirical one.
 
         Returns:
             The operator.
@@ -309,7 +345,13 @@ class DiagonalFisher:
         theta = theta.double()
         layer = objective._linear
         if layer is not None:
-            values = objective._glm(theta, layer).diagonal(theta)
+            glm = objective._glm(theta, layer)
+            values = glm.diagonal(theta) if labels == "model" else glm.squares(theta)
+        elif labels == "data":
+            values = torch.zeros_like(theta)
+            per_sample = PerSample(objective.model, theta)
+            for x, y, w in row_parts(objective):
+                values += per_sample.squares(x, y, w)
         else:
             values = _sampled_diagonal(objective, theta, rng, request)
         values = values + (objective.model.l2 + damping)
@@ -338,10 +380,7 @@ def _sampled_diagonal(
     generator = rng.numpy("method", request=request)
     model = objective.model
 
-    def sample_loss(p: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        return model.sample_losses(p, (x[None], y[None]))[0]
-
-    per_sample = torch.func.vmap(torch.func.grad(sample_loss), in_dims=(None, 0, 0))
+    per_sample = PerSample(model, theta)
     total = torch.zeros_like(theta)
     for x, y, w in objective._chunks:
         out = model.predict(theta, x)
@@ -352,7 +391,6 @@ def _sampled_diagonal(
             cumulative = out.softmax(dim=1).cumsum(dim=1)
             uniform = torch.from_numpy(generator.random(len(y)))[:, None]
             drawn = (cumulative < uniform).sum(dim=1).clamp_max(out.shape[1] - 1)
-        for part in torch.arange(len(x)).split(64):
-            gradients = per_sample(theta, x[part], drawn[part])
-            total += w[part] @ gradients.square_()
+        for part in torch.arange(len(x)).split(PART_ROWS):
+            total += per_sample.squares(x[part], drawn[part], w[part])
     return total

@@ -1,12 +1,17 @@
 """Inverse-vector products with their residual and their count."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dfl_unlearn.curvature.operators import LinearOperator
-from dfl_unlearn.errors import NonPositiveCurvatureError, SolverNotConvergedError
+from dfl_unlearn.errors import (
+    NonPositiveCurvatureError,
+    SolverDivergedError,
+    SolverNotConvergedError,
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -15,7 +20,7 @@ class Solution:
 
     Attributes:
         x: Shape ``(P,)`` float64.
-        residuals: ``|b - A x| / |b|`` after every iteration.
+        residuals: ``|b - A x| / |b|`` after every iteration, where it is known.
         iterations: Products with A.
     """
 
@@ -79,3 +84,53 @@ def conjugate_gradient(
         f"max_iterations: must be enough for a relative residual of {tolerance:g}, got "
         f"{max_iterations} with {residuals[-1]:.3g} reached; raise it or add damping"
     )
+
+
+def lissa(
+    batches: Callable[[int, int], LinearOperator],
+    b: Tensor,
+    *,
+    scale: float,
+    steps: int,
+    runs: int = 1,
+) -> Solution:
+    r"""Solve A x = b from random parts of A alone, by its Neumann series.
+
+    Every run repeats :math:`v \leftarrow b + (I - A_k / s)\, v` from v = b and gives
+    :math:`v / s`; the solution is the mean of the runs. With A_k = A it falls short by
+    the factor :math:`(I - A / s)^{k + 1}`; parts whose mean is A add noise.
+
+    Args:
+        batches: Gives A_k for (run, step), the parts of A; symmetric.
+        b: Right-hand side, shape ``(P,)`` float64.
+        scale: s, at least the largest eigenvalue of every part.
+        steps: Products in a run.
+        runs: How many runs to average.
+
+    Returns:
+        The solution, without residuals: they would need products with A itself.
+
+    Raises:
+        SolverDivergedError: If a run grows faster than any parts with eigenvalues in
+            [0, 2 s] let it, :math:`|v_k| \le (k + 1) |b|`.
+
+    References:
+        Agarwal, Bullins and Hazan (2017), Second-order stochastic optimization for
+        machine learning in linear time, algorithm 1 ([recalled]).
+    """
+    size = float(torch.linalg.vector_norm(b))
+    total = torch.zeros_like(b)
+    for run in range(runs):
+        v = b.clone()
+        for step in range(steps):
+            v = b + v - (batches(run, step) @ v) / scale
+            grown = float(torch.linalg.vector_norm(v))
+            if not grown <= (step + 2) * size * (1 + 1e-9):
+                raise SolverDivergedError(
+                    f"scale: must be at least the curvature's largest eigenvalue, and "
+                    f"no eigenvalue may be negative, got {scale:g} and growth by "
+                    f"{grown / size:.3g} in {step + 1} steps of run {run}; raise "
+                    "damping or use curvature='kfac' or 'diag_fisher'"
+                )
+        total += v / scale
+    return Solution(x=total / runs, residuals=(), iterations=runs * steps)

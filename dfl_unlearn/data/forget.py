@@ -54,6 +54,8 @@ class ForgetRequest:
         reason: ``privacy``, ``mislabel``, ``backdoor`` or free text; never changes
             the mathematics.
         request_id: Name on disk and in noise keys; empty until it is filled.
+        coalesced: Of requests that ``coalesce`` put together, their ids; kind
+            ``samples`` then, with all rows that go, of one owner or several.
 
     Example:
         >>> ForgetRequest.samples(peer=3, indices=[5, 2]).items
@@ -70,6 +72,7 @@ class ForgetRequest:
     adaptive: bool = False
     reason: str = ""
     request_id: str = ""
+    coalesced: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check all that can be checked without the data."""
@@ -77,7 +80,11 @@ class ForgetRequest:
         _validate.one_of(get_args(Normalization), normalization=self.normalization)
         _validate.of_type(bool, adaptive=self.adaptive)
         _validate.of_type(str, reason=self.reason, request_id=self.request_id)
-        _validate.of_type(tuple, peers=self.peers, items=self.items)
+        _validate.of_type(
+            tuple, peers=self.peers, items=self.items, coalesced=self.coalesced
+        )
+        for name in self.coalesced:
+            _validate.identifier(coalesced=name)
         _validate.integer(seed=self.seed, at_least=0)
         if self.request_id:
             _validate.identifier(request_id=self.request_id)
@@ -109,7 +116,15 @@ class ForgetRequest:
             )
         if self.class_id is not None:
             _validate.integer(class_id=self.class_id, at_least=0)
-        if self.kind != "class" and len(self.peers) != 1:
+        if self.is_nothing:
+            return
+        if self.coalesced and (self.kind != "samples" or not self.items):
+            raise InvalidArgumentError(
+                "coalesced: must be left out unless the kind is 'samples' with items, "
+                f"got {_validate.show(self.coalesced)} with kind {self.kind!r}; use "
+                "coalesce"
+            )
+        if self.kind != "class" and len(self.peers) != 1 and not self.coalesced:
             raise InvalidForgetSetError(
                 f"peers: must be one peer for kind {self.kind!r}, got "
                 f"{_validate.show(self.peers)}; send one request per peer"
@@ -213,10 +228,22 @@ class ForgetRequest:
         owners = tuple(sorted(peers or ()))
         return cls(kind="class", peers=owners, class_id=class_id, **options)
 
+    @classmethod
+    def nothing(cls) -> "ForgetRequest":
+        """Return the request of an empty list: no owner, no rows."""
+        return cls(kind="samples")
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether it asks for nothing at all."""
+        return self.kind == "samples" and not (
+            self.peers or self.items or self.fraction is not None
+        )
+
     @property
     def is_resolved(self) -> bool:
         """Whether owners and rows are known; ``resolve`` also checks them."""
-        return self.kind == "peer" or bool(self.items)
+        return self.kind == "peer" or bool(self.items) or self.is_nothing
 
     @property
     def requester(self) -> int:
@@ -227,8 +254,12 @@ class ForgetRequest:
         """
         if not self.peers:
             raise InvalidArgumentError(
-                "request: must be resolved before it has a requester, got class "
-                f"{self.class_id} of all peers; call resolve(data)"
+                "request: must be resolved before it has a requester, got "
+                + (
+                    "one that asks for nothing; name what goes"
+                    if self.is_nothing
+                    else f"class {self.class_id} of all peers; call resolve(data)"
+                )
             )
         return self.peers[0]
 
@@ -240,7 +271,7 @@ class ForgetRequest:
             InvalidArgumentError: If it needs the data: for kind ``peer``, and before
                 ``resolve``.
         """
-        if not self.items:
+        if not self.items and not self.is_nothing:
             raise InvalidArgumentError(
                 f"request: the number of rows of kind {self.kind!r} must be counted "
                 f"in the data, got none here; call size(data)"
@@ -260,6 +291,11 @@ class ForgetRequest:
             InvalidForgetSetError: If it is empty, names rows that do not exist or are
                 forgotten already, or leaves nothing behind.
         """
+        if self.is_nothing:
+            raise InvalidForgetSetError(
+                "request: must name something to forget, got nothing; an empty list "
+                "of requests is answered with the run's own state"
+            )
         for peer in self.peers:
             data.check_peer(peer)
         resolved = self._filled(data) if not self.is_resolved else self
@@ -278,6 +314,7 @@ class ForgetRequest:
             )
         if (
             self.kind == "samples"
+            and not self.coalesced  # which may hold a whole peer's request
             and self.normalization == "local_mean"
             and size == data.retained[self.requester]
         ):

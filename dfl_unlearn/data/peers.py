@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from dfl_unlearn import _validate
+from dfl_unlearn._assumption import Assumption
 from dfl_unlearn.data.batch import TensorBatch, check_values
 from dfl_unlearn.data.partition import partitions, split
 from dfl_unlearn.data.sources import Dataset, datasets
@@ -58,6 +59,8 @@ class PeerData:
             numbers in [0, 1] and have the bound 1 by their type.
         recipe: How ``load`` made it, so that a stored run can be read again; None for
             arrays of your own.
+        extractor: What frozen extractor the rows are features of, and what it saw
+            (``data.features``); None for rows as they are.
 
     Example:
         >>> x, y = torch.zeros(3, 2), torch.tensor([0, 1, 1])
@@ -76,6 +79,7 @@ class PeerData:
     vacated: NDArray[np.bool_] | None = None
     feature_bound: float | None = None
     recipe: Mapping[str, Any] | None = None
+    extractor: Assumption | None = None
 
     def __post_init__(self) -> None:
         """Check the store as a whole and every record.
@@ -362,7 +366,7 @@ class PeerData:
         return replace(self, offsets=_offsets([len(self.store)]))
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of store, offsets, forgotten and counted rows, test."""
+        """Return the SHA-256 of all rows, what is forgotten of them, and extractor."""
         digest = sha256(b"dfl-unlearn/peer-data/1")
         arrays = [
             self.store.inputs.numpy(),
@@ -376,6 +380,9 @@ class PeerData:
         for array in arrays:
             digest.update(f"|{array.dtype.str}{array.shape}|".encode())
             digest.update(np.ascontiguousarray(array).data)
+        if self.extractor is not None:  # what a claim says of it belongs to the data
+            known = self.extractor
+            digest.update(f"|{known.value}|{known.source}|{known.state}".encode())
         return digest.hexdigest()
 
     def check_peer(self, peer: int) -> None:

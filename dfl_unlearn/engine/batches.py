@@ -39,6 +39,10 @@ class Batches(Protocol):
         """Return one batch for each of the given peers; see ``BatchPlan.batch``."""
         ...
 
+    def poisson(self, peers: NDArray[np.int64], t: int, rate: float) -> Batch:
+        """Return batches that rows join by coins; see ``BatchPlan.poisson``."""
+        ...
+
 
 class BatchPlan:
     """Gives the batches of any peers at any of their steps.
@@ -138,7 +142,7 @@ class BatchPlan:
         place = np.searchsorted(peers, owner)
         counts = np.bincount(place, minlength=len(peers))
         slot = np.arange(len(taken)) - np.repeat(np.cumsum(counts) - counts, counts)
-        width = max(1, int(counts.max()))
+        width = _roomy(int(counts.max()))
         index = np.repeat(self._offsets[peers][:, None], width, axis=1)
         weights = np.zeros(index.shape)
         index[place, slot] = taken
@@ -175,6 +179,12 @@ class BatchPlan:
                 owner = np.repeat(np.arange(len(entering)), sizes)
                 self._order[rows] = rows[np.lexsort((uniforms[rows - begin], owner))]
             self._epoch[entering] = epoch
+
+
+def _roomy(count: int) -> int:
+    """Return a number of slots >= count; few of them, since kernels keep buffers."""
+    grain = 1 << max(0, count.bit_length() - 4)  # at most 1/8 more than needed
+    return max(1, -(-count // grain) * grain)
 
 
 def _ranges(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:

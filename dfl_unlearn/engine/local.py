@@ -310,7 +310,8 @@ class LocalWork:
                 round=t,
             )
             self._block_noise = (block, t, drawn)
-        return self._block_noise[2][torch.from_numpy(peers - first)]
+        begin = int(peers[0]) - first  # a chunk's peers follow one another
+        return self._block_noise[2][begin : begin + len(peers)]
 
     def gradient(
         self, t: int, peers: NDArray[np.int64], params: Tensor

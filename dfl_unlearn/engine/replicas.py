@@ -3,7 +3,9 @@
 Replicas are an extra axis of the stacked state: peer i of replica r is one row, data
 are shared by index, and the mixing matrix becomes one with R equal parts. Each replica
 draws by its own keys, so it is the run that ``simulate`` gives with these keys alone,
-bit for bit; how many train together changes speed and memory only.
+bit for bit; how many train together changes speed and memory only. (Except under
+``dp-gossip``, whose batches differ in size: a replica's are padded to those of the
+largest, and a sum over more zeros may differ in the last bit.)
 """
 
 from collections.abc import Callable, Sequence
@@ -248,8 +250,10 @@ class ReplicaWork(LocalWork):
             [(peers[:, None] * replicas + inside).reshape(-1) for peers in block]
             for block in super().chunks()
         ]
+        self._trees = trees
         self.steps = np.repeat(self.steps, replicas)
         self.scale = np.repeat(self.scale, replicas)
+        self._sizes = np.repeat(self._sizes, replicas)
         # Full batches need no draw: one plan serves all.
         drawn = trees if config.local.batch_size is not None else trees[:1]
         plans = [batch_plan(data, config, tree) for tree in drawn]
@@ -258,6 +262,27 @@ class ReplicaWork(LocalWork):
     def chunks(self) -> list[list[NDArray[np.int64]]]:
         """Return the rows of every chunk: its peers, each in all replicas."""
         return self._chunks
+
+    def _noise(self, peers: NDArray[np.int64], t: int, size: int) -> Tensor:
+        """Return every replica's noise for the rows of one block, ``(k, size)``."""
+        replicas, per_block = len(self._trees), self.config.block_peers
+        block = int(peers[0]) // replicas // per_block
+        first = block * per_block
+        if self._block_noise is None or self._block_noise[:2] != (block, t):
+            count = min(per_block, len(self._sizes) // replicas - first)
+            drawn = [
+                tree.normal(
+                    (count, size),
+                    "train-noise",
+                    who=f"block:{self._block_numbers[block]}",
+                    round=t,
+                )
+                for tree in self._trees
+            ]
+            rows = torch.stack(drawn, dim=1).reshape(-1, size)
+            self._block_noise = (block, t, rows)
+        begin = int(peers[0]) - first * replicas
+        return self._block_noise[2][begin : begin + len(peers)]
 
 
 class _ReplicaPlan:
@@ -273,7 +298,26 @@ class _ReplicaPlan:
         if len(each) == 1:
             index, weights = each[0].index, each[0].weights
             return Batch(np.repeat(index, r, axis=0), np.repeat(weights, r, axis=0))
-        index = np.stack([one.index for one in each], axis=1)
-        weights = np.stack([one.weights for one in each], axis=1)
-        shape = (-1, index.shape[2])
-        return Batch(index.reshape(shape), weights.reshape(shape))
+        return _together(each)
+
+    def poisson(self, peers: NDArray[np.int64], t: int, rate: float) -> Batch:
+        """Return batches that rows join by coins; see ``BatchPlan.poisson``.
+
+        The replica with the most rows decides on the number of slots.
+        """
+        own = peers[:: self._replicas] // self._replicas
+        return _together([plan.poisson(own, t, rate) for plan in self._plans])
+
+
+def _together(batches: Sequence[Batch]) -> Batch:
+    """Return the batches of all replicas, peer after peer, padded alike."""
+    width = max(one.index.shape[1] for one in batches)
+    index, weights = [], []
+    for one in batches:
+        more = width - one.index.shape[1]
+        index.append(np.pad(one.index, ((0, 0), (0, more)), mode="edge"))
+        weights.append(np.pad(one.weights, ((0, 0), (0, more))))
+    return Batch(
+        np.stack(index, axis=1).reshape(-1, width),
+        np.stack(weights, axis=1).reshape(-1, width),
+    )

@@ -15,7 +15,7 @@ from dfl_unlearn.accounting.ledger import PrivacyLedger
 from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.engine.config import SimulationConfig
 from dfl_unlearn.engine.state import PeerState
-from dfl_unlearn.engine.transport import Transport
+from dfl_unlearn.engine.transport import Guard, Transport
 from dfl_unlearn.errors import InvalidArgumentError, NumericalError
 from dfl_unlearn.models.flat import FlatModel
 from dfl_unlearn.record.training import TrainingRecord
@@ -44,6 +44,21 @@ class History:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CarriedOut:
+    """A forget request that a state already carries.
+
+    Attributes:
+        request_id: Its id.
+        round: The state's round when it was asked.
+        rows: Owner -> number of rows that went.
+    """
+
+    request_id: str
+    round: int
+    rows: Mapping[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainedRun:
     """A trained network.
 
@@ -60,6 +75,8 @@ class TrainedRun:
         digest: SHA-256 of what must be equal in a repeated run.
         folder: Where it is stored, or None.
         info: Kernel, threads, versions and seconds, for readers only.
+        carried_out: Requests that this state carries, oldest first.
+        guard: Holds messages back, in an attempt whose claim is about all of them.
     """
 
     topology: Topology
@@ -74,6 +91,8 @@ class TrainedRun:
     digest: str
     folder: Path | None = None
     info: Mapping[str, Any] = field(default_factory=dict)
+    carried_out: tuple[CarriedOut, ...] = ()
+    guard: Guard | None = None
 
     @classmethod
     def from_states(
@@ -141,7 +160,7 @@ class TrainedRun:
 
     def transport(self) -> Transport:
         """Return a transport over this network with an empty log."""
-        return Transport(self.topology, self.requests)
+        return Transport(self.topology, self.requests, guard=self.guard)
 
     @property
     def requests(self) -> int:

@@ -25,7 +25,7 @@ from dfl_unlearn.accounting.ledger import PrivacyBudget, PrivacyLedger
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.engine.config import LocalSteps, SimulationConfig, trainers
-from dfl_unlearn.engine.run import History, TrainedRun, state_digest
+from dfl_unlearn.engine.run import CarriedOut, History, TrainedRun, state_digest
 from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.errors import (
     InvalidArgumentError,
@@ -134,11 +134,11 @@ def _read(
     folder: RunFolder, data: PeerData | None, model: FlatModel | None
 ) -> TrainedRun:
     manifest, state = read_state(folder)
-    if tuple(manifest["noise_self_check"]) != noise_self_check():
+    then, now = tuple(manifest["noise_self_check"]), noise_self_check()
+    if then != now:
         raise NoiseStreamChangedError(
-            f"{folder.root}/manifest.json: keyed noise must start "
-            f"{manifest['noise_self_check'][0]}, got {noise_self_check()[0]}; use the "
-            f"NumPy it was made with ({manifest['versions']['numpy']})"
+            f"{folder.root}/manifest.json: keyed noise must start {then}, got {now}; "
+            f"use the NumPy it was made with ({manifest['versions']['numpy']})"
         )
     if data is None:
         data = _build_data(manifest)
@@ -182,7 +182,21 @@ def _read(
         else folder.read_json("done.json")["digest"],
         folder=folder.root,
         info=manifest["info"],
+        carried_out=tuple(
+            CarriedOut(
+                request_id=past["request"],
+                round=past["round"],
+                rows={int(owner): rows for owner, rows in past["rows"].items()},
+            )
+            for past in manifest.get("carried_out", ())  # none in older folders
+        ),
     )
+
+
+def carried_out_to(past: CarriedOut) -> dict[str, Any]:
+    """Return what the manifest says of a request that a state carries."""
+    rows = {str(owner): number for owner, number in past.rows.items()}
+    return {"request": past.request_id, "round": past.round, "rows": rows}
 
 
 def read_state(folder: RunFolder) -> tuple[dict[str, Any], PeerState]:
@@ -215,6 +229,21 @@ def read_state(folder: RunFolder) -> tuple[dict[str, Any], PeerState]:
         manifest = coming
     state = PeerState(params=params, slots=tensors, round=manifest["round"])
     return manifest, state
+
+
+def read_network(path: str | Path) -> tuple[Topology, SimulationConfig, int]:
+    """Read how a run was trained, without its data, model and record.
+
+    Args:
+        path: The run folder.
+
+    Returns:
+        The network, the configuration, and the round of the present state.
+    """
+    folder = RunFolder(path)
+    manifest, state = read_state(folder)
+    config = config_from(manifest["training"])
+    return _read_topology(folder, manifest), config, state.round
 
 
 def noted_head(known: Mapping[str, Any]) -> tuple[int, str] | None:
@@ -281,8 +310,14 @@ def request_to(request: ForgetRequest) -> dict[str, Any]:
 
 def request_from(values: Mapping[str, Any]) -> ForgetRequest:
     """Return the request that ``request_to`` wrote."""
-    items = tuple(tuple(rows) for rows in values["items"])
-    return ForgetRequest(**{**values, "items": items, "peers": tuple(values["peers"])})
+    return ForgetRequest(
+        **{
+            **values,
+            "items": tuple(tuple(rows) for rows in values["items"]),
+            "peers": tuple(values["peers"]),
+            "coalesced": tuple(values.get("coalesced", ())),  # none in older folders
+        }
+    )
 
 
 def _fields(value: Any) -> dict[str, Any]:
@@ -310,6 +345,7 @@ def _manifest(run: TrainedRun, name: str) -> dict[str, Any]:
         },
         "record": None if run.record is None else _record_plan(run.record),
         "forgotten": [],
+        "carried_out": [carried_out_to(past) for past in run.carried_out],
         "ledger": list(run.ledger.head),
         "noise_self_check": list(noise_self_check()),
         "versions": versions(),

@@ -11,18 +11,23 @@ first. The stamp is what a message says of itself, as honest as its sender.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dfl_unlearn import _validate
-from dfl_unlearn.errors import StaleModelError, TopologyError
+from dfl_unlearn.errors import (
+    InvalidArgumentError,
+    SensitivityUnprovenError,
+    StaleModelError,
+    TopologyError,
+)
 from dfl_unlearn.topology.graph import Topology
 
-Dissemination = Literal["tree", "flood"]
+Dissemination = Literal["tree", "flood", "gossip_average", "push"]
 
 # request id, protocol, sequence, influence weight, noise std, cap, epsilon, delta,
 # checksum: what a message carries besides its vector (decentralized-certified 3.7)
@@ -49,10 +54,19 @@ class Message:
 
 
 class MessageLog:
-    """All messages of one attempt, in order; grows by whole communication steps."""
+    """All messages of one attempt, in order; grows by whole communication steps.
 
-    def __init__(self) -> None:
-        """Start an empty log."""
+    Attributes:
+        guarded: Whether a ``Guard`` held messages back until a noised release.
+    """
+
+    def __init__(self, *, guarded: bool = False) -> None:
+        """Start an empty log.
+
+        Args:
+            guarded: Whether a guard watched all of it from the start.
+        """
+        self.guarded = guarded
         self._steps: list[tuple[str, NDArray[np.int64], NDArray[np.int64], int]] = []
 
     def append(
@@ -137,6 +151,27 @@ class MessageLog:
         self.append(row["kind"], sources, targets, row["nbytes"])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Guard:
+    """Holds every message back until a noised release has been paid for.
+
+    A claim about all messages after a request (scopes ``view`` and ``view_joint``)
+    bears no message without noise, not even a number: until the release is in the
+    ledger, sending raises, whatever the protocol thinks of it. What is sent later may
+    depend on the release and on what others hold anyway.
+
+    Attributes:
+        request_id: The request.
+        released: Tells whether a noised release of it is in the ledger.
+        sums: Whether sums over all peers pass before, as secure aggregation is
+            assumed to hide them.
+    """
+
+    request_id: str
+    released: Callable[[], bool]
+    sums: bool = False
+
+
 class Transport:
     """Carries a protocol's messages over the edges of a topology.
 
@@ -147,15 +182,19 @@ class Transport:
         carried: Forget requests that each peer's state carries, shape ``(N,)``.
     """
 
-    def __init__(self, topology: Topology, requests: int = 0) -> None:
+    def __init__(
+        self, topology: Topology, requests: int = 0, *, guard: Guard | None = None
+    ) -> None:
         """Open a transport with an empty log.
 
         Args:
             topology: The network.
             requests: Forget requests that every peer's state carries already.
+            guard: Holds messages back; None lets all pass.
         """
         self.topology = topology
-        self.log = MessageLog()
+        self.log = MessageLog(guarded=guard is not None)
+        self._guard = guard
         self.required = requests
         self._request = requests + 1
         self.carried = np.full(topology.n, requests, dtype=np.int64)
@@ -176,6 +215,7 @@ class Transport:
             TopologyError: If the two are not neighbours.
             StaleModelError: If the sender's state is older than the last correction.
         """
+        self._hold_back(kind)
         if target not in self._neighbours[source]:
             raise TopologyError(
                 f"send: {source} -> {target} must be an edge of the network, got none; "
@@ -193,9 +233,14 @@ class Transport:
         self.carried[slice(None) if peers is None else list(peers)] = self.required
 
     def broadcast(
-        self, source: int, kind: str, payload_bytes: int, how: Dissemination
+        self,
+        source: int,
+        kind: str,
+        payload_bytes: int,
+        how: Dissemination,
+        generator: np.random.Generator | None = None,
     ) -> int:
-        """Carry the same message from one peer to all others.
+        """Carry a vector from one peer to all others.
 
         Args:
             source: Where it starts.
@@ -203,12 +248,29 @@ class Transport:
             payload_bytes: Size without the header.
             how: ``tree`` sends along a breadth-first tree, N-1 messages; ``flood`` has
                 every peer forward its first copy to all neighbours but the sender,
-                2|E|-N+1 messages.
+                2|E|-N+1 messages; ``push`` has every peer that holds it tell one random
+                neighbour a round, until all do, about N times the rounds;
+                ``gossip_average`` mixes N times the vector at the source and 0
+                elsewhere, 2|E| messages a round, which leaves every peer a multiple of
+                it (``multiples``).
+            generator: Draws the neighbours of ``push``.
 
         Returns:
-            Number of communication steps: the eccentricity of the source.
+            Number of communication steps; for a tree or a flood the eccentricity of
+            the source.
+
+        Raises:
+            InvalidArgumentError: If ``push`` has no generator.
+            TopologyError: If gossip on this network does not reach the average.
         """
-        _validate.one_of(("tree", "flood"), how=how)
+        _validate.one_of(get_args(Dissemination), how=how)
+        if how == "push":
+            return self._push(source, kind, payload_bytes, generator)
+        if how == "gossip_average":
+            rounds = self.topology.mixing_rounds()
+            for _ in range(rounds):
+                self.exchange(kind, payload_bytes)
+            return rounds
         levels = self._levels(source)
         for level, edges in enumerate(levels):
             if how == "flood":
@@ -250,9 +312,9 @@ class Transport:
         """
         levels = self._levels(root)
         for edges in reversed(levels):
-            self._step(kind, [(c, p) for p, c in edges], payload_bytes)
+            self._step(kind, [(c, p) for p, c in edges], payload_bytes, sums=True)
         for edges in levels:
-            self._step(kind, edges, payload_bytes)
+            self._step(kind, edges, payload_bytes, sums=True)
 
     def exchange(self, kind: str, payload_bytes: int) -> None:
         """Count one gossip round: every peer sends its row to all neighbours."""
@@ -262,14 +324,63 @@ class Transport:
             payload_bytes,
         )
 
+    def _push(
+        self,
+        source: int,
+        kind: str,
+        payload_bytes: int,
+        generator: np.random.Generator | None,
+    ) -> int:
+        """Spread a rumour; every round draws one number per peer, in peer order."""
+        if generator is None:
+            raise InvalidArgumentError(
+                "generator: must be given with how='push', got None; take it from the "
+                "run's rng"
+            )
+        informed = np.zeros(self.topology.n, dtype=np.bool_)
+        informed[source] = True
+        rounds = 0
+        while not informed.all():
+            draws = generator.random(self.topology.n)
+            edges = [
+                (i, near[int(draws[i] * len(near))])
+                for i in np.flatnonzero(informed).tolist()
+                if (near := self._neighbours[i])
+            ]
+            self._step(kind, edges, payload_bytes)
+            informed[[j for _, j in edges]] = True
+            rounds += 1
+        return rounds
+
+    def _hold_back(self, kind: str, *, sums: bool = False) -> None:
+        """Refuse a message that must wait.
+
+        Raises:
+            SensitivityUnprovenError: If a guard stands and nothing was released yet.
+        """
+        guard = self._guard
+        if guard is None or (sums and guard.sums) or guard.released():
+            return
+        raise SensitivityUnprovenError(
+            f"send: must wait for the noised release of request {guard.request_id} "
+            f"under a claim about all messages, got {kind!r} before it; nothing was "
+            "sent: use what is known without a message, or a scope of final models"
+        )
+
     def _step(
-        self, kind: str, edges: list[tuple[int, int]], payload_bytes: int
+        self,
+        kind: str,
+        edges: list[tuple[int, int]],
+        payload_bytes: int,
+        *,
+        sums: bool = False,
     ) -> None:
         """Log one communication step.
 
         Raises:
             StaleModelError: If a sender's state is older than the last correction.
         """
+        self._hold_back(kind, sums=sums)
         if edges:
             ends = np.array(edges, dtype=np.int64)
             stale = ends[self.carried[ends[:, 0]] < self.required, 0]
@@ -297,3 +408,31 @@ class Transport:
             if edges:
                 levels.append(edges)
         return levels
+
+
+def multiples(
+    topology: Topology, source: int, how: Dissemination
+) -> NDArray[np.float64]:
+    r"""Return which multiple of a vector every peer holds after ``broadcast``.
+
+    Args:
+        topology: The network.
+        source: Where the vector starts.
+        how: How it is sent; only ``gossip_average`` gives others than 1: after J
+            rounds :math:`N [W^J]_{iu}` with source u, off by at most
+            :math:`N \|W^J - \mathbf{1}\mathbf{1}^T / N\|`; J is the least that
+            brings this norm to 1e-3.
+
+    Returns:
+        Shape ``(N,)``; they depend on the network alone, so they are public.
+
+    Raises:
+        TopologyError: If gossip on this network does not reach the average.
+    """
+    held = np.ones(topology.n)
+    if how == "gossip_average":
+        held = np.zeros(topology.n)
+        held[source] = topology.n
+        for _ in range(topology.mixing_rounds()):
+            held = topology.weights @ held
+    return held

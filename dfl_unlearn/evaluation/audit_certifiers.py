@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dfl_unlearn.engine.objective import network_objective
 from dfl_unlearn.engine.replicas import continue_replicas
+from dfl_unlearn.engine.transport import multiples
 from dfl_unlearn.errors import UnsupportedRequestError
 from dfl_unlearn.evaluation.audit_targets import exact_target
 from dfl_unlearn.evaluation.audit_token import TokenWorlds
@@ -25,9 +26,6 @@ from dfl_unlearn.unlearning.protocols.fine_tune import FineTune
 from dfl_unlearn.unlearning.protocols.newton_fisher import NewtonFisher
 from dfl_unlearn.unlearning.protocols.rr_du import RrDu
 
-# Ways to hand a model on after which everybody holds the same.
-_ALIKE = frozenset({"tree", "flood", "push"})
-
 
 def worlds_of(setting: Setting, protocol: UnlearningProtocol) -> Worlds:
     """Return both worlds of a protocol's claim.
@@ -42,7 +40,7 @@ def worlds_of(setting: Setting, protocol: UnlearningProtocol) -> Worlds:
     Raises:
         UnsupportedRequestError: If no certifier is written for it.
     """
-    if isinstance(protocol, NewtonFisher) and protocol.dissemination in _ALIKE:
+    if isinstance(protocol, NewtonFisher):
         return NewtonWorlds(setting, protocol)
     if isinstance(protocol, FineTune) and protocol.epsilon is not None:
         return FineTuneWorlds(setting, protocol)
@@ -72,6 +70,13 @@ class NewtonWorlds:
         own = protocol.noise_placement == "independent"
         self.sources = setting.run.topology.n if own else 1
         self._weights = torch.ones(setting.run.topology.n, dtype=torch.float64)
+        # Gossip averages leave every peer with a public multiple of one model.
+        self._held = torch.ones_like(self._weights)
+        if protocol.noise_placement == "broadcast_model":
+            held = multiples(
+                setting.run.topology, setting.request.requester, protocol.dissemination
+            )
+            self._held = torch.from_numpy(held)
         if protocol.noise_placement == "broadcast_correction":
             run = setting.run
             kept = network_objective(run.model, setting.kept, run.config.peer_weighting)
@@ -100,7 +105,7 @@ class NewtonWorlds:
         noise = certifier_noise(
             (1 if common else n, p), noise_std, trees, setting.request.request_id
         )
-        rows = starts + self._weights[:, None] * noise
+        rows = self._held[:, None] * (starts + self._weights[:, None] * noise)
         rows = rows.to(setting.run.config.torch_dtype)
         if protocol.recovery_rounds == 0:
             return rows.double()
@@ -117,7 +122,8 @@ class NewtonWorlds:
     def bare(self, params: Tensor, tree: RngTree) -> Tensor:
         """Return all peers' models before the recovery rounds."""
         bare = replace(self.protocol, recovery_rounds=0)
-        return self._carried_out(in_float64(self.setting), bare, params, tree)
+        rows = self._carried_out(in_float64(self.setting), bare, params, tree)
+        return rows / self._held[:, None]
 
     def _carried_out(
         self, setting: Setting, protocol: NewtonFisher, params: Tensor, tree: RngTree

@@ -327,7 +327,9 @@ def evaluate(
         names = _default_names()
     else:
         names = [metrics] if isinstance(metrics, str) else list(metrics)
-    hops = view.topology.hops(view.request.requester).tolist()
+    hops = [NETWORK] * view.n  # of a request for nothing there is no requester
+    if not view.request.is_nothing:
+        hops = view.topology.hops(view.request.requester).tolist()
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     # Set after set, so that what the cache keeps is what the next metric needs.
     for name in sorted(names, key=lambda name: _ORDER.index(_info(name).set)):

@@ -6,7 +6,7 @@ training changes.
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, Protocol, get_args
 
 import torch
@@ -151,6 +151,10 @@ class FlatModel:
         reset_parameters(module, rng.torch("init"))
         parts = [p.detach().reshape(-1).float() for p in module.parameters()]
         return torch.cat(parts)
+
+    def modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """Yield the module's parts with their names, as torch names them."""
+        yield from self._module.named_modules()
 
     def named(self, params: Tensor) -> dict[str, Tensor]:
         """Return the parameters by name, as views.

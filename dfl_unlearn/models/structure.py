@@ -92,13 +92,13 @@ def linear_stack(
     if children and isinstance(children[0][1], nn.Flatten):
         flatten = children.pop(0)[1]
         assert isinstance(flatten, nn.Flatten)
-        if (flatten.start_dim, flatten.end_dim) != (1, -1) or _has_hooks(flatten):
+        if (flatten.start_dim, flatten.end_dim) != (1, -1) or has_hooks(flatten):
             return None
-    if loss == "custom" or len(children) % 2 == 0 or _has_hooks(module):
+    if loss == "custom" or len(children) % 2 == 0 or has_hooks(module):
         return None
     layers = []
     for i, (name, child) in enumerate(children):
-        if _has_hooks(child) or type(child) is not (nn.ReLU if i % 2 else nn.Linear):
+        if has_hooks(child) or type(child) is not (nn.ReLU if i % 2 else nn.Linear):
             return None
         if i % 2:
             continue
@@ -146,6 +146,6 @@ def stack_outputs(stack: LinearStack, params: Tensor, features: Tensor) -> Tenso
     return hidden
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
     """Tell whether something else than ``forward`` runs when it is called."""
     return bool(module._forward_hooks or module._forward_pre_hooks)

@@ -55,7 +55,9 @@ class RecordPlan:
         """
         needs: frozenset[RecordPart] = frozenset()
         for protocol in protocols:
-            needs |= getattr(protocol, "needs", frozenset())
+            found: Any = getattr(protocol, "needs", frozenset())
+            # Of a class whose fields decide: what its defaults need.
+            needs |= protocol().needs if isinstance(found, property) else found
         return cls(parts=needs)
 
     def checkpoint_rounds(self, rounds: int, state_bytes: int) -> tuple[int, ...]:

@@ -104,7 +104,9 @@ class ResultsView:
     @property
     def source_peer(self) -> int:
         """Whose influence is shown: the requester, or peer 0 of a run alone."""
-        return 0 if self.request is None else self.request.requester
+        if self.request is None or self.request.is_nothing:
+            return 0
+        return self.request.requester
 
     @property
     def certificates(self) -> tuple[Certificate | None, ...]:

@@ -1,22 +1,32 @@
 """Carries out forget requests: checks first, then runs a protocol, then measures."""
 
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from dfl_unlearn import _validate
+from dfl_unlearn.accounting.certificate import CLAIMED, Certificate
+from dfl_unlearn.accounting.ledger import PrivacyLedger
+from dfl_unlearn.data.coalesce import coalesce as put_together
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.simulator import retrain
 from dfl_unlearn.engine.threads import limited_threads
+from dfl_unlearn.engine.transport import Guard
 from dfl_unlearn.errors import (
     InvalidForgetSetError,
     MissingRecordError,
     NumericalError,
+    SensitivityUnprovenError,
     UnsupportedRequestError,
 )
-from dfl_unlearn.unlearning.contracts import Outcome, UnlearningProtocol, protocols
+from dfl_unlearn.unlearning.contracts import Outcome, UnlearningProtocol, unlearners
+from dfl_unlearn.unlearning.nothing import nothing_asked
+from dfl_unlearn.unlearning.screening import Screening, advised
 
 
 def unlearn(
@@ -25,6 +35,8 @@ def unlearn(
     protocol: UnlearningProtocol | str,
     *,
     reference: bool | TrainedRun = False,
+    coalesce: bool = False,
+    screening: Screening | None = None,
     folder: str | Path | None = None,
 ) -> Outcome:
     """Forget data in a trained network.
@@ -35,10 +47,16 @@ def unlearn(
     Args:
         run: The trained network.
         request: What to forget; a list is carried out in order, each request on the
-            outcome of the one before.
-        protocol: A protocol or a registered name.
+            outcome of the one before. Of an empty list the outcome is the run's own
+            state, ``exact``, at no cost and kept nowhere.
+        protocol: A protocol, a baseline, or the registered name of one.
         reference: True also retrains the network without the data (same seeds), the
             yardstick of the evaluation; or that run, where it exists already.
+        coalesce: Carry out a list as one request: one correction and one release, paid
+            for once. The outcome's request names them all under ``coalesced``.
+        screening: Limits that refuse a request, or hold its outcome for review; a list
+            ends with such an outcome. None refuses nothing, and notes where a request
+            passes the default limit on rows.
         folder: Keeps the outcome in this run folder, its ledger durable before
             anything is released; None keeps all in memory.
 
@@ -46,10 +64,13 @@ def unlearn(
         The outcome (of the last request).
 
     Raises:
-        InvalidForgetSetError: If there is no request, or it does not fit the data.
+        InvalidForgetSetError: If a request does not fit the data, or several cannot
+            be coalesced.
         UnsupportedRequestError: If the protocol does not serve this kind of request.
         MissingRecordError: If training did not keep what the protocol needs.
         NumericalError: If the new state is not finite.
+        SensitivityUnprovenError: If a protocol that claims about all messages sends one
+            before its noised release, or claims so of messages nobody watched.
 
     Example:
         >>> from dfl_unlearn import PeerData, SimulationConfig, simulate
@@ -61,23 +82,31 @@ def unlearn(
     """
     _validate.of_type(TrainedRun, run=run)
     if isinstance(protocol, str):
-        protocol = protocols.build(protocol)
+        protocol = unlearners.build(protocol)
     requests = [request] if isinstance(request, ForgetRequest) else list(request)
-    if not requests:
-        raise InvalidForgetSetError(
-            "request: must name something to forget, got an empty list; nothing was "
-            "done"
-        )
+    _validate.of_type(bool, coalesce=coalesce)
+    if screening is not None:
+        _validate.of_type(Screening, screening=screening)
     for one in requests:
         _validate.of_type(ForgetRequest, request=one)
+    if not requests:
+        return nothing_asked(run, protocol, unlearners.name_of(protocol), reference)
+    if coalesce and len(requests) > 1:
+        for one in requests:
+            _check_kind(one, protocol, unlearners.name_of(protocol))
+        requests = [put_together(requests, run.data)]
     if len(requests) > 1 and isinstance(reference, TrainedRun):
         raise InvalidForgetSetError(
             "reference: must be True or False for several requests, got a run; each "
             "request has a reference of its own"
         )
     for number, one in enumerate(requests):
-        outcome = _one(run, one, protocol, reference, folder)
-        if number + 1 < len(requests):
+        outcome = _one(run, one, protocol, reference, screening, folder)
+        left = len(requests) - number - 1
+        if left and outcome.status == "held_for_review":
+            note = f"{left} later requests of the list were not carried out"
+            return replace(outcome, notes=(note, *outcome.notes))
+        if left:
             run = outcome.as_run()
     return outcome
 
@@ -87,6 +116,7 @@ def _one(
     request: ForgetRequest,
     protocol: UnlearningProtocol,
     reference: bool | TrainedRun,
+    screening: Screening | None,
     folder: str | Path | None,
 ) -> Outcome:
     request = request.resolve(run.data)
@@ -96,14 +126,17 @@ def _one(
         request = named_in(folder, request, run.requests)
     elif not request.request_id:
         request = replace(request, request_id=f"r{run.requests}")
-    name = protocols.name_of(protocol)
+    name = unlearners.name_of(protocol)
     _check(run, request, protocol, name)
+    if screening is not None:
+        screening.check(run, request, protocol)
     store = None
     if folder is not None:
         from dfl_unlearn.unlearning.store import OutcomeFolder
 
         store = OutcomeFolder.create(folder, request, name)
-    attempt = run.replaced(ledger=run.ledger.fork(store.ledger_path if store else None))
+    ledger = run.ledger.fork(store.ledger_path if store else None)
+    attempt = run.replaced(ledger=ledger, guard=_guard(ledger, request, protocol))
     try:
         outcome = _carried_out(run, attempt, request, protocol, name)
     except BaseException:
@@ -111,12 +144,14 @@ def _one(
             charges = len(attempt.ledger.entries) - len(run.ledger.entries)
             store.discard_unless_charged(charges)
         raise
+    outcome = advised(outcome) if screening is None else screening.reviewed(outcome)
     if isinstance(reference, TrainedRun):
         outcome = replace(outcome, reference=reference)
     elif reference and outcome.reference is None:
         retrained = retrain(run, run.data.without(request))
         outcome = replace(outcome, reference=retrained)
     if store is not None:
+        outcome = store.with_kept_state(outcome)
         store.write(outcome)
     return outcome
 
@@ -146,10 +181,12 @@ def _carried_out(
             f"peer {int(bad.nonzero()[0])} became non-finite in {name}; nothing of the "
             "run was changed; add damping or lower learning_rate"
         )
+    _check_views(outcome, name)
     log = outcome.messages
     return replace(
         outcome,
         run=run,
+        certificate=_noted(outcome.certificate, run, request),
         cost=replace(
             outcome.cost,
             messages=len(log),
@@ -160,24 +197,119 @@ def _carried_out(
     )
 
 
-def _check(
-    run: TrainedRun, request: ForgetRequest, protocol: UnlearningProtocol, name: str
+def _noted(
+    certificate: Certificate | None, run: TrainedRun, request: ForgetRequest
+) -> Certificate | None:
+    """Return the certificate with what is noted whatever the protocol."""
+    if certificate is None:
+        return None
+    notes = list(certificate.notes)
+    if request.coalesced:
+        notes.append(
+            f"{len(request.coalesced)} requests ({', '.join(request.coalesced)}) "
+            "carried out as one: one correction, one release"
+        )
+    delta = certificate.delta or certificate.nominal_delta or 0.0
+    owner = min(request.peers, key=lambda peer: int(run.data.retained[peer]))
+    rows = int(run.data.retained[owner])
+    if delta * rows >= 1:
+        weak = (
+            f"weak: δ = {delta:g} is not below 1/n = {1 / rows:.3g} (n = {rows} rows "
+            f"of peer {owner}): a claim that gives one of them away would fit it"
+        )
+        notes.append(weak)
+        warnings.warn(
+            f"request {request.request_id}: {weak}; lower delta",
+            UserWarning,
+            stacklevel=4,
+        )
+    return replace(certificate, notes=tuple(notes))
+
+
+def _guard(
+    ledger: PrivacyLedger, request: ForgetRequest, protocol: UnlearningProtocol
+) -> Guard | None:
+    """Return what holds messages back where the protocol claims about all of them."""
+    if not getattr(protocol, "noised_only", False):
+        return None
+    before = len(ledger.entries)
+
+    def released() -> bool:
+        return any(
+            e.request_id == request.request_id
+            and e.noise_drawn
+            and bool(np.isfinite(e.curve.values).any())
+            for e in ledger.entries[before:]
+        )
+
+    return Guard(
+        request_id=request.request_id,
+        released=released,
+        sums=getattr(protocol, "assume_secure_aggregation", False),
+    )
+
+
+def _check_views(outcome: Outcome, name: str) -> None:
+    """Refuse a claim about all messages that nobody watched.
+
+    Raises:
+        SensitivityUnprovenError: If the log was not guarded.
+    """
+    certificate = outcome.certificate
+    if (
+        certificate is not None
+        and certificate.scope in ("view", "view_joint")
+        and certificate.status in CLAIMED
+        and not outcome.messages.guarded
+    ):
+        raise SensitivityUnprovenError(
+            f"certificate: must be about messages that the transport held back before "
+            f"the release, got scope {certificate.scope!r} of {name} with an unguarded "
+            "log; set noised_only = True in the protocol and send through "
+            "run.transport()"
+        )
+
+
+def _check_kind(
+    request: ForgetRequest, protocol: UnlearningProtocol, name: str
 ) -> None:
-    """Refuse what cannot work, before anything is computed."""
+    """Refuse a kind of request that the protocol does not serve.
+
+    Raises:
+        UnsupportedRequestError: If it does not.
+    """
     kinds = getattr(protocol, "kinds", None)
     if kinds is not None and request.kind not in kinds:
         raise UnsupportedRequestError(
             f"request: {name} serves {', '.join(sorted(kinds))}, got kind "
-            f"{request.kind!r}; use retrain"
+            f"{request.kind!r}; "
+            + (
+                "these requests do not combine for it, send them one after the other"
+                if request.coalesced
+                else "use retrain"
+            )
         )
+
+
+def _check(
+    run: TrainedRun, request: ForgetRequest, protocol: UnlearningProtocol, name: str
+) -> None:
+    """Refuse what cannot work, before anything is computed."""
+    _check_kind(request, protocol, name)
     kept = run.record.plan.parts if run.record is not None else frozenset()
     needs: frozenset[str] = getattr(protocol, "needs", frozenset())
     missing = needs - kept
     if missing:
         raise MissingRecordError(
             f"record: must hold {', '.join(sorted(missing))} for {name}, got "
-            f"{', '.join(sorted(kept)) or 'nothing'}; train with "
-            f"record=RecordPlan.for_protocols({type(protocol).__name__})"
+            f"{', '.join(sorted(kept)) or 'nothing'}; "
+            + (
+                "the record of training stayed behind with an earlier request, use "
+                "newton-fisher or retrain"
+                if run.record is None and run.requests
+                else "train with "
+                f"record=RecordPlan.for_protocols({type(protocol).__name__})"
+            )
         )
     check = getattr(protocol, "check", None)
     if check is not None:

@@ -4,7 +4,7 @@ import html
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,13 +12,16 @@ from numpy.typing import NDArray
 from dfl_unlearn.accounting.certificate import Certificate
 from dfl_unlearn.accounting.ledger import PrivacyLedger
 from dfl_unlearn.data.forget import ForgetRequest
-from dfl_unlearn.engine.run import TrainedRun
+from dfl_unlearn.engine.run import CarriedOut, TrainedRun
 from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.engine.transport import MessageLog
 from dfl_unlearn.errors import InsecureNoiseError
-from dfl_unlearn.registry import Registry
+from dfl_unlearn.registry import JoinedRegistry, Registry
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.store.files import to_safetensors, write_file
+from dfl_unlearn.unlearning.noise_modes import simulated_releases
+
+OutcomeStatus = Literal["complete", "held_for_review"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +85,8 @@ class Outcome:
         trace: Name -> values per step, e.g. solver residuals.
         info: For readers only; nothing computes from it.
         notes: Sentences for the report.
+        status: ``held_for_review`` where it cost more accuracy than the screening
+            allows; it is not committed unasked then.
     """
 
     run: TrainedRun
@@ -96,14 +101,20 @@ class Outcome:
     trace: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     info: Mapping[str, float | str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    status: OutcomeStatus = "complete"
 
     @property
     def protocol_name(self) -> str:
-        """The registered name of the protocol."""
-        return protocols.name_of(self.protocol)
+        """The registered name of the protocol or baseline."""
+        return unlearners.name_of(self.protocol)
 
     def export(self, path: str | Path, *, secure: bool = False) -> Path:
         """Write every peer's model as safetensors, named ``peer<i>/<parameter>``.
+
+        What is written is ``state``, in the run's dtype. With secure noise that is
+        post-processing of the numbers on the grid that were released: cast to the
+        dtype, and trained on retained rows where the protocol goes on after its
+        release.
 
         Args:
             path: The file to write.
@@ -114,14 +125,19 @@ class Outcome:
 
         Raises:
             InsecureNoiseError: If ``secure`` and the models carry simulated noise,
-                which whoever knows the seed can subtract.
+                which whoever knows the seed can subtract, or may carry that of an
+                earlier release in the ledger.
         """
-        noisy = self.certificate is not None and self.certificate.noise_std > 0
-        if secure and noisy:
+        claim = self.certificate
+        carried = [*simulated_releases(self.ledger)]
+        if claim is not None and claim.noise_std > 0:
+            carried += [claim.request_id] if claim.noise_mode == "simulated" else []
+        if secure and carried:
             raise InsecureNoiseError(
                 f"secure: must be False for request {self.request.request_id}, got "
-                "True; its noise is simulated (drawn from the seed) and not for "
-                "deployment"
+                f"True; the noise of request {carried[0]} is simulated (drawn from the "
+                "seed) and not for deployment: unlearn with noise_mode='secure' in a "
+                "run without simulated noise"
             )
         tensors = {
             f"peer{i}/{name}": value
@@ -144,13 +160,27 @@ class Outcome:
     def as_run(self) -> TrainedRun:
         """Return a run that goes on from the new state, without the forgotten data.
 
-        The training record stays behind, since it was made with that data.
+        The training record stays behind, since it was made with that data. Where
+        nothing was asked for it is the run itself.
         """
+        if self.request.is_nothing:
+            return self.run
         return self.run.replaced(
             data=self.run.data.without(self.request),
             state=self.state,
             ledger=self.ledger,
             info={**self.run.info, "requests": self.run.requests + 1},
+            carried_out=(*self.run.carried_out, self.carried_out),
+        )
+
+    @property
+    def carried_out(self) -> CarriedOut:
+        """What the new state will say of this request."""
+        data, gone = self.run.data, self.request.mask(self.run.data)
+        return CarriedOut(
+            request_id=self.request.request_id,
+            round=self.run.state.round,
+            rows={i: int(gone[data.rows(i)].sum()) for i in self.request.peers},
         )
 
 
@@ -158,8 +188,11 @@ class UnlearningProtocol(Protocol):
     """Acts on the network: reads a run, returns every peer's new state.
 
     A protocol may also have the class attributes ``needs`` (parts of the record),
-    ``kinds`` (requests it serves), ``claim`` (what its certificate can be at best) and
-    a method ``check(run, request)`` that raises before anything changes.
+    ``kinds`` (requests it serves), ``claim`` (what its certificate can be at best),
+    ``noised_only`` (no message before a noised release of the request: the transport
+    sees to it, and no claim about all messages stands without), a method
+    ``check(run, request)`` that raises before anything changes, and
+    ``predicted_shift(run, request)``, the shift that its release is calibrated to.
     """
 
     def unlearn(self, run: TrainedRun, request: ForgetRequest, rng: RngTree) -> Outcome:
@@ -170,3 +203,10 @@ class UnlearningProtocol(Protocol):
 protocols: Registry[UnlearningProtocol] = Registry(
     "protocols", packages=("dfl_unlearn.unlearning.protocols",)
 )
+baselines: Registry[UnlearningProtocol] = Registry(
+    "baselines", packages=("dfl_unlearn.baselines",)
+)
+unlearners: Registry[UnlearningProtocol] = JoinedRegistry(
+    "protocols and baselines", protocols, baselines
+)
+"""Everything that can be asked to forget, by name."""

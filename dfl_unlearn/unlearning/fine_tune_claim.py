@@ -11,10 +11,12 @@ from dfl_unlearn.accounting.release import GaussianRelease
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.state import PeerState
+from dfl_unlearn.unlearning.adaptivity import private_before, still_adaptive
 from dfl_unlearn.unlearning.claims import (
     EARLIER,
     convexity,
     earlier_releases,
+    exposure_of,
     owners_of,
     stacked_convexity,
 )
@@ -145,6 +147,14 @@ def assumptions_of(
             note="the cap bounds the shift of all models together",
         ),
     ]
+    assert protocol.epsilon is not None
+    assumptions += private_before(
+        run,
+        request,
+        epsilon=protocol.epsilon,
+        delta=protocol.delta,
+        disclosed=protocol.disclose_m,
+    )
     earlier = earlier_releases(run, request)
     return assumptions if earlier is None else [*assumptions, earlier]
 
@@ -199,11 +209,11 @@ def certificate_of(
         assumptions=assumptions,
         observers=("public",),
         exposure=(
-            f"messages of {run.state.round} training rounds, sent before the request",
+            *exposure_of(run, request),
             f"models that neighbours exchange in the {protocol.rounds} rounds after "
             "the request, and the sum of squared residuals, carry no noise: scope "
             "joint covers final models",
         ),
         notes=tuple(notes),
-        adaptive=request.adaptive,
+        adaptive=still_adaptive(request, assumptions),
     )

@@ -4,23 +4,39 @@ The constants are read before the release is charged, so that the ledger's entry
 what it rests on; the certificate follows once the release is in the ledger.
 """
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dfl_unlearn.accounting.certificate import Assumption, Certificate, certify
+from dfl_unlearn.accounting.certificate import (
+    Assumption,
+    Bound,
+    Certificate,
+    certify,
+)
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.run import TrainedRun
+from dfl_unlearn.unlearning.adaptivity import private_before, still_adaptive
 from dfl_unlearn.unlearning.claims import (
     EARLIER,
     convexity,
     earlier_releases,
-    owners_of,
+    exposure_of,
+    extractor_of,
+    held_multiples,
+    observers_of,
     stacked_convexity,
 )
-from dfl_unlearn.unlearning.newton_correction import Correction, proves
+from dfl_unlearn.unlearning.newton_correction import (
+    Correction,
+    recovers_within_claim,
+)
+from dfl_unlearn.unlearning.newton_curvature import curvature_claim
 from dfl_unlearn.unlearning.newton_release import (
     ROUNDING_SHARE,
     ReleasePlan,
 )
+from dfl_unlearn.unlearning.noise_modes import NOT_REPEATABLE, spent_together
 
 if TYPE_CHECKING:
     from dfl_unlearn.unlearning.protocols.newton_fisher import NewtonFisher
@@ -32,6 +48,7 @@ def assumptions_of(
     request: ForgetRequest,
     correction: Correction,
     rounding: float,
+    bound: Bound,
 ) -> list[Assumption]:
     """Return every constant of the claim; read before the release is charged.
 
@@ -41,6 +58,7 @@ def assumptions_of(
         request: The resolved request.
         correction: The models before the noise, and their distance to the target.
         rounding: How far rounding may move a released model.
+        bound: What ``bound_of`` said of the distance.
 
     Returns:
         The assumptions with their sources and states.
@@ -52,18 +70,20 @@ def assumptions_of(
             name="residual cap (Delta_max)",
             value=protocol.residual_cap,
             source="set",
-            note="public; the noise is calibrated to it and to nothing measured",
+            note="public; the noise is calibrated to it and to nothing measured"
+            if protocol.calibration != "oracle_residual"
+            else "public; the noise is calibrated to the measured distance instead",
         ),
     ]
     if protocol.stacked:
         assumptions[1] = stacked_convexity(run)
-    if proves(protocol, run):
+    if bound != "none":
         assumptions += [
             Assumption(
                 name=_distance_name(protocol),
                 value=correction.distance,
                 source="measured",
-                note=_distance_note(protocol),
+                note=_distance_note(protocol, request),
             ),
             Assumption(
                 name="rounding of the released model",
@@ -74,12 +94,15 @@ def assumptions_of(
             ),
         ]
     else:
+        above = correction.distance < math.inf
         assumptions.append(
             Assumption(
                 name=_distance_name(protocol),
-                value="no bound",
+                value=correction.distance if above else "no bound",
                 source="estimated",
-                note="assumed within the cap; "
+                note="measured above the cap, or rounded by more than 1 % of it"
+                if above
+                else "assumed within the cap; "
                 + (
                     "training is taken as converged"
                     if protocol.assume_stationary
@@ -87,18 +110,26 @@ def assumptions_of(
                 ),
             )
         )
-        if protocol.curvature == "diag_fisher":
-            assumptions.append(
-                Assumption(
-                    name="Fisher error",
-                    value="diagonal"
-                    if protocol.sparsify is None
-                    else f"diagonal, {protocol.sparsify:g} of it kept",
-                    source="estimated",
-                    note="how far it is from the Hessian is not bounded",
-                )
+    assumptions += curvature_claim(protocol, bounded=bound != "none")
+    if bound == "a_posteriori":
+        assumptions.append(
+            Assumption(
+                name="noise from a public number",
+                value="from the measured distance",
+                source="measured",
+                state="violated",
+                note="how much noise there is depends on the forgotten data, and "
+                "whoever sees it learns from it; for experiments only",
             )
-    assumptions += _placement(protocol, run)
+        )
+    assumptions += [*_placement(protocol, run), *extractor_of(run)]
+    assumptions += private_before(
+        run,
+        request,
+        epsilon=protocol.epsilon,
+        delta=protocol.delta,
+        disclosed=protocol.disclose_m,
+    )
     earlier = earlier_releases(run, request)
     return assumptions if earlier is None else [*assumptions, earlier]
 
@@ -109,7 +140,21 @@ def _distance_name(protocol: "NewtonFisher") -> str:
     return "distance to the exact minimizer"
 
 
-def _distance_note(protocol: "NewtonFisher") -> str:
+def _distance_note(protocol: "NewtonFisher", request: ForgetRequest) -> str:
+    if protocol.alone:
+        several = len(request.peers) > 1
+        return (
+            "kappa tau / lambda plus half the removed gradient r divided by the bounds "
+            "on the curvature, sqrt(r A^-1 r / lambda) / 2: tau was recorded before "
+            "the request, the rest is at the "
+            + (
+                "owners, each of whom checks a public share; parts of others than the "
+                "requester count in full"
+                if several
+                else "owner"
+            )
+            + "; at most the cap"
+        )
     if protocol.stacked:
         return (
             "|R-| / mu over the stack of all peers' models, R- the residual of D-SGD "
@@ -127,7 +172,7 @@ def _distance_note(protocol: "NewtonFisher") -> str:
 def _placement(protocol: "NewtonFisher", run: TrainedRun) -> list[Assumption]:
     """Return what the place of the noise adds to the claim."""
     if protocol.noise_placement == "broadcast_model":
-        return [
+        found = [
             Assumption(
                 name="one release",
                 value="all peers start from the same noised model",
@@ -136,6 +181,7 @@ def _placement(protocol: "NewtonFisher", run: TrainedRun) -> list[Assumption]:
                 "rounds use retained rows only and are post-processing",
             )
         ]
+        return found + (_messages_before(protocol) if protocol.views else [])
     found = []
     if protocol.stacked:
         found.append(
@@ -169,14 +215,13 @@ def _placement(protocol: "NewtonFisher", run: TrainedRun) -> list[Assumption]:
                 name="influence weights",
                 value=protocol.influence_weights,
                 source="proven" if uniform else "estimated",
-                note="all 1, whatever the data"
+                note="the same whatever the data"
                 if uniform
                 else "they come from the data and scale the noise, so the noise is "
                 "not the same with and without them",
             )
         )
-    mixed = protocol.scope == "release" and not protocol.stacked
-    if mixed and protocol.recovery_rounds:
+    if not recovers_within_claim(protocol):
         found.append(
             Assumption(
                 name="recovery rounds",
@@ -190,12 +235,38 @@ def _placement(protocol: "NewtonFisher", run: TrainedRun) -> list[Assumption]:
     return found
 
 
+def _messages_before(protocol: "NewtonFisher") -> list[Assumption]:
+    """Return what a claim about all messages takes of those before the release."""
+    if protocol.alone:
+        return [
+            Assumption(
+                name="messages before the release",
+                value="none",
+                source="proven",
+                note="the transport holds them back; later ones are post-processing: "
+                "they follow from the noised model and from retained rows",
+            )
+        ]
+    return [
+        Assumption(
+            name="secure aggregation",
+            value="sums over all peers before the release",
+            source="assumed",
+            note="what is summed, the sums and the points they are taken at stay "
+            "hidden from everybody but the requester; the simulator does not do this",
+        )
+    ]
+
+
 def certificate_of(
     protocol: "NewtonFisher",
     run: TrainedRun,
     request: ForgetRequest,
     assumptions: list[Assumption],
     plan: ReleasePlan,
+    *,
+    bound: Bound,
+    bounds: Sequence[str],
 ) -> Certificate:
     """Return the claim after the release was charged.
 
@@ -205,43 +276,83 @@ def certificate_of(
         request: The resolved request.
         assumptions: What ``assumptions_of`` gave.
         plan: The releases, for noise and sensitivity.
+        bound: What ``bound_of`` said of the distance.
+        bounds: Sentences on the bounds before and after, on which nothing rests.
 
     Returns:
         The certificate; epsilon composes all releases of the same owner.
     """
-    composed = max(
-        run.ledger.epsilon(owner, "public", protocol.delta)
-        for owner in owners_of(request)
-    )
-    earlier = any(a.name == EARLIER for a in assumptions)
+    curve = plan.curve
+    epsilon, earlier = protocol.epsilon, any(a.name == EARLIER for a in assumptions)
+    if earlier:
+        composed, curve = spent_together(run, request, protocol.delta)
+        epsilon = max(composed, epsilon)
+    secure = protocol.noise_mode == "secure"
     return certify(
         method="newton-fisher",
         request_id=request.request_id,
         group_size=request.size(run.data) if protocol.disclose_m else None,
         scope=protocol.scope,
-        epsilon=max(composed, protocol.epsilon) if earlier else protocol.epsilon,
+        epsilon=epsilon,
         delta=protocol.delta,
         sensitivity=plan.sensitivity,
-        bound="capped" if proves(protocol, run) else "none",
+        bound=bound,
         noise_std=plan.release.noise_std,
-        accountant="exact_gaussian",
+        noise_mode=protocol.noise_mode,
+        accountant="exact_gaussian" if curve is None else "rdp",
+        curve=curve,
         assumptions=assumptions,
-        observers=("public",),
+        observers=observers_of(run, request) if protocol.views else ("public",),
         exposure=(
-            f"messages of {run.state.round} training rounds, sent before the request",
-            _messages(protocol),
+            *exposure_of(run, request),
+            *_messages(protocol),
+            *(
+                [
+                    "the corrected models before the noise stay at the peers as secret "
+                    "state (and in a stored outcome): whoever sees them is not covered"
+                ]
+                if protocol.state_policy == "secret_state"
+                else []
+            ),
         ),
-        notes=_notes(protocol, earlier),
-        adaptive=request.adaptive,
+        notes=(
+            *_notes(protocol, earlier),
+            *_sent(protocol, run, request),
+            *bounds,
+            *([NOT_REPEATABLE] if secure else []),
+        ),
+        covers=("head",) if protocol.convex_head else ("all",),
+        adaptive=still_adaptive(request, assumptions),
     )
 
 
-def _messages(protocol: "NewtonFisher") -> str:
-    """Return which messages after the request the claim does not cover."""
+def _sent(
+    protocol: "NewtonFisher", run: TrainedRun, request: ForgetRequest
+) -> tuple[str, ...]:
+    """Return what is to be said of the way of the correction to the peers."""
+    if protocol.stacked:
+        return ()
+    what = {
+        "broadcast_model": "the noised model",
+        "broadcast_correction": "its part of the noised correction",
+        "independent": "its part of the correction",
+    }[protocol.noise_placement]
+    return held_multiples(run, request.requester, protocol.dissemination, what)
+
+
+def _messages(protocol: "NewtonFisher") -> tuple[str, ...]:
+    """Return which messages the claim does not cover, of those about the correction."""
+    if protocol.alone:
+        return (
+            "the mean of all models, which the correction starts from, is known from "
+            "before the request",
+        )
+    if protocol.views:
+        return ()
     if protocol.stacked:
         return (
             "models and corrections that neighbours exchange carry no noise: scope "
-            f"{protocol.scope} covers final models"
+            f"{protocol.scope} covers final models",
         )
     own = {
         "broadcast_model": "",
@@ -250,9 +361,9 @@ def _messages(protocol: "NewtonFisher") -> str:
         "independent": "; so does the correction that every peer is sent",
     }[protocol.noise_placement]
     return (
-        "sums over all peers of models, and of the gradients and curvature products "
+        "sums over all peers of models, and of the gradients and curvature "
         f"that the correction takes, carry no noise: scope {protocol.scope} covers "
-        f"final models{own}"
+        f"final models{own}",
     )
 
 

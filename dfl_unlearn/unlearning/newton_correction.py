@@ -15,20 +15,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dfl_unlearn.curvature.newton import NewtonPath, newton_minimize, newton_step
-from dfl_unlearn.curvature.operators import DiagonalFisher, Objective
+from dfl_unlearn.curvature.operators import Objective
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.engine.run import TrainedRun
-from dfl_unlearn.engine.transport import Transport
+from dfl_unlearn.engine.transport import Transport, multiples
 from dfl_unlearn.errors import UnsupportedRequestError
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.unlearning.fixed_point import FixedPoint, stacked_newton
 from dfl_unlearn.unlearning.influence_weights import correction_weights
-from dfl_unlearn.unlearning.retained import network_objective
+from dfl_unlearn.unlearning.newton_path import mean_path
 
 if TYPE_CHECKING:
     from dfl_unlearn.unlearning.protocols.newton_fisher import NewtonFisher
+
+UNNOISED = "unnoised"
+"""Slot of a state with the corrected models before the noise."""
 
 _FLOAT = 8  # bytes of one number of a correction
 
@@ -43,11 +45,15 @@ class Correction:
 
     Attributes:
         rows: Models before the noise, shape ``(N, P)`` float64.
+        models: What peers add their part of a correction to, shape ``(N, P)`` float64:
+            their own models, aligned first where the protocol says so.
         move: What was added to the mean model, shape ``(P,)``; None for a stack.
-        weights: The multiple of ``move`` that each peer takes, shape ``(N,)``.
+        weights: The multiple of ``move`` that each peer takes, shape ``(N,)``, with
+            what its way there makes of it.
         distance: Bound on the largest distance of a peer's model to its target; for a
             stack on the Frobenius distance of all; inf where nothing is proven.
         residuals: Norms of what is to vanish, at the start and after every step.
+        summed: Whether these are norms of sums over all peers that bound distances.
         solver_residuals: Of the linear solver.
         solver_iterations: Its iterations.
         sample_gradients: Per-sample gradients taken.
@@ -55,10 +61,12 @@ class Correction:
     """
 
     rows: Tensor
+    models: Tensor
     move: Tensor | None
     weights: NDArray[np.float64]
     distance: float
     residuals: tuple[float, ...]
+    summed: bool
     solver_residuals: tuple[float, ...]
     solver_iterations: int
     sample_gradients: int
@@ -90,18 +98,33 @@ def correct_mean(
         UnsupportedRequestError: If a peer's weight is not positive where noise is
             scaled by it.
     """
-    provable = proves(protocol, run)
-    start = run.state.mean()
+    provable = measures(protocol, run)
+    start = starting_models(protocol, run).mean(0)
+    models = _aligned(protocol, run, transport)
     transport.all_reduce("mean model", _FLOAT * run.model.size, request.requester)
-    path = _mean_path(protocol, run, kept, start, request, rng, transport, provable)
+    aims = provable and not protocol.assume_stationary
+    path = mean_path(
+        protocol,
+        run,
+        kept,
+        start,
+        request,
+        rng,
+        transport,
+        target=_mean_target(protocol, kept) if aims else None,
+        measures=provable,
+    )
     bound = path.residuals[-1] / run.model.l2 if provable else math.inf
     move, n = path.theta - start, run.topology.n
-    gradients, products = path.gradients * kept.rows, path.solver_iterations * kept.rows
+    gradients, products = path.sample_gradients, path.hvps
     if protocol.noise_placement == "broadcast_model":
         weights, rows = np.ones(n), path.theta.expand(n, -1)
     else:
         how = protocol.influence_weights
         weights = correction_weights(how, run, request, kept, start, rng)
+        weights = weights * multiples(
+            run.topology, request.requester, protocol.dissemination
+        )
         if protocol.noise_placement == "broadcast_correction" and weights.min() <= 0:
             peer = int(weights.argmin())
             raise UnsupportedRequestError(
@@ -115,16 +138,18 @@ def correct_mean(
         if how == "exact":  # the replay and its derivative
             trained = int(run.info.get("sample_gradients", 0))
             gradients, products = gradients + 2 * trained, products + trained
-        rows = run.state.params.double() + torch.from_numpy(weights)[:, None] * move
+        rows = models + torch.from_numpy(weights)[:, None] * move
         if provable:
             bound += float((rows - path.theta).norm(dim=1).max())
             transport.all_reduce("largest distance", _FLOAT, request.requester)
     return Correction(
         rows=rows,
+        models=models,
         move=move,
         weights=weights,
         distance=bound,
         residuals=path.residuals,
+        summed=provable and not protocol.assume_stationary,
         solver_residuals=path.solver_residuals,
         solver_iterations=path.solver_iterations,
         sample_gradients=gradients,
@@ -155,7 +180,7 @@ def correct_stack(
     equation = FixedPoint(run, data)
     path = stacked_newton(
         equation,
-        run.state.params,
+        starting_models(protocol, run),
         target=protocol.residual_cap * equation.contraction,
         least_steps=protocol.newton_steps,
         most_steps=protocol.newton_steps_max,
@@ -168,10 +193,12 @@ def correct_stack(
         transport.exchange("correction", payload)
     return Correction(
         rows=path.state,
+        models=starting_models(protocol, run),
         move=None,
         weights=np.ones(run.topology.n),
         distance=path.residuals[-1] / equation.contraction,
         residuals=path.residuals,
+        summed=True,
         solver_residuals=(),
         solver_iterations=path.gossip_rounds,
         sample_gradients=path.evaluations * equation.rows,
@@ -179,43 +206,70 @@ def correct_stack(
     )
 
 
-def proves(protocol: "NewtonFisher", run: TrainedRun) -> bool:
-    """Tell whether the residual will bound the distance to the target."""
-    return run.model.convex and run.model.l2 > 0 and not protocol.assume_stationary
+def starting_models(protocol: "NewtonFisher", run: TrainedRun) -> Tensor:
+    """Return the models that a correction starts from, ``(N, P)`` float64.
+
+    Args:
+        protocol: Its ``state_policy``.
+        run: The trained network; after a request with ``secret_state`` it carries the
+            corrected models as they were before the noise.
+    """
+    secret = protocol.state_policy == "secret_state"
+    kept = run.state.slots.get(UNNOISED) if secret else None
+    return (run.state.params if kept is None else kept).double()
 
 
-def _mean_path(
-    protocol: "NewtonFisher",
-    run: TrainedRun,
-    kept: Objective,
-    start: Tensor,
-    request: ForgetRequest,
-    rng: RngTree,
-    transport: Transport,
-    provable: bool,
-) -> NewtonPath:
-    """Return where the corrections lead; counts their messages."""
-    payload = _FLOAT * run.model.size
-    if protocol.curvature == "exact_cg" and provable:
-        path = newton_minimize(
-            kept,
-            start,
-            target=_mean_target(protocol, kept),
-            least_steps=protocol.newton_steps,
-            most_steps=protocol.newton_steps_max,
-            damping=protocol.damping,
+def _aligned(protocol: "NewtonFisher", run: TrainedRun, transport: Transport) -> Tensor:
+    """Return the peers' models after the rounds of gossip that bring them together."""
+    models = starting_models(protocol, run)
+    if protocol.align_to is None:
+        return models
+    apart = float((models - models.mean(0)).norm())
+    transport.all_reduce("disagreement", _FLOAT, 0)
+    if apart <= protocol.align_to:
+        return models
+    for _ in range(run.topology.mixing_rounds(protocol.align_to / apart)):
+        models = torch.from_numpy(run.topology.weights @ models.numpy())
+        transport.exchange("align", run.model.size * run.state.params.element_size())
+    return models
+
+
+def measures(protocol: "NewtonFisher", run: TrainedRun) -> bool:
+    """Tell whether the residual will bound the distance to the target.
+
+    With ``assume_stationary`` it is summed over all peers only where a claim could rest
+    on it.
+
+    Args:
+        protocol: Its fields.
+        run: Gives the model.
+
+    Returns:
+        Whether it will be finite.
+    """
+    if not (run.model.convex and run.model.l2 > 0):
+        return False
+    return not protocol.assume_stationary or (
+        recovers_within_claim(protocol)
+        and (
+            protocol.noise_placement != "broadcast_correction"
+            or protocol.influence_weights == "uniform"
         )
-    else:
-        path = _fixed_steps(protocol, run, kept, start, request, rng, provable)
-    if not protocol.assume_stationary:
-        for _ in range(path.gradients):
-            transport.all_reduce("gradient", payload, request.requester)
-    for _ in range(path.solver_iterations):
-        transport.all_reduce("curvature product", payload, request.requester)
-    if protocol.curvature == "diag_fisher":
-        for _ in range(len(path.residuals) - 1):
-            transport.all_reduce("fisher diagonal", payload, request.requester)
-    return path
+    )
+
+
+def recovers_within_claim(protocol: "NewtonFisher") -> bool:
+    """Tell whether recovery rounds, if any, only mix what the claim covers together.
+
+    Args:
+        protocol: Its fields.
+
+    Returns:
+        False where a peer would mix models that are covered one at a time only.
+    """
+    alone = protocol.scope == "release" and not protocol.stacked
+    mixes = protocol.noise_placement != "broadcast_model"
+    return not (alone and mixes and protocol.recovery_rounds)
 
 
 def _mean_target(protocol: "NewtonFisher", kept: Objective) -> float:
@@ -223,60 +277,3 @@ def _mean_target(protocol: "NewtonFisher", kept: Objective) -> float:
     own = protocol.noise_placement != "broadcast_model"
     share = _MEAN_SHARE if own else 1.0
     return share * protocol.residual_cap * kept.model.l2
-
-
-def _fixed_steps(
-    protocol: "NewtonFisher",
-    run: TrainedRun,
-    kept: Objective,
-    start: Tensor,
-    request: ForgetRequest,
-    rng: RngTree,
-    provable: bool,
-) -> NewtonPath:
-    """Take corrections; without a provable bound ``newton_steps`` of them."""
-    theta = start.clone()
-    full = network_objective(run) if protocol.assume_stationary else None
-    target = _mean_target(protocol, kept) if provable else math.inf
-    norms: list[float] = []
-    solver: tuple[float, ...] = ()
-    gradients = 0
-    for step in range(protocol.newton_steps_max + 1):
-        gradient = kept.gradient(theta)
-        gradients += 1
-        norms.append(float(gradient.norm()))
-        done = step >= protocol.newton_steps and norms[-1] <= target
-        if done or step == protocol.newton_steps_max:
-            break
-        if full is not None:
-            gradient = gradient - full.gradient(theta)
-            gradients += 1
-        if protocol.curvature == "diag_fisher":
-            fisher = DiagonalFisher.at(
-                kept,
-                theta,
-                damping=protocol.damping,
-                rng=rng,
-                request=request.request_id,
-                sparsify=protocol.sparsify,
-            )
-            gradients += 1
-            theta = theta - fisher.solve(gradient)
-        else:
-            move, residuals = newton_step(
-                kept,
-                theta,
-                gradient,
-                damping=protocol.damping,
-                tolerance=1e-6,
-                max_iterations=1000,
-            )
-            solver += residuals
-            theta = theta + move
-    return NewtonPath(
-        theta=theta,
-        residuals=tuple(norms),
-        gradients=gradients,
-        solver_iterations=len(solver),
-        solver_residuals=solver,
-    )

@@ -15,21 +15,29 @@ stack                    one vector of N P numbers  :math:`\Delta`, by all toget
 =======================  =========================  ==============================
 
 The cap of a stack (``target="dsgd_fixed_point"``) is on the distance of all models at
-once, so its release is one vector too.
+once, so its release is one vector too. Secure noise lies on a grid of step g: every
+distance grows by :math:`g \sqrt P` for the P numbers of a release, and s goes by
+Rényi's measure.
 """
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from dfl_unlearn.accounting.gaussian import gaussian_noise_std
-from dfl_unlearn.accounting.mechanisms import GaussianMechanism
+from dfl_unlearn.accounting.mechanisms import (
+    DiscreteGaussianMechanism,
+    GaussianMechanism,
+)
+from dfl_unlearn.accounting.rdp import RdpCurve, curve_of
 from dfl_unlearn.accounting.release import GaussianRelease
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.run import TrainedRun
+from dfl_unlearn.engine.transport import multiples
+from dfl_unlearn.errors import ResidualExceedsCapError
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.unlearning.claims import observers_of, owners_of
 from dfl_unlearn.unlearning.newton_correction import Correction
@@ -40,6 +48,9 @@ if TYPE_CHECKING:
 # Share of the cap that is set aside for rounding the released models to their dtype.
 ROUNDING_SHARE = 0.01
 
+_SAFE = 1 + 1e-9  # on secure noise, for sums of curves that round up
+_EPS = {torch.float32: 2.0**-23, torch.float64: 2.0**-52}
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReleasePlan:
@@ -48,48 +59,79 @@ class ReleasePlan:
     Attributes:
         release: One of them, with its noise.
         count: How many there are, all alike and independent.
-        sensitivity: Shift of all that the claim's observer sees, for this noise.
+        seen: How many of them the claim's observer sees.
+        coordinates: Numbers in each.
     """
 
     release: GaussianRelease
     count: int
-    sensitivity: float
+    seen: int
+    coordinates: int
 
     @classmethod
     def of(
-        cls, protocol: "NewtonFisher", peers: int, least_weight: float = 1.0
+        cls,
+        protocol: "NewtonFisher",
+        peers: int,
+        size: int,
+        least_weight: float = 1.0,
+        *,
+        measured: float | None = None,
     ) -> "ReleasePlan":
         """Return the plan of a protocol.
 
         Args:
             protocol: Its fields.
             peers: N.
+            size: P, the numbers of one model.
             least_weight: Smallest influence weight, for ``broadcast_correction``; the
                 noise over the sensitivity does not depend on it.
+            measured: The measured bound, for ``calibration="oracle_residual"``; None
+                where only the cost is asked, which does not depend on it.
 
         Returns:
             The plan.
         """
-        one = protocol.residual_cap * (1 + ROUNDING_SHARE)
-        count, seen = 1, one
+        one, method = protocol.residual_cap * (1 + ROUNDING_SHARE), protocol.calibration
+        if method == "oracle_residual":
+            one, method = (one if measured is None else measured), "analytic"
+        count = seen = 1
         if protocol.noise_placement == "broadcast_correction":
-            one = seen = one / least_weight
+            one = one / least_weight
         elif protocol.noise_placement == "independent" and not protocol.stacked:
             count = peers
-            seen = one * math.sqrt(peers) if protocol.scope == "joint" else one
-        noise_std = gaussian_noise_std(protocol.epsilon, protocol.delta, seen)
-        return cls(
-            release=GaussianRelease(sensitivity=one, noise_std=noise_std),
-            count=count,
-            sensitivity=seen,
-        )
+            seen = peers if protocol.scope == "joint" else 1
+        coordinates = peers * size if protocol.stacked else size
+        if protocol.noise_mode == "secure":
+            scale = gaussian_noise_std(protocol.epsilon, protocol.delta, 1.0, "rdp")
+            release = GaussianRelease.on_grid(
+                sensitivity=one,
+                noise_multiplier=scale * math.sqrt(seen) * _SAFE,
+                coordinates=coordinates,
+            )
+        else:
+            noise_std = gaussian_noise_std(
+                protocol.epsilon, protocol.delta, one * math.sqrt(seen), method
+            )
+            release = GaussianRelease(sensitivity=one, noise_std=noise_std)
+        return cls(release=release, count=count, seen=seen, coordinates=coordinates)
 
     @property
-    def mechanism(self) -> GaussianMechanism:
+    def mechanism(self) -> GaussianMechanism | DiscreteGaussianMechanism:
         """What one release costs."""
-        return GaussianMechanism(
-            noise_std=self.release.noise_std, sensitivity=self.release.sensitivity
-        )
+        return self.release.mechanism(self.coordinates)
+
+    @property
+    def sensitivity(self) -> float:
+        """Shift of all that the claim's observer sees, for this noise."""
+        return self.mechanism.sensitivity * math.sqrt(self.seen)
+
+    @property
+    def curve(self) -> RdpCurve | None:
+        """What the claim's observer sees by Rényi's measure; None for plain noise."""
+        if self.release.grid is None:
+            return None
+        return self.seen * curve_of(self.mechanism)
 
 
 def released_rows(
@@ -135,12 +177,96 @@ def released_rows(
 
     rows = correction.rows
     if protocol.noise_placement == "broadcast_model":
-        return release(rows[0]).expand(len(rows), -1)
+        held = multiples(run.topology, request.requester, protocol.dissemination)
+        return torch.from_numpy(held)[:, None] * release(rows[0])
     if protocol.noise_placement == "broadcast_correction":
         assert correction.move is not None
         noised = release(correction.move)
         weights = torch.from_numpy(correction.weights)[:, None]
-        return run.state.params.double() + weights * noised
+        return correction.models + weights * noised
     if protocol.stacked:
         return release(rows)
     return torch.stack([release(row) for row in rows])
+
+
+def rounding_of(
+    protocol: "NewtonFisher", run: TrainedRun, correction: Correction
+) -> float:
+    """Return how far rounding to the dtype may move a model (a stack: all).
+
+    Args:
+        protocol: Its fields.
+        run: Gives the dtype.
+        correction: The models before the noise.
+    """
+    norms = correction.rows.norm(dim=1)
+    size = float(norms.norm() if protocol.stacked else norms.max())
+    return 2 * _EPS[run.state.params.dtype] * size
+
+
+def bound_of(
+    protocol: "NewtonFisher", correction: Correction, rounding: float
+) -> Literal["capped", "a_posteriori", "none"]:
+    """Return how far the measured distance carries a claim.
+
+    Args:
+        protocol: Its fields.
+        correction: The models before the noise, and their distance to the target.
+        rounding: How far rounding may move a released model.
+
+    Returns:
+        ``capped``: it is within the public cap that the noise goes by;
+        ``a_posteriori``: the noise goes by the distance itself; ``none``: there is no
+        bound, or it is above the cap.
+    """
+    slack = ROUNDING_SHARE * protocol.residual_cap
+    if not (correction.distance <= protocol.residual_cap and rounding <= slack):
+        return "none"
+    return "a_posteriori" if protocol.calibration == "oracle_residual" else "capped"
+
+
+def check_residual(
+    protocol: "NewtonFisher", run: TrainedRun, correction: Correction, rounding: float
+) -> None:
+    """Refuse a bound above the cap, before anything is charged or released.
+
+    Args:
+        protocol: Its fields.
+        run: The trained network.
+        correction: The models before the noise, and their distance to the target.
+        rounding: How far rounding may move a released model.
+
+    Raises:
+        ResidualExceedsCapError: If the cap is not met.
+    """
+    if correction.distance == math.inf or protocol.assume_stationary:
+        return  # no bound, or one that only decides what the certificate says
+    if not correction.distance <= protocol.residual_cap:
+        spread = (
+            "; that includes how far the peers' models lie apart"
+            if protocol.noise_placement != "broadcast_model" and not protocol.stacked
+            else ""
+        )
+        if protocol.alone:
+            raise ResidualExceedsCapError(
+                f"residual_cap: the corrected model is only known to lie within "
+                f"{correction.distance:.3g} of the exact minimizer without the data, "
+                f"above the cap {protocol.residual_cap:g}; nothing was sent: set a "
+                "larger residual_cap, train for more rounds or with a falling "
+                "learning rate, or retrain"
+            )
+        raise ResidualExceedsCapError(
+            f"residual_cap: the distance to the exact target is bounded by "
+            f"{correction.distance:.3g} after {len(correction.residuals) - 1} "
+            f"corrections, above the cap {protocol.residual_cap:g}{spread}; nothing "
+            "was sent: raise newton_steps_max or residual_cap, use "
+            "curvature='exact_cg' and noise_placement='broadcast_model', or retrain"
+        )
+    slack = ROUNDING_SHARE * protocol.residual_cap
+    if not rounding <= slack:
+        raise ResidualExceedsCapError(
+            f"residual_cap: rounding the released model to "
+            f"{run.state.params.dtype} may move it by {rounding:.3g}, above the "
+            f"{slack:.3g} set aside (1 % of the cap); nothing was sent: raise "
+            "residual_cap or train in float64"
+        )

@@ -15,35 +15,44 @@ trained model; it says nothing about retraining.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dfl_unlearn.accounting.certificate import Assumption, Certificate, certify
-from dfl_unlearn.accounting.gaussian import gaussian_epsilon, gaussian_noise_std
-from dfl_unlearn.accounting.mechanisms import GaussianMechanism
-from dfl_unlearn.accounting.network import lamri_noise_std, walk_mu, walk_rdp
-from dfl_unlearn.accounting.rdp import DEFAULT_ORDERS, RdpCurve, rdp_to_epsilon
+from dfl_unlearn.accounting.gaussian import gaussian_epsilon
+from dfl_unlearn.accounting.mechanisms import (
+    DiscreteGaussianMechanism,
+    GaussianMechanism,
+)
+from dfl_unlearn.accounting.network import walk_mu, walk_rdp
+from dfl_unlearn.accounting.rdp import (
+    DEFAULT_ORDERS,
+    RdpCurve,
+    curve_of,
+)
 from dfl_unlearn.accounting.release import GaussianRelease
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.local import peer_scale
 from dfl_unlearn.engine.run import TrainedRun
-from dfl_unlearn.errors import InvalidHyperparameterError
 from dfl_unlearn.unlearning.claims import (
     EARLIER,
     earlier_releases,
+    exposure_of,
+    extractor_of,
+    held_multiples,
     observers_of,
     owners_of,
 )
+from dfl_unlearn.unlearning.noise_modes import NOT_REPEATABLE, on_grid, spent_together
+from dfl_unlearn.unlearning.rr_du_noise import releases_of
 from dfl_unlearn.unlearning.shift import start_shift
 from dfl_unlearn.unlearning.token_walk import Route
 
 if TYPE_CHECKING:
     from dfl_unlearn.unlearning.protocols.rr_du import RrDu
-
-_SAFE = 1 + 1e-9  # on noise, for sums of squares that round down
 
 _VIEW: Literal["view_joint"] = "view_joint"
 
@@ -60,8 +69,10 @@ class Claim:
         start: The release at the start; without noise none is made.
         visit: The release of each later visit; likewise.
         visits: Later visits, K - 1.
+        coordinates: Numbers in each release, P.
         scale: Factor N p_v on each peer's objective, shape ``(N,)``.
         gradients: Per-sample gradients that the bounds took.
+        last: Who holds the token at the end.
     """
 
     protocol: "RrDu"
@@ -70,8 +81,10 @@ class Claim:
     start: GaussianRelease
     visit: GaussianRelease
     visits: int
+    coordinates: int
     scale: NDArray[np.float64]
     gradients: int
+    last: int
 
     @classmethod
     def of(
@@ -99,9 +112,14 @@ class Claim:
             weight = float(scale[source] * route.weights[source])
             sensitivity = (1 - share) * protocol.clip_norm * weight
         shift, constants = start_shift(protocol, run, request)
-        visits = len(route.visits) - 1
-        start, visit = _noise(protocol, run, route, shift, sensitivity, visits)
-        assumptions = [*constants, _steps(protocol, route, sensitivity)]
+        visits, size = len(route.visits) - 1, run.model.size
+        start, visit = releases_of(protocol, run, route, shift, sensitivity)
+        assumptions = [
+            *constants,
+            _steps(protocol, route, sensitivity),
+            *on_grid(start, size, of="the start"),
+            *on_grid(visit, size, of="visits"),
+        ]
         if protocol.certify == "retrain" and start.noise_std == 0:
             assumptions.append(
                 Assumption(
@@ -128,12 +146,18 @@ class Claim:
         return cls(
             protocol=protocol,
             scope=_VIEW if protocol.certify == "retrain" else "transcript",
-            assumptions=(*assumptions, *([earlier] if earlier else [])),
+            assumptions=(
+                *assumptions,
+                *extractor_of(run),
+                *([earlier] if earlier else []),
+            ),
             start=start,
             visit=visit,
             visits=visits,
+            coordinates=size,
             scale=scale,
             gradients=int(run.data.retained[list(request.peers)].sum()),
+            last=int(route.holders[-1]),
         )
 
     @property
@@ -154,24 +178,46 @@ class Claim:
     @property
     def mu(self) -> float:
         """Shift in units of noise of everything together; inf without noise."""
-        walk = self.protocol.certify == "retrain"
         return walk_mu(
-            start_shift=self.start.sensitivity if walk else 0.0,
+            start_shift=self.start_shift,
             start_noise=self.start.noise_std,
-            visit_sensitivity=self.visit.sensitivity,
+            visit_sensitivity=self.visit_shift,
             visit_noise=self.visit.noise_std,
             visits=self.visits + 1,
         )
+
+    @property
+    def start_shift(self) -> float:
+        """Shift of the start, on its grid if it has one; 0 if both worlds share it."""
+        if self.scope != _VIEW:
+            return 0.0
+        return self.start.mechanism(self.coordinates).sensitivity
+
+    @property
+    def visit_shift(self) -> float:
+        """Shift of a visit, on its grid if it has one."""
+        return self.visit.mechanism(self.coordinates).sensitivity
+
+    @property
+    def secure(self) -> bool:
+        """Whether there is noise, and from the operating system."""
+        return self.protocol.noise_mode == "secure" and self.charges
 
     def check_budget(self, run: TrainedRun, request: ForgetRequest) -> None:
         """Refuse a walk that the ledger has no room for; nothing is written."""
         if not 0 < self.mu < math.inf:
             return
+        scale, grid = 1 / self.mu, 2.0**-20
+        together = (
+            DiscreteGaussianMechanism(noise_std=scale, grid=grid, sensitivity=1.0)
+            if self.secure
+            else GaussianMechanism(noise_std=scale, sensitivity=1.0)
+        )
         run.ledger.fork().charge_owners(
             request.request_id,
             owners_of(request),
             observers_of(run, request),
-            GaussianMechanism(noise_std=1 / self.mu, sensitivity=1.0),
+            together,
             scope=self.scope,
         )
 
@@ -186,15 +232,13 @@ class Claim:
             The certificate; epsilon composes all releases of the same owner.
         """
         protocol = self.protocol
-        epsilon = self._epsilon(run, request)
-        curve = self.curve
-        if curve is not None and epsilon != self.alone:
-            curve = None  # earlier releases: the ledger's total
-        shift = self.start.sensitivity if self.scope == _VIEW else 0.0
-        together = self.visits > 0 and self.visit.sensitivity > 0
+        epsilon, curve = self._price(run, request)
+        shift = self.start_shift
+        together = self.visits > 0 and self.visit_shift > 0
         noise = self.start.noise_std
-        if curve is None and together and 0 < self.mu < math.inf:
-            shift = shift or self.visit.sensitivity
+        hidden = protocol.segment_subsampling is not None and epsilon == self.alone
+        if together and not hidden and 0 < self.mu < math.inf:
+            shift = shift or self.visit_shift
             noise = shift / self.mu
         return certify(
             method="rr-du",
@@ -206,6 +250,7 @@ class Claim:
             sensitivity=shift,
             bound="capped" if self.scope == _VIEW else "none",
             noise_std=noise,
+            noise_mode="secure" if self.secure else "simulated",
             accountant=(
                 "rdp"
                 if curve is not None
@@ -217,18 +262,27 @@ class Claim:
             assumptions=self.assumptions,
             observers=observers_of(run, request),
             exposure=(
-                f"messages of {run.state.round} training rounds, sent before the "
-                "request, among them the mean of all models that the walk starts from",
+                *exposure_of(run, request),
+                "the mean of all models that the walk starts from is known from "
+                "before the request",
             ),
-            notes=self._notes(run, together),
+            notes=(
+                *self._notes(run, together),
+                *held_multiples(run, self.last, protocol.dissemination, "the model"),
+                *([NOT_REPEATABLE] if self.secure else []),
+            ),
             adaptive=request.adaptive,
         )
 
     @property
     def curve(self) -> RdpCurve | None:
-        """What a walk with hidden visits costs by Rényi's measure; else None."""
+        """What hidden visits or secure noise cost by Rényi's measure; else None."""
         rate = self.protocol.segment_subsampling
-        if rate is None or not 0 < self.mu < math.inf:
+        if not 0 < self.mu < math.inf:
+            return None
+        if self.secure:
+            return self._grid_curve()
+        if rate is None:
             return None
         return RdpCurve(
             orders=DEFAULT_ORDERS,
@@ -247,6 +301,17 @@ class Claim:
             normalize=True,
         )
 
+    def _grid_curve(self) -> RdpCurve:
+        """Return what all releases on grids cost together."""
+        total = RdpCurve.zero()
+        for release, shift, times in (
+            (self.start, self.start_shift, 1),
+            (self.visit, self.visit_shift, self.visits),
+        ):
+            if shift > 0:
+                total += times * curve_of(release.mechanism(self.coordinates))
+        return replace(total, description=f"start and {self.visits} visits on grids")
+
     @property
     def alone(self) -> float:
         """Epsilon of this walk by itself; the asked one where noise was calibrated."""
@@ -260,20 +325,23 @@ class Claim:
         within = alone <= protocol.epsilon <= alone * (1 + 1e-6)
         return protocol.epsilon if within else alone
 
-    def _epsilon(self, run: TrainedRun, request: ForgetRequest) -> float | None:
-        """Return what the certificate says; nominal only for the published noise."""
+    def _price(
+        self, run: TrainedRun, request: ForgetRequest
+    ) -> tuple[float | None, RdpCurve | None]:
+        """Return the certificate's epsilon, and the curve it comes from if any.
+
+        For the published noise it is nominal only.
+        """
         if self.protocol.calibration == "lamri_view":
-            return self.protocol.epsilon
+            return self.protocol.epsilon, None
         if self.mu == math.inf:
-            return None
+            return None, None
+        curve, alone = self.curve, self.alone
         earlier = any(a.name == EARLIER for a in self.assumptions)
-        if self.curve is not None and not earlier:
-            return self.alone
-        spent = max(
-            run.ledger.epsilon(owner, "public", self.protocol.delta)
-            for owner in owners_of(request)
-        )
-        return max(spent, self.alone)
+        if curve is not None and not earlier:
+            return alone, curve
+        spent, total = spent_together(run, request, self.protocol.delta)
+        return (spent, total) if spent > alone else (alone, curve or total)
 
     def _notes(self, run: TrainedRun, together: bool) -> tuple[str, ...]:
         if self.scope == "transcript":
@@ -296,7 +364,7 @@ class Claim:
                 "from retained data, and little of the trained model is left; a "
                 "smaller residual_cap makes a better start"
             )
-        if self.curve is not None:
+        if self.protocol.segment_subsampling is not None and self.curve is not None:
             notes.append(
                 f"the start carries noise {self.start_noise:.3g}, each of "
                 f"{self.visits} visits {self.visit_noise:.3g}; which of them read "
@@ -309,94 +377,6 @@ class Claim:
                 f"{self.visit_noise:.3g}"
             )
         return tuple(notes)
-
-
-def _noise(
-    protocol: "RrDu",
-    run: TrainedRun,
-    route: Route,
-    shift: float,
-    sensitivity: float,
-    visits: int,
-) -> tuple[GaussianRelease, GaussianRelease]:
-    """Return the releases of start and visits, calibrated to public numbers.
-
-    Where both cost something, each gets half of the budget's mu^2.
-    """
-    scale = gaussian_noise_std(protocol.epsilon, protocol.delta, 1.0) * _SAFE
-    costly = sensitivity > 0 and visits > 0
-    if protocol.calibration == "lamri_view":
-        assert protocol.clip_norm is not None
-        n = run.topology.n
-        start = 0.0
-        visit = lamri_noise_std(
-            protocol.clip_norm,
-            protocol.epsilon,
-            protocol.delta,
-            restart=protocol.restart_probability or 1 / n,
-            hops=len(route.holders),
-            peers=n,
-        )
-    elif protocol.certify == "transcript":
-        start, visit = 0.0, sensitivity * scale * math.sqrt(visits)
-    else:
-        halves = math.sqrt(2) if costly else 1.0
-        start = shift * scale * halves
-        visit = sensitivity * scale * halves * math.sqrt(visits)
-    if protocol.segment_subsampling is not None and costly:
-        visit = _hidden_noise(protocol, shift, start, sensitivity, visits)
-    if protocol.release_noise_std is not None and protocol.certify == "retrain":
-        start = protocol.release_noise_std
-    if protocol.visit_noise_std is not None:
-        visit = protocol.visit_noise_std
-    return (
-        GaussianRelease(sensitivity=shift, noise_std=start),
-        GaussianRelease(sensitivity=sensitivity, noise_std=visit),
-    )
-
-
-def _hidden_noise(
-    protocol: "RrDu", shift: float, start: float, sensitivity: float, visits: int
-) -> float:
-    """Return the least noise of hidden visits within the budget, rounded up.
-
-    Raises:
-        InvalidHyperparameterError: If the start alone passes the budget, as Rényi
-            orders measure it, so that no noise of visits would do.
-    """
-    rate = protocol.segment_subsampling
-    assert rate is not None
-
-    def spent(noise: float, visits: int) -> float:
-        values = walk_rdp(
-            DEFAULT_ORDERS,
-            start_shift=shift,
-            start_noise=start,
-            visit_sensitivity=sensitivity,
-            visit_noise=noise,
-            visits=visits + 1,
-            rate=rate,
-        )
-        return rdp_to_epsilon(DEFAULT_ORDERS, values, protocol.delta).epsilon
-
-    def enough(noise: float) -> bool:
-        return spent(noise, visits) <= protocol.epsilon
-
-    least = spent(0.0, 0)
-    if least >= protocol.epsilon:
-        raise InvalidHyperparameterError(
-            "segment_subsampling: must be None where Rényi orders cannot show the "
-            f"asked epsilon, got {rate:g} with epsilon {protocol.epsilon:g}: the start "
-            f"alone costs {least:.3g} at delta {protocol.delta:g}; raise epsilon or "
-            "delta, or let every visit read"
-        )
-    low, high = 0.0, sensitivity
-    while not enough(high):
-        low, high = high, 2 * high
-    while high - low > 1e-7 * high:
-        middle = (low + high) / 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return high
 
 
 def _steps(protocol: "RrDu", route: Route, sensitivity: float) -> Assumption:

@@ -116,6 +116,35 @@ class Removal:
             room = max(room, length * float(total / np.abs(mine).sum()))
         return room + (self.kappa - 1) * model.l2 * float(theta.norm())
 
+    def owner_parts(
+        self, model: FlatModel, data: PeerData, theta: Tensor
+    ) -> dict[int, Tensor]:
+        """Return each owner's part of r, without the l2 term, by owner.
+
+        Args:
+            model: The model.
+            data: What the peers hold before the request.
+            theta: The point, shape ``(P,)`` float64.
+
+        Returns:
+            Vectors of shape ``(P,)``; each reads rows of its owner only.
+        """
+        return {
+            int(owner): self._data_part(
+                model, data, theta, np.where(data.owner == owner, self.coefficients, 0)
+            )
+            for owner in np.unique(data.owner[self.coefficients != 0])
+        }
+
+    def decay(self, model: FlatModel, theta: Tensor) -> Tensor:
+        """Return the l2 term of r at a public point, known to everybody, ``(P,)``.
+
+        Args:
+            model: The model.
+            theta: The point, shape ``(P,)`` float64.
+        """
+        return -(self.kappa - 1) * model.l2 * theta
+
     @staticmethod
     def _data_part(
         model: FlatModel,

@@ -17,6 +17,7 @@ from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.engine.stored import (
     FINAL,
     LEDGER,
+    carried_out_to,
     data_entry,
     noted_head,
     read_run,
@@ -31,7 +32,9 @@ from dfl_unlearn.errors import (
     RefusedError,
 )
 from dfl_unlearn.store.folder import RunFolder
-from dfl_unlearn.unlearning.contracts import Cost, Outcome, protocols
+from dfl_unlearn.unlearning.contracts import Cost, Outcome, unlearners
+
+_KEPT = "pre-request state kept:"
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,28 @@ class OutcomeFolder:
         """The attempt's ledger, durable before anything is released."""
         return self.folder.path(f"{self.rel}/{LEDGER}")
 
+    def with_kept_state(self, outcome: Outcome) -> Outcome:
+        """Return a trial that says how many files hold the run's state from before.
+
+        Args:
+            outcome: What the protocol gave back; not written yet.
+
+        Returns:
+            It, with a line under its certificate's ``exposure``. The status is that of
+            the claim: a simulator's evidence is not kept by peers.
+        """
+        known = outcome.certificate
+        if known is None:
+            return outcome
+        own = (FINAL, "record/*", "influence/*")
+        files = sum(len(list(self.folder.root.glob(pattern))) for pattern in own)
+        line = (
+            f"{_KEPT} {files} files, the run's own: a trial leaves the run as it is, a "
+            "commit removes them"
+        )
+        noted = replace(known, exposure=(*known.exposure, line))
+        return replace(outcome, certificate=noted)
+
     def discard_unless_charged(self, charges: int) -> None:
         """Remove the place of an attempt that was refused before any charge."""
         if charges == 0:
@@ -110,6 +135,7 @@ class OutcomeFolder:
                 "trace": {k: v.tolist() for k, v in outcome.trace.items()},
                 "info": dict(outcome.info),
                 "notes": list(outcome.notes),
+                "status": outcome.status,
             },
         )
 
@@ -202,7 +228,9 @@ def load_outcomes(run: TrainedRun) -> list[Outcome]:
     ]
 
 
-def commit_outcome(outcome: Outcome, *, keep_checkpoints: bool = False) -> TrainedRun:
+def commit_outcome(
+    outcome: Outcome, *, keep_checkpoints: bool = False, reviewed: bool = False
+) -> TrainedRun:
     """Make a stored attempt the run's own state, for good.
 
     The record, the states of all attempts and the references of other requests, which
@@ -214,14 +242,24 @@ def commit_outcome(outcome: Outcome, *, keep_checkpoints: bool = False) -> Train
             was made in memory.
         keep_checkpoints: Leave that state on disk; the certificate then says so and is
             at most ``certified_conditional``.
+        reviewed: Whether somebody looked at an outcome that is held for review.
 
     Returns:
-        The run as it is now in its folder.
+        The run as it is now in its folder; the same one where nothing was asked for.
 
     Raises:
         MissingInputError: If the run has no folder.
-        RefusedError: If the run has changed since the attempt was made.
+        RefusedError: If the run has changed since the attempt was made, or the outcome
+            is held for review.
     """
+    if outcome.request.is_nothing:
+        return outcome.run
+    if outcome.status == "held_for_review" and not reviewed:
+        raise RefusedError(
+            f"outcome of {outcome.request.request_id}: must be complete to be "
+            f"committed, got held for review ({outcome.notes[-1]}); the run is as it "
+            "was: pass reviewed=True after looking at it, or retrain"
+        )
     if outcome.run.folder is None:
         raise MissingInputError(
             "outcome: must be of a run with a folder, got one in memory; use "
@@ -239,6 +277,10 @@ def commit_outcome(outcome: Outcome, *, keep_checkpoints: bool = False) -> Train
             "round": outcome.state.round,
             "state": digest,
             "info": {**manifest["info"], "requests": outcome.run.requests + 1},
+            "carried_out": [
+                *manifest.get("carried_out", ()),
+                carried_out_to(outcome.carried_out),
+            ],
             "ledger": list(outcome.ledger.head),
             "record": manifest["record"] if keep_checkpoints else None,
         }
@@ -255,9 +297,8 @@ def commit_outcome(outcome: Outcome, *, keep_checkpoints: bool = False) -> Train
         )
         folder.write_json("done.json", {"digest": digest, "format": 1})
         before = _pre_request_files(folder, outcome, place)
-        if keep_checkpoints:
-            _lower(folder, outcome, place, len(before))
-        else:
+        _settle(folder, outcome, place, len(before) if keep_checkpoints else 0)
+        if not keep_checkpoints:
             for file in before:
                 file.unlink()
             folder.path(f"{place}/state.safetensors").unlink()  # it is the run's now
@@ -316,21 +357,46 @@ def _pre_request_files(folder: RunFolder, outcome: Outcome, at: str) -> list[Pat
     return sorted(file for file in states if file.is_file() and file not in kept)
 
 
-def _lower(folder: RunFolder, outcome: Outcome, at: str, files: int) -> None:
-    """Write down that pre-request state was kept."""
+def kept_certificate(outcome: Outcome) -> Certificate | None:
+    """Read a stored outcome's certificate as it is now in the run folder.
+
+    Args:
+        outcome: An outcome whose ledger lies in a run folder.
+
+    Returns:
+        After a commit it no longer speaks of a trial, and says what was kept.
+
+    Raises:
+        MissingInputError: If the outcome was made in memory.
+    """
+    path = outcome.ledger.path
+    if path is None:
+        raise MissingInputError(
+            "outcome: must be kept in a run folder, got one in memory; use "
+            "outcome.certificate"
+        )
+    folder, at = RunFolder(path.parents[2]), f"outcomes/{path.parent.name}"
+    if not folder.path(f"{at}/certificate.json").is_file():
+        return None
+    return Certificate.from_json(folder.read_text(f"{at}/certificate.json"))
+
+
+def _settle(folder: RunFolder, outcome: Outcome, at: str, files: int) -> None:
+    """Write down that the outcome is no trial any more, and what state was kept."""
     known = outcome.certificate
-    if known is None or files == 0:
+    if known is None:
         return
-    lowered = replace(
-        known, exposure=(*known.exposure, f"pre-request state kept: {files} files")
-    )
-    if known.status in ("exact", "certified", "certified_conditional"):
-        lowered = replace(
-            lowered,
+    lines = [line for line in known.exposure if not line.startswith(_KEPT)]
+    if files:
+        lines.append(f"{_KEPT} {files} files")
+    settled = replace(known, exposure=tuple(lines))
+    if files and known.status in ("exact", "certified", "certified_conditional"):
+        settled = replace(
+            settled,
             status="certified_conditional",
             reasons=(*known.reasons, KEPT_STATE),
         )
-    folder.write_text(f"{at}/certificate.json", lowered.to_json())
+    folder.write_text(f"{at}/certificate.json", settled.to_json())
 
 
 def _read(
@@ -348,7 +414,7 @@ def _read(
     return Outcome(
         run=run,
         request=request,
-        protocol=protocols.build(protocol.pop("use"), **protocol),
+        protocol=unlearners.build(protocol.pop("use"), **protocol),
         state=PeerState(
             params=tensors.pop("params"), slots=tensors, round=known["round"]
         ),
@@ -364,6 +430,7 @@ def _read(
         trace={k: np.array(v) for k, v in known["trace"].items()},
         info=known["info"],
         notes=tuple(known["notes"]),
+        status=known.get("status", "complete"),
     )
 
 

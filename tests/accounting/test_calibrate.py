@@ -41,7 +41,7 @@ def test_calibration_gives_back_the_noise_of_the_oracles(
     assert epsilon_of(rate, found, steps, delta) <= epsilon
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(
     rate=st.floats(1e-4, 1),
     steps=st.integers(1, 5000),

@@ -12,7 +12,10 @@ from dfl_unlearn.accounting.certificate import (
     status_of,
 )
 from dfl_unlearn.accounting.gaussian import gaussian_noise_std
-from dfl_unlearn.accounting.mechanisms import GaussianMechanism
+from dfl_unlearn.accounting.mechanisms import (
+    DiscreteGaussianMechanism,
+    GaussianMechanism,
+)
 from dfl_unlearn.accounting.rdp import curve_of
 from dfl_unlearn.errors import (
     DflUnlearnError,
@@ -108,6 +111,46 @@ def test_a_heuristic_result_has_only_nominal_numbers_and_says_so():
     )
 
 
+def secure(**changes):
+    """A certificate of noise on a grid."""
+    mechanism = DiscreteGaussianMechanism(
+        noise_std=0.4, grid=2.0**-12, sensitivity=0.05
+    )
+    curve = curve_of(mechanism)
+    given = {
+        "noise_std": 0.4,
+        "noise_mode": "secure",
+        "accountant": "rdp",
+        "curve": curve,
+        "epsilon": curve.to_epsilon(1e-5).epsilon,
+        **changes,
+    }
+    return certificate(**given)
+
+
+def test_secure_noise_says_where_it_came_from_and_what_is_exact():
+    given = secure()
+    assert given.status == "certified"
+    assert (given.noise_mode, given.numerics) == ("secure", "grid")
+    text = str(given)
+    assert "noise: secure, from the operating system, not repeatable" in text
+    assert "numerics: grid (what is released is exact)" in text
+    assert "not for deployment" not in text
+    assert "real arithmetic before the noise" in text
+    assert Certificate.from_json(given.to_json()) == given
+
+
+def test_secure_noise_has_no_exact_gaussian_epsilon():
+    with pytest.raises(InvalidArgumentError, match=r"accountant: .* got 'exact_gauss"):
+        secure(accountant="exact_gaussian", curve=None)
+    with pytest.raises(InvalidArgumentError, match=r"epsilon: must be at least"):
+        secure(epsilon=secure().epsilon - 1e-9)
+    with pytest.raises(InvalidArgumentError, match=r"numerics: must be 'grid'"):
+        dataclasses.replace(secure(), numerics="idealized")
+    with pytest.raises(InvalidArgumentError, match=r"numerics: must be 'grid'"):
+        dataclasses.replace(certificate(), numerics="grid")
+
+
 def test_conditional_and_pending_results_say_why():
     assumed = Assumption(name="M", value=1.0, source="assumed")
     unknown = Assumption(name="L", value=1.0, source="proven", state="unknown")
@@ -200,8 +243,8 @@ def test_nobody_can_write_a_better_status_by_hand():
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        ({"scope": "view"}, InvalidArgumentError, "scope: .* got 'view'"),
-        ({"bound": "a_priori"}, InvalidArgumentError, "bound: .* got 'a_priori'"),
+        ({"scope": "network"}, InvalidArgumentError, "scope: .* got 'network'"),
+        ({"bound": "guess"}, InvalidArgumentError, "bound: .* got 'guess'"),
         ({"accountant": "gdp"}, InvalidArgumentError, "accountant: .* got 'gdp'"),
         ({"sensitivity": math.nan}, NumericalError, "must be finite, got nan"),
         ({"noise_std": math.inf}, NumericalError, "must be finite, got inf"),

@@ -134,3 +134,15 @@ def test_cross_check_dp_accounting_by_loss_distributions(
     tighter = accountant.get_epsilon(delta)
     assert math.isfinite(tighter)
     assert curve(rate, noise, steps).to_epsilon(delta).epsilon >= tighter - 1e-3
+
+
+@pytest.mark.slow
+def test_cross_check_dp_accounting_of_a_mixed_sequence(dp_accounting):
+    accountant = dp_accounting.pld.PLDAccountant(value_discretization_interval=1e-4)
+    accountant.compose(dp_accounting.GaussianDpEvent(5.0), 3)
+    step = dp_accounting.GaussianDpEvent(2.0)
+    accountant.compose(dp_accounting.PoissonSampledDpEvent(0.1, step), 50)
+    tighter = accountant.get_epsilon(1e-5)
+    assert tighter == pytest.approx(2.162026, abs=2e-3)
+    ours = (curve(1.0, 5.0, 3) + curve(0.1, 2.0, 50)).to_epsilon(1e-5).epsilon
+    assert ours >= tighter - 1e-3

@@ -22,7 +22,7 @@ from dfl_unlearn.accounting.mechanisms import (
     GaussianMechanism,
     SampledGaussianMechanism,
 )
-from dfl_unlearn.accounting.rdp import curve_of
+from dfl_unlearn.accounting.rdp import RdpCurve, curve_of
 from dfl_unlearn.errors import (
     AdjacencyMismatchError,
     CorruptStateError,
@@ -145,6 +145,22 @@ def test_accounts_of_other_mechanisms_are_their_renyi_sum():
     assert 2.3770778758 - 1e-9 <= mixed <= 2.3770778758 * (1 + 1e-7)
     rows = [(row.owner, row.observer, row.releases) for row in ledger.table()]
     assert rows[0] == ("*", "public", 4)
+
+
+def test_steps_that_every_record_joins_compose_exactly():
+    ledger = PrivacyLedger()
+    full = SampledGaussianMechanism(rate=1.0, noise_multiplier=8.0, steps=3)
+    ledger.charge("a", "peer:2", BOTH, replace(full, adjacency="unlearn"))
+    exact = ledger.epsilon("peer:2", "peer:0", 1e-5)
+    assert exact == pytest.approx(0.7912753789, abs=2e-10)
+    ledger.charge("b", "peer:2", BOTH, RELEASE)
+    ledger.charge("c", "peer:2", BOTH, RELEASE)
+    five = ledger.epsilon("peer:2", "peer:0", 1e-5)
+    assert five == pytest.approx(1.0470536091, abs=2e-10)
+    idle = SampledGaussianMechanism(rate=0.0, noise_multiplier=0.0)
+    bare = SampledGaussianMechanism(rate=1.0, noise_multiplier=0.0)
+    assert (idle.mu, bare.mu) == (0.0, math.inf)
+    assert TRAINING.mu is None
 
 
 def test_a_claim_on_any_one_record_is_about_adding_or_removing_it():
@@ -319,6 +335,42 @@ def test_under_joint_scope_all_observers_together_have_one_budget():
                 ledger.charge("r2", "peer:2", ("peer:3",), calibrated(1.0), scope=scope)
 
 
+def test_a_public_release_counts_for_everyone_who_saw_something_before():
+    ledger = PrivacyLedger(PrivacyBudget(epsilon_max=1.0))
+    ledger.charge("r1", "peer:2", ("peer:0",), calibrated(0.9), scope="release")
+    with pytest.raises(PrivacyBudgetExceededError, match="observer peer:0, budget 1"):
+        ledger.charge("r2", "peer:2", ("public",), calibrated(0.9), scope="release")
+    other = PrivacyLedger(PrivacyBudget(epsilon_max=1.0))
+    pair = ("{peer:0,peer:3}",)
+    other.charge("r1", "peer:2", pair, calibrated(0.9), scope="release")
+    with pytest.raises(PrivacyBudgetExceededError, match=r"observer \{peer:0,peer:3\}"):
+        other.charge("r2", "peer:2", ("peer:3",), calibrated(0.9), scope="release")
+    other.charge("r3", "peer:2", ("peer:5",), calibrated(0.9), scope="release")
+
+
+def test_an_observer_may_have_a_cap_of_its_own():
+    budget = PrivacyBudget(
+        epsilon_max=2.0, per_observer={"public": 0.5, "{peer:0,peer:3}": 1.2}
+    )
+    ledger = PrivacyLedger(budget)
+    with pytest.raises(PrivacyBudgetExceededError, match=r"public, budget 0\.5"):
+        ledger.charge("r1", "peer:2", ("peer:0", "public"), calibrated(1.0))
+    for scope in ("release", "joint"):
+        ledger = PrivacyLedger(budget)
+        ledger.charge("r1", "peer:2", ("peer:0",), calibrated(1.0), scope=scope)
+        with pytest.raises(PrivacyBudgetExceededError, match=r"peer:3\}, budget 1\.2"):
+            ledger.charge("r2", "peer:2", ("peer:3",), calibrated(1.0), scope=scope)
+    assert ledger.remaining("peer:2", "peer:0") == pytest.approx(1.0)
+    assert ledger.remaining("peer:2", "public") == 0.5
+    assert ledger.remaining("peer:2", "{peer:0,peer:3}") == pytest.approx(0.2)
+    rows = {row.observer: row.remaining for row in ledger.table()}
+    assert rows["public"] == 0.5
+    alone = PrivacyLedger(PrivacyBudget(per_observer={"peer:3": 0.5}))
+    alone.charge("r1", "peer:2", ("peer:0",), calibrated(9.0))
+    with pytest.raises(PrivacyBudgetExceededError, match="observer peer:3"):
+        alone.charge("r2", "peer:2", ("public",), calibrated(1.0))
+
+
 def test_an_owner_may_have_a_cap_of_its_own():
     ledger = PrivacyLedger(PrivacyBudget(epsilon_max=1.0, per_owner={"peer:2": 0.5}))
     with pytest.raises(PrivacyBudgetExceededError, match=r"budget 0\.5"):
@@ -336,12 +388,14 @@ def test_an_owner_may_have_a_cap_of_its_own():
         {"delta_max": 1.0},
         {"per_owner": {"peer:1": -1.0}},
         {"per_owner": {"client:1": 1.0}},
+        {"per_observer": {"peer:1": 0.0}},
+        {"per_observer": {"client:1": 1.0}},
     ],
 )
 def test_impossible_budgets_are_refused(fields):
     expected = InvalidPrivacyParameterError
     expected = InvalidArgumentError if "client:1" in str(fields) else expected
-    with pytest.raises(expected, match=next(iter(fields))):
+    with pytest.raises(expected, match=next(iter(fields)).removeprefix("per_")):
         PrivacyBudget(**fields)
 
 
@@ -358,7 +412,7 @@ def test_impossible_budgets_are_refused(fields):
         ({"request_id": "r 7"}, "request_id: must match"),
         ({"request_id": "r7/../x"}, "request_id: must match"),
         ({"release_id": "a b"}, "release_id: must match"),
-        ({"scope": "view"}, "scope: must be one of release, joint"),
+        ({"scope": "network"}, "scope: must be one of release, joint"),
         ({"group_size": 0}, "group_size: must be an integer >= 1"),
         ({"round": -1}, "round: must be an integer >= 0"),
     ],
@@ -449,6 +503,10 @@ def test_what_is_private_for_any_record_has_its_own_epsilon():
     assert one == curve_of(TRAINING).to_epsilon(1e-5).epsilon
     assert one == ledger.epsilon("*", "peer:0", 1e-5)
     assert ledger.public_epsilon("peer:9", 1e-5) == 0
+    nothing = ledger.spent("*", "peer:9")
+    assert nothing == RdpCurve.zero(adjacency="add_remove")
+    assert nothing == PrivacyLedger().spent("*", "peer:9")
+    assert nothing + ledger.spent("*", "peer:0") == curve_of(TRAINING)
     assert ledger.epsilon("peer:2", "peer:3", 1e-5) == pytest.approx(0.4344163801)
 
 

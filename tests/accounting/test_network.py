@@ -4,7 +4,7 @@ from fractions import Fraction
 import networkx as nx
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from oracles import network as oracle
 
@@ -59,6 +59,7 @@ def test_a_walk_meets_the_oracle():
 
 @settings(deadline=None)
 @given(shift=shifts, first=noises, s=shifts, noise=noises, visits=st.integers(1, 300))
+@example(shift=10.0, first=0.01, s=0.001, noise=77.0, visits=6)
 def test_a_walk_costs_its_releases_and_more_noise_never_costs_more(
     shift, first, s, noise, visits
 ):
@@ -71,7 +72,8 @@ def test_a_walk_costs_its_releases_and_more_noise_never_costs_more(
     assert mu >= math.sqrt(total) * (1 - 1e-15)
     np.testing.assert_allclose(cost, orders / 2 * mu**2, rtol=1e-12)
     longer = walk_rdp(orders, **given_, visit_noise=noise, visits=visits + 1)
-    assert (longer > cost).all()
+    seen = s**2 / noise**2 > 1e-12 * total  # else one visit is below the last digit
+    assert ((longer > cost) if seen else (longer >= cost)).all()
     quieter = walk_rdp(orders, **given_, visit_noise=2 * noise, visits=visits)
     assert (quieter <= cost).all()
     hidden = walk_rdp(orders, **given_, visit_noise=noise, visits=visits, rate=0.1)

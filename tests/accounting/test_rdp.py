@@ -113,13 +113,23 @@ def test_rdp_gaussian_is_the_integrated_divergence(order, noise_multiplier):
     ],
 )
 def test_conversion_beats_the_simple_zcdp_formula(rho, delta, epsilon, order, simple):
-    result = gaussians(1 / math.sqrt(2 * rho)).to_epsilon(delta)
-    assert_upper_bound(result.epsilon, epsilon)
-    assert result.order == order
+    for curve in (gaussians(1 / math.sqrt(2 * rho)), RdpCurve.from_zcdp(rho)):
+        result = curve.to_epsilon(delta)
+        assert_upper_bound(result.epsilon, epsilon)
+        assert result.order == order
     assert rho + 2 * math.sqrt(rho * math.log(1 / delta)) == pytest.approx(
         simple, abs=1e-10
     )
     assert result.epsilon < simple
+
+
+def test_zero_concentrated_privacy_of_nothing_and_of_anything():
+    assert RdpCurve.from_zcdp(0.0) == RdpCurve.zero()
+    assert RdpCurve.from_zcdp(math.inf).to_epsilon(0.5).epsilon == math.inf
+    assert (RdpCurve.from_zcdp(0.3).values >= 0.3 * np.array(DEFAULT_ORDERS)).all()
+    for rho in (-1.0, math.nan):
+        with pytest.raises(InvalidPrivacyParameterError, match="rho: must be >= 0"):
+            RdpCurve.from_zcdp(rho)
 
 
 def test_shift_of_zero_costs_nothing_and_noise_of_zero_costs_everything():

@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -7,8 +8,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.stats import kstest
 
+from dfl_unlearn.accounting import release as release_module
+from dfl_unlearn.accounting.gaussian import gaussian_noise_std
 from dfl_unlearn.accounting.ledger import PrivacyBudget, PrivacyLedger
+from dfl_unlearn.accounting.mechanisms import DiscreteGaussianMechanism
 from dfl_unlearn.accounting.release import GaussianRelease, clip_rows, project_ball_
+from dfl_unlearn.accounting.secure_noise import from_grid, grid_noise, to_grid
 from dfl_unlearn.errors import (
     InvalidArgumentError,
     InvalidPrivacyParameterError,
@@ -142,6 +147,148 @@ def test_noise_std_is_within_one_percent():
     noise = released(torch.zeros(200_000))
     assert float(noise.std()) == pytest.approx(0.4, rel=0.01)
     assert float(noise.mean()) == pytest.approx(0, abs=6 * 0.4 / math.sqrt(200_000))
+
+
+# --- secure mode ---------------------------------------------------------------------
+
+SECURE = GaussianRelease(sensitivity=0.05, noise_std=0.4, mode="secure")
+STEP = 2.0**-12  # of its grid: the largest power of two under 0.4 / 1024
+
+
+@pytest.fixture
+def keyed_bytes(monkeypatch):
+    """Give secure noise bytes that repeat."""
+    keyed = partial(grid_noise, random_bytes=RngTree(0).numpy("audit").bytes)
+    monkeypatch.setattr(release_module, "grid_noise", keyed)
+
+
+@pytest.mark.parametrize("shift", [0.0, STEP, 1 / 3, 1.0, 1.0 + STEP])
+def test_secure_outputs_lie_on_the_grid_in_every_world(shift):
+    value = torch.full((3, 100), shift, dtype=torch.float64)
+    noised = released(value, release=SECURE)
+    assert noised.shape == (3, 100)
+    assert torch.equal(noised / STEP, torch.round(noised / STEP))
+    assert not torch.equal(noised, released(value, release=SECURE))
+
+
+def test_secure_noise_is_added_to_the_rounded_value(keyed_bytes):
+    value = torch.linspace(-1, 1, 7, dtype=torch.float64)
+    noised = released(value, release=SECURE)
+    noise = grid_noise((7,), 0.4, STEP, random_bytes=RngTree(0).numpy("audit").bytes)
+    expected = from_grid(to_grid(value.numpy(), STEP) + noise, STEP)
+    assert np.array_equal(noised.numpy(), expected)
+
+
+def test_a_cast_comes_after_the_secure_release(keyed_bytes):
+    noise = grid_noise((5,), 0.4, STEP, random_bytes=RngTree(0).numpy("audit").bytes)
+    low = released(torch.full((5,), 2.0**14), release=SECURE)
+    assert low.dtype == torch.float32
+    exact = torch.from_numpy(from_grid(noise + 2**26, STEP))
+    assert torch.equal(low, exact.float())
+    assert not torch.equal(low.double(), exact)
+
+
+def test_a_secure_release_is_charged_with_its_rounding():
+    ledger = PrivacyLedger()
+    released(torch.zeros(100), ledger=ledger, release=SECURE)
+    (entry,) = ledger.entries
+    assert entry.noise_mode == "secure"
+    assert isinstance(entry.mechanism, DiscreteGaussianMechanism)
+    assert (entry.mechanism.noise_std, entry.mechanism.grid) == (0.4, STEP)
+    assert entry.mechanism.sensitivity == pytest.approx(0.05 + 10 * STEP, rel=1e-14)
+    assert entry.mechanism.sensitivity >= 0.05 + 10 * STEP
+    simulated = PrivacyLedger()
+    released(torch.zeros(100), ledger=simulated)
+    spent = [one.epsilon("peer:2", "peer:0", 1e-5) for one in (ledger, simulated)]
+    assert spent[0] > spent[1]
+
+
+def test_secure_noise_is_drawn_after_its_entry_is_on_disk(tmp_path, monkeypatch):
+    path = tmp_path / "ledger.jsonl"
+
+    def watched(*args):
+        assert b'"state":"reserved"' in path.read_bytes()
+        return grid_noise(*args)
+
+    monkeypatch.setattr(release_module, "grid_noise", watched)
+    released(torch.zeros(2), ledger=PrivacyLedger(path=path), release=SECURE)
+    monkeypatch.setattr(release_module, "grid_noise", None)  # a call would fail
+    poor = PrivacyLedger(PrivacyBudget(epsilon_max=0.1))
+    with pytest.raises(PrivacyBudgetExceededError):
+        released(torch.zeros(2), ledger=poor, release=SECURE)
+    assert poor.entries == ()
+
+
+@given(
+    sensitivity=st.floats(1e-6, 1e3),
+    epsilon=st.floats(0.1, 8),
+    p=st.integers(1, 10**6),
+)
+def test_noise_on_the_grid_covers_its_own_rounding(sensitivity, epsilon, p):
+    multiplier = gaussian_noise_std(epsilon, 1e-5, 1.0, method="rdp") * (1 + 1e-9)
+    release = GaussianRelease.on_grid(
+        sensitivity=sensitivity, noise_multiplier=multiplier, coordinates=p
+    )
+    mechanism = release.mechanism(p)
+    assert mechanism.sensitivity >= sensitivity + release.grid * math.sqrt(p)
+    assert mechanism.noise_multiplier >= multiplier
+    # The grid is that of the noise for the sensitivity alone (ACC 4.3, step 1).
+    alone = sensitivity * multiplier
+    assert release.grid <= alone / 1024 < 2 * release.grid
+    ledger = PrivacyLedger()
+    ledger.charge("r7", "peer:2", ("peer:0",), mechanism)
+    assert ledger.epsilon("peer:2", "peer:0", 1e-5) <= epsilon
+
+
+def test_a_value_that_never_changes_needs_no_secure_noise():
+    release = GaussianRelease.on_grid(
+        sensitivity=0.0, noise_multiplier=4.0, coordinates=3
+    )
+    assert (release.noise_std, release.grid) == (0.0, None)
+    ledger = PrivacyLedger()
+    with pytest.raises(InvalidPrivacyParameterError, match=r"above 0 in secure mode"):
+        released(torch.zeros(3), ledger=ledger, release=release)
+    assert ledger.entries == ()
+
+
+def test_secure_values_too_large_for_the_grid_are_refused_before_they_are_charged():
+    ledger = PrivacyLedger()
+    with pytest.raises(NumericalError, match=r"below 2\*\*53 steps"):
+        released(torch.tensor([2.0**41]), ledger=ledger, release=SECURE)
+    assert ledger.entries == ()
+
+
+@pytest.mark.parametrize(
+    ("mode", "grid"),
+    [
+        ("simulated", STEP),
+        ("secure", 2 * STEP),  # above a 1024th of the noise
+        ("secure", STEP / 3),
+        ("secure", 2.0**-50),
+        ("secure", 0.0),
+    ],
+)
+def test_grids_that_do_not_go_with_the_noise_are_refused(mode, grid):
+    with pytest.raises(InvalidPrivacyParameterError, match=f"grid: .* got {grid!r}"):
+        GaussianRelease(sensitivity=0.05, noise_std=0.4, mode=mode, grid=grid)
+    finer = GaussianRelease(
+        sensitivity=0.05, noise_std=0.4, mode="secure", grid=STEP / 8
+    )
+    assert finer.mechanism(100).sensitivity < SECURE.mechanism(100).sensitivity
+    with pytest.raises(InvalidArgumentError, match=r"mode: .* got 'device'"):
+        GaussianRelease(sensitivity=0.05, noise_std=0.4, mode="device")
+
+
+@pytest.mark.statistical
+def test_secure_noise_has_the_scale_it_claims_and_no_other(keyed_bytes):
+    def fits(scale):
+        value = torch.zeros(200_000, dtype=torch.float64)
+        noise = released(value, release=SECURE).numpy() / 0.4
+        return kstest(noise * scale, "norm").pvalue > 1e-6
+
+    assert fits(1.0)
+    assert not fits(1.05)
+    assert not fits(0.95)
 
 
 # --- bounds --------------------------------------------------------------------------

@@ -110,3 +110,34 @@ def test_skipping_draws_gives_the_same_numbers(skip, count):
     whole = RngTree(1).numpy("batch").random(skip + count)
     part = RngTree(1).numpy("batch", skip=skip).random(count)
     np.testing.assert_array_equal(part, whole[skip:])
+
+
+def test_poisson_batches_keep_to_few_widths_and_their_coins():
+    offsets = np.array([0, 700, 1500])
+    everything = np.ones(1500, dtype=bool)
+    plan = BatchPlan(
+        offsets=offsets,
+        keep=everything,
+        counted=everything,
+        local=LocalSteps(),
+        rng=RngTree(3),
+        block_peers=16,
+    )
+    widths, joined = set(), np.zeros(1500)
+    for t in range(400):
+        batch = plan.poisson(np.arange(2), t, 0.3)
+        taken = np.where(batch.weights > 0, batch.index, -1)
+        widths.add(taken.shape[1])
+        for i, size in enumerate([700, 800]):
+            rows = taken[i][taken[i] >= 0]
+            assert len(set(rows.tolist())) == len(rows)
+            assert ((offsets[i] <= rows) & (rows < offsets[i + 1])).all()
+            assert set(batch.weights[i]) <= {0.0, 1 / (0.3 * size)}
+            joined[rows] += 1
+    assert len(widths) <= 6
+    # 1500 shares of 400 coins: six standard deviations, confidence 1 - 1e-5.
+    assert np.abs(joined / 400 - 0.3).max() < 6 * np.sqrt(0.3 * 0.7 / 400)
+    alone = plan.poisson(np.array([1]), 7, 0.3)
+    both = plan.poisson(np.arange(2), 7, 0.3)
+    of_one = both.index[1][both.weights[1] > 0]
+    np.testing.assert_array_equal(alone.index[0][alone.weights[0] > 0], of_one)

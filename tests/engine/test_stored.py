@@ -232,9 +232,9 @@ def test_a_folder_that_is_no_run_is_named(tmp_path):
     [
         (lambda m: m.update(format=2), StoreCorruptError, "format must be 1, got 2"),
         (
-            lambda m: m["noise_self_check"].__setitem__(0, "0x1p+0"),
+            lambda m: m["noise_self_check"].__setitem__(3, "0x1p+0"),
             NoiseStreamChangedError,
-            "keyed noise must start 0x1p",
+            r"keyed noise must start .*'0x1p\+0'\), got .*; use the NumPy",
         ),
         (
             lambda m: m["data"].update(fingerprint="0" * 64),

@@ -2,9 +2,11 @@ import networkx as nx
 import numpy as np
 import pytest
 from networks import path4
+from scipy.sparse import csr_array
 
-from dfl_unlearn.engine.transport import HEADER_BYTES, Transport
-from dfl_unlearn.errors import StaleModelError, TopologyError
+from dfl_unlearn.engine.transport import HEADER_BYTES, Transport, multiples
+from dfl_unlearn.errors import InvalidArgumentError, StaleModelError, TopologyError
+from dfl_unlearn.rng import RngTree
 from dfl_unlearn.topology.graph import Topology
 
 GRAPHS = {
@@ -85,6 +87,84 @@ def test_one_gossip_round_uses_both_directions_of_every_edge():
     transport.exchange("recovery", 10)
     assert len(transport.log) == 2 * 2 * 3
     assert transport.log.max_edge_bytes() == 2 * (10 + HEADER_BYTES)
+
+
+# --- averaging and rumours -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "rounds"),
+    [
+        ("path4", 32),
+        ("ring6", 18),
+        ("ring10", 51),
+        ("star5", 31),
+        ("K5", 1),
+        ("Petersen", 10),
+        ("torus", 14),
+        ("karate", 218),
+    ],
+)
+def test_averaging_sends_two_messages_an_edge_and_round(name, rounds):
+    """decentralized-certified 7, item 6: rounds until W^t is 1e-3 from the mean."""
+    topology = topology_of(GRAPHS[name][0])
+    transport = Transport(topology)
+    assert transport.broadcast(0, "model", 8, "gossip_average") == rounds
+    assert len(transport.log) == 2 * len(topology.edges) * rounds
+    held = multiples(topology, 0, "gossip_average")
+    assert held.sum() == pytest.approx(topology.n)
+    assert abs(held - 1).max() <= 1e-3 * topology.n
+
+
+def test_what_averaging_leaves_at_each_peer():
+    """decentralized-certified 7, item 6: N W^32 e_0 on path4."""
+    held = multiples(path4(), 0, "gossip_average")
+    expected = [1.001634, 1.000677, 0.999323, 0.998366]
+    np.testing.assert_allclose(held, expected, atol=5e-7)
+    for how in ("tree", "flood", "push"):
+        np.testing.assert_array_equal(multiples(path4(), 0, how), 1.0)
+
+
+def test_averaging_needs_weights_that_average():
+    weights = csr_array(np.array([[0.5, 0.5, 0], [0.25, 0.5, 0.25], [0, 0.5, 0.5]]))
+    topology = Topology(graph=nx.path_graph(3), weights=weights, stochastic="row")
+    with pytest.raises(TopologyError, match="doubly stochastic"):
+        multiples(topology, 0, "gossip_average")
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_rumour_reaches_everyone_through_random_neighbours(name):
+    topology = topology_of(GRAPHS[name][0])
+    transport = Transport(topology)
+    rounds = transport.broadcast(1, "model", 8, "push", RngTree(0).numpy("walk"))
+    informed = {1}
+    for step in range(rounds):
+        sent = [(m.source, m.target) for m in transport.log if m.step == step]
+        assert {i for i, _ in sent} == informed  # each that holds it tells one
+        assert len(sent) == len(informed)
+        informed |= {j for _, j in sent}
+    assert informed == set(range(topology.n))
+    again = Transport(topology)
+    again.broadcast(1, "model", 8, "push", RngTree(0).numpy("walk"))
+    assert list(again.log) == list(transport.log)
+
+
+def test_a_rumour_takes_about_log_n_rounds_on_a_complete_graph():
+    """Pittel (1987): log2 N + ln N rounds, about N ln N messages; 40 fixed seeds."""
+    topology = topology_of(nx.complete_graph(64))
+    rounds, messages = [], []
+    for seed in range(40):
+        transport = Transport(topology)
+        generator = RngTree(seed).numpy("walk")
+        rounds.append(transport.broadcast(0, "model", 8, "push", generator))
+        messages.append(len(transport.log))
+    assert np.mean(rounds) == pytest.approx(np.log2(64) + np.log(64), abs=1.0)
+    assert 0.8 < np.mean(messages) / (64 * (np.log(64) + 1)) < 1.3
+
+
+def test_a_rumour_needs_draws():
+    with pytest.raises(InvalidArgumentError, match="generator"):
+        Transport(path4()).broadcast(0, "model", 8, "push")
 
 
 def test_after_a_correction_no_older_model_is_sent():

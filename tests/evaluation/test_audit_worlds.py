@@ -54,6 +54,13 @@ PROTOCOLS = {
         recovery_rounds=0,
     ),
     "stack": NewtonFisher(**STACK),
+    "averaged": NewtonFisher(dissemination="gossip_average"),
+    "aligned": NewtonFisher(
+        noise_placement="independent",
+        influence_weights="uniform",
+        residual_cap=0.5,
+        align_to=0.01,
+    ),
     "fine-tune": FineTune(epsilon=1.0, rounds=40, residual_cap=1.0),
     "token": RrDu(hops=12, residual_cap=2.0),
     "token of corrected steps": RrDu(
@@ -97,7 +104,7 @@ def test_from_the_target_the_protocol_is_its_certifier(name, dtype):
         run = l6_run(dtype=dtype, local=local)
     worlds = worlds_of(Setting.of(run, REQUEST), protocol)
     target = worlds.target.rows
-    tree = TheirNoise("audit/0/x", separate=name in ("own", "own release"))
+    tree = TheirNoise("audit/0/x", separate=name in ("own", "own release", "aligned"))
     theirs = worlds.unlearned(target, tree)
     ours = worlds.released(target[None], worlds.claim.noise_std, [tree])[0]
     # In float32 the token starts from a rounded target.
@@ -105,6 +112,17 @@ def test_from_the_target_the_protocol_is_its_certifier(name, dtype):
     torch.testing.assert_close(ours, theirs, rtol=close, atol=close)
     bare = worlds.bare(target, SilentTree("audit/0/x"))
     assert worlds.shift(bare) < (1e-12 if dtype == "float64" else 1e-6)
+
+
+def test_a_requester_that_corrects_alone_stays_within_its_cap():
+    run = l6_run()
+    protocol = NewtonFisher(scope="view_joint", curvature="local", residual_cap=2.0)
+    worlds = worlds_of(Setting.of(run, REQUEST), protocol)
+    rows = worlds.bare(run.state.params, SilentTree("audit/0/x"))
+    assert 0 < worlds.shift(rows) <= 2.0
+    seen = worlds.unlearned(run.state.params, RngTree("audit/0/x"))
+    assert seen.shape == (12, 4)
+    assert worlds.released(rows[None], 1.0, [RngTree("audit/0/y")]).shape == (1, 12, 4)
 
 
 @pytest.mark.parametrize("normalization", ["fixed", "local_mean"])

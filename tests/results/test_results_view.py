@@ -123,5 +123,5 @@ def test_the_configuration_is_plain_values():
         "initial_state",
         "training_residual",
     ]
-    assert config["unlearning"]["fine-tune"] == {"rounds": 10}
+    assert config["unlearning"]["fine-tune"]["rounds"] == 10
     assert plain(object()) == "object"

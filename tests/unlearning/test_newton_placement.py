@@ -18,6 +18,7 @@ from dfl_unlearn.engine.influence import track_influence
 from dfl_unlearn.engine.simulator import continue_training, simulate
 from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.engine.trainers.gradient_tracking import GradientTracking
+from dfl_unlearn.engine.transport import multiples
 from dfl_unlearn.errors import (
     InvalidHyperparameterError,
     MissingRecordError,
@@ -31,6 +32,7 @@ from dfl_unlearn.unlearning.apply import unlearn
 from dfl_unlearn.unlearning.fixed_point import FixedPoint, stacked_newton
 from dfl_unlearn.unlearning.influence_weights import correction_weights, mean_curvature
 from dfl_unlearn.unlearning.protocols.newton_fisher import NewtonFisher
+from dfl_unlearn.unlearning.protocols.rr_du import RrDu
 from dfl_unlearn.unlearning.retained import exact_minimizer, network_objective
 
 N = 5
@@ -199,6 +201,159 @@ def test_a_class_charges_every_owner_for_every_release(run):
     assert len(outcome.ledger.entries) == N * len(owners)
     for owner in owners:
         assert outcome.ledger.epsilon(owner, "public", 1e-5) == pytest.approx(1.0)
+
+
+# --- what is kept between requests -------------------------------------------------
+
+
+def test_secret_state_keeps_the_models_before_the_noise_for_the_next_request(run):
+    """With noise of every peer's own, published models lie too far apart."""
+    requests = [ForgetRequest.samples(peer=1, indices=[k]) for k in (0, 1)]
+    even = replace(INDEPENDENT, influence_weights="uniform")
+    with pytest.raises(ResidualExceedsCapError, match="how far the peers' models lie"):
+        unlearn(run, requests, even)
+    secret = replace(even, state_policy="secret_state")
+    first = unlearn(run, requests[0], secret)
+    drawn = torch.stack([noise(run, k) for k in range(N)])
+    kept = first.state.slots["unnoised"]
+    np.testing.assert_allclose(
+        first.state.params, kept + first.certificate.noise_std * drawn, atol=1e-12
+    )
+    assert "stay at the peers as secret state" in str(first.certificate)
+    assert "secret state" not in str(unlearn(run, REQUEST, even).certificate)
+    second = unlearn(first.as_run(), requests[1], secret)
+    certificate = second.certificate
+    assert certificate.status == "certified"
+    assert certificate.epsilon == pytest.approx(1.4651699604, abs=1e-9)
+    left = run.data.without(requests[0]).without(requests[1])
+    target = exact_minimizer(run, left, gradient_norm=1e-13).theta
+    away = (second.state.slots["unnoised"] - target).norm(dim=1)
+    bound = assumption(certificate, "distance to the exact minimizer").value
+    assert float(away.max()) <= bound + 1e-9 <= 3.0 + 1e-9
+    # The next request may do without it.
+    again = unlearn(first.as_run(), requests[1], replace(even, residual_cap=1e3))
+    assert "unnoised" not in again.state.slots
+
+
+def test_secret_state_of_a_stack_is_where_its_next_steps_begin(resting):
+    secret = replace(STACK, state_policy="secret_state")
+    requests = [ForgetRequest.samples(peer=1, indices=[k]) for k in (0, 1)]
+    first = unlearn(resting, requests[0], secret).as_run()
+    near = unlearn(first, requests[1], secret)
+    far = unlearn(first, requests[1], STACK)
+    assert near.trace["gradient_norm"][0] < far.trace["gradient_norm"][0]
+    assert near.certificate.epsilon == far.certificate.epsilon
+
+
+def test_export_leaves_secret_state_out(run, tmp_path):
+    outcome = unlearn(run, REQUEST, replace(INDEPENDENT, state_policy="secret_state"))
+    plain = unlearn(run, REQUEST, INDEPENDENT)
+    paths = [o.export(tmp_path / f"{k}") for k, o in enumerate((outcome, plain))]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+# --- alignment -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("protocol", [CORRECTION, INDEPENDENT], ids=["one", "own"])
+def test_aligned_models_need_a_smaller_cap(run, protocol):
+    """decentralized-certified 3.1, phase 2; rho = 0.5393 on the ring of five."""
+    even = replace(protocol, influence_weights="uniform", residual_cap=1e-3)
+    with pytest.raises(ResidualExceedsCapError):
+        unlearn(run, REQUEST, even)
+    outcome = unlearn(run, REQUEST, replace(even, align_to=1e-4))
+    certificate = outcome.certificate
+    assert certificate.status == "certified"
+    apart = run.state.params - run.state.params.mean(0)
+    rounds = int(
+        np.ceil(np.log(1e-4 / float(apart.norm())) / np.log(run.topology.slem))
+    )
+    kinds = [m.kind for m in outcome.messages]
+    assert kinds.count("align") == rounds * 2 * N
+    assert kinds.index("align") < kinds.index("mean model")
+    one = protocol is CORRECTION
+    drawn = torch.stack([noise(run, 0 if one else k) for k in range(N)])
+    corrected = outcome.state.params - certificate.noise_std * drawn
+    away = (corrected - minimizer(run)).norm(dim=1)
+    bound = assumption(certificate, "distance to the exact minimizer").value
+    assert float(away.max()) <= bound + 1e-10 <= 1.1e-3
+    if one:
+        spread = outcome.state.params - outcome.state.params.mean(0)
+        assert float(spread.norm()) <= 1e-4
+
+
+def test_models_that_are_together_are_not_aligned(run):
+    outcome = unlearn(run, REQUEST, replace(CORRECTION, align_to=1e3))
+    kinds = {m.kind for m in outcome.messages}
+    assert "disagreement" in kinds
+    assert "align" not in kinds
+
+
+def test_alignment_is_refused_where_it_changes_nothing():
+    for protocol in (NewtonFisher(), STACK):
+        with pytest.raises(InvalidHyperparameterError, match="keeps the mean model"):
+            replace(protocol, align_to=0.1)
+    with pytest.raises(InvalidHyperparameterError, match="align_to"):
+        replace(CORRECTION, align_to=0.0)
+
+
+# --- ways to the peers -----------------------------------------------------------
+
+
+def test_averaging_leaves_public_multiples_of_one_release(run):
+    protocol = NewtonFisher(dissemination="gossip_average", recovery_rounds=0)
+    outcome = unlearn(run, REQUEST, protocol)
+    certificate = outcome.certificate
+    assert (certificate.status, certificate.scope) == ("certified", "joint")
+    held = np.linalg.matrix_power(
+        run.topology.weights.toarray(), run.topology.mixing_rounds()
+    )[:, 1]
+    assert np.ptp(held) > 0
+    tree = unlearn(run, REQUEST, replace(protocol, dissemination="tree"))
+    np.testing.assert_allclose(
+        outcome.state.params, N * held[:, None] * tree.state.params.numpy(), rtol=1e-12
+    )
+    assert len(outcome.ledger.entries) == 1
+    assert "numbers of the network alone, so this is post-processing" in str(
+        certificate
+    )
+    assert "numbers of the network" not in str(tree.certificate)
+    kinds = [m.kind for m in outcome.messages]
+    assert kinds.count("noised model") == 2 * N * run.topology.mixing_rounds()
+
+
+@pytest.mark.parametrize("protocol", [CORRECTION, INDEPENDENT], ids=["one", "own"])
+def test_averaging_changes_the_parts_that_peers_take(run, protocol):
+    averaged = replace(
+        protocol, influence_weights="uniform", dissemination="gossip_average"
+    )
+    outcome = unlearn(run, REQUEST, averaged)
+    certificate = outcome.certificate
+    assert certificate.status == "certified"
+    held = multiples(run.topology, 1, "gossip_average")
+    one = protocol is CORRECTION
+    draws = [0] * N if one else range(N)
+    drawn = torch.stack([noise(run, k) for k in draws])
+    scale = torch.from_numpy(held)[:, None] if one else 1.0
+    corrected = outcome.state.params - certificate.noise_std * scale * drawn
+    away = (corrected - minimizer(run)).norm(dim=1)
+    bound = assumption(certificate, "distance to the exact minimizer").value
+    assert float(away.max()) <= bound + 1e-10
+    if one:  # every peer's own noise covers its own distance
+        assert certificate.sensitivity == pytest.approx(3.03 / held.min())
+
+
+@pytest.mark.parametrize("how", ["push", "gossip_average"])
+def test_the_token_ends_the_same_ways(run, how):
+    walk = RrDu(hops=6, residual_cap=100.0, dissemination=how)
+    outcome = unlearn(run, REQUEST, walk)
+    tree = unlearn(run, REQUEST, replace(walk, dissemination="tree"))
+    assert outcome.certificate.epsilon == tree.certificate.epsilon
+    held = multiples(run.topology, int(outcome.trace["holder"][-1]), how)
+    np.testing.assert_allclose(
+        outcome.state.params, held[:, None] * tree.state.params.numpy(), rtol=1e-12
+    )
+    assert ("numbers of the network" in str(outcome.certificate)) == (how != "push")
 
 
 # --- influence weights ---------------------------------------------------------

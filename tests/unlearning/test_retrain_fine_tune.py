@@ -9,7 +9,8 @@ from networks import blobs
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.config import LocalSteps, SimulationConfig
 from dfl_unlearn.engine.simulator import continue_training, simulate
-from dfl_unlearn.errors import InvalidHyperparameterError
+from dfl_unlearn.engine.trainers.dp_gossip import DpGossip
+from dfl_unlearn.errors import InvalidHyperparameterError, UnsupportedRequestError
 from dfl_unlearn.topology.graph import Topology
 from dfl_unlearn.unlearning.apply import unlearn
 from dfl_unlearn.unlearning.protocols.fine_tune import FineTune
@@ -71,6 +72,18 @@ def test_retraining_after_another_request_leaves_both_out(run):
     data = DATA.without(REQUESTS[0]).without(REQUESTS[2])
     expected = simulate("ring", data, "logistic", CONFIG)
     assert torch.equal(outcome.state.params, expected.state.params)
+
+
+def test_private_training_is_never_repeated_with_the_same_noise():
+    config = SimulationConfig(rounds=6, trainer=DpGossip(rate=0.5))
+    run = simulate("ring", DATA, "logistic", config)
+    with pytest.raises(UnsupportedRequestError, match=r"coupled: .*dp-gossip.*seed_of"):
+        unlearn(run, REQUESTS[0], Retrain())
+    outcome = unlearn(run, REQUESTS[0], Retrain(coupled=False, seed_offset=1))
+    assert outcome.certificate.status == "exact"
+    assert [e.mechanism.steps for e in outcome.ledger.entries] == [6, 6]
+    assert {e.state for e in outcome.ledger.entries} == {"committed"}
+    assert len(run.ledger.entries) == 1
 
 
 def test_an_adaptive_request_is_not_called_exact(run):

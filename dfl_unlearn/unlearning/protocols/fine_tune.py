@@ -42,6 +42,7 @@ from dfl_unlearn.errors import (
     UnsupportedRequestError,
 )
 from dfl_unlearn.rng import RngTree
+from dfl_unlearn.unlearning.adaptivity import still_adaptive
 from dfl_unlearn.unlearning.claims import observers_of, owners_of
 from dfl_unlearn.unlearning.contracts import Cost, Outcome, protocols
 from dfl_unlearn.unlearning.fine_tune_claim import (
@@ -133,6 +134,26 @@ class FineTune:
             scope="joint",
         )
 
+    def predicted_shift(self, run: TrainedRun, request: ForgetRequest) -> float:
+        """Return the cap that the noise is calibrated to.
+
+        Args:
+            run: Not used.
+            request: Not used.
+
+        Returns:
+            The cap.
+
+        Raises:
+            UnsupportedRequestError: If there is no epsilon, so no noise.
+        """
+        if self.epsilon is None:
+            raise UnsupportedRequestError(
+                "max_delta: must be None with FineTune, which calibrates no release "
+                "without an epsilon; leave it out or give an epsilon"
+            )
+        return self.residual_cap
+
     def unlearn(self, run: TrainedRun, request: ForgetRequest, rng: RngTree) -> Outcome:
         """Return the state after some more rounds without the data.
 
@@ -183,7 +204,9 @@ class FineTune:
             rng=rng,
             group_size=request.size(run.data) if self.disclose_m else None,
             scope="joint",
-            status=status_of(assumptions, adaptive=request.adaptive),
+            status=status_of(
+                assumptions, adaptive=still_adaptive(request, assumptions)
+            ),
             assumptions=tuple(a.name for a in assumptions),
         )
         run.ledger.commit(request.request_id)

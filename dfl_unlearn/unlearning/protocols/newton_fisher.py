@@ -28,49 +28,53 @@ post-processing), not with a finite retraining run.
 """
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from dfl_unlearn import _validate
 from dfl_unlearn.accounting.certificate import status_of
+from dfl_unlearn.accounting.entries import NoiseMode
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.simulator import continue_training
 from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.engine.transport import Dissemination, Transport
-from dfl_unlearn.errors import (
-    InvalidHyperparameterError,
-    InvalidPrivacyParameterError,
-    ResidualExceedsCapError,
-)
+from dfl_unlearn.record.plan import RecordPart
 from dfl_unlearn.rng import RngTree
-from dfl_unlearn.unlearning.claims import observers_of, owners_of, refuse_single
+from dfl_unlearn.unlearning.adaptivity import still_adaptive
 from dfl_unlearn.unlearning.contracts import Cost, Outcome, protocols
-from dfl_unlearn.unlearning.fixed_point import FixedPoint
-from dfl_unlearn.unlearning.influence_weights import InfluenceWeights, check_weights
+from dfl_unlearn.unlearning.influence_weights import InfluenceWeights
+from dfl_unlearn.unlearning.newton_bounds import bounds_told, prior_bound
+from dfl_unlearn.unlearning.newton_checks import check_run
 from dfl_unlearn.unlearning.newton_claim import assumptions_of, certificate_of
 from dfl_unlearn.unlearning.newton_correction import (
+    UNNOISED,
     Correction,
     correct_mean,
     correct_stack,
-    proves,
+)
+from dfl_unlearn.unlearning.newton_curvature import Curvature
+from dfl_unlearn.unlearning.newton_fields import (
+    NewtonScope,
+    NoiseCalibration,
+    NoisePlacement,
+    StatePolicy,
+    Target,
+    check_fields,
 )
 from dfl_unlearn.unlearning.newton_release import (
-    ROUNDING_SHARE,
     ReleasePlan,
+    bound_of,
+    check_residual,
     released_rows,
+    rounding_of,
 )
+from dfl_unlearn.unlearning.newton_view import correct_alone
+from dfl_unlearn.unlearning.noise_modes import on_grid
 from dfl_unlearn.unlearning.retained import network_objective
-
-Target = Literal["consensus", "dsgd_fixed_point"]
-Curvature = Literal["exact_cg", "diag_fisher", "linearized_gossip"]
-NoisePlacement = Literal["broadcast_model", "broadcast_correction", "independent"]
-
-_EPS = {torch.float32: 2.0**-23, torch.float64: 2.0**-52}
 
 
 @protocols.register("newton-fisher")
@@ -84,14 +88,23 @@ class NewtonFisher:
     Attributes:
         epsilon: Privacy loss of the release.
         delta: Failure probability of the claim.
-        scope: ``joint``: an observer of all peers' final models; ``release``: of one.
+        scope: ``joint``: an observer of all peers' final models; ``release``: of one;
+            ``view_joint``: of all messages after the request to all peers but the
+            owners, ``view``: to one of them. Under the views nothing is sent before
+            the noised release: the requester corrects alone
+            (``curvature="local"``) from the residual that training recorded.
         target: ``consensus``: the minimizer of the network's objective, for all peers;
             ``dsgd_fixed_point``: where D-SGD itself would rest, a model per peer (for
             full-batch cta with one local step and a constant rate; with
             ``curvature="linearized_gossip"`` and ``noise_placement="independent"``).
         curvature: ``exact_cg``: conjugate gradients on exact Hessian products;
-            ``diag_fisher``: the diagonal of the Fisher information;
-            ``linearized_gossip``: exact, by messages to neighbours alone.
+            ``lissa``: the Hessian by random rows; ``diag_fisher``,
+            ``empirical_fisher`` (labels of the data), ``block`` (dense per layer),
+            ``kfac`` (Kronecker-factored) and ``full_empirical_fisher``: Fisher
+            information; ``local``: the requester's own Hessian, without messages
+            (under the views with the bounds of ``unlearning.newton_view``);
+            ``linearized_gossip``: exact, by messages to neighbours alone. See
+            ``unlearning.newton_curvature``.
         damping: Added to the curvature's diagonal. Networks need some: 0.1 to 1 kept
             a perceptron on digits within five points of retraining, 0.01 did not.
         sparsify: Share of the Fisher diagonal that is kept, the largest entries; the
@@ -102,23 +115,49 @@ class NewtonFisher:
             (in parameter units; for ``dsgd_fixed_point`` of all at once); the noise is
             calibrated to it.
         assume_stationary: Take only the removed data's gradient, as if training had
-            converged; costs no communication, proves nothing.
+            converged, which costs no communication. Where a claim could follow, one
+            sum over all peers then checks the result; above the cap it is heuristic.
         influence_weights: Part of the mean model's correction that each peer takes,
             where peers keep models of their own: ``resolvent``, ``uniform``,
             ``empirical`` or ``exact``; see ``unlearning.influence_weights``.
+        calibration: Noise for one unit of the cap: ``analytic`` is the least that
+            does; ``rdp`` goes through Rényi's measure and adds more; ``classic`` is the
+            textbook formula, for epsilon below 1 only; ``oracle_residual`` scales by
+            the measured bound in place of the cap: for experiments, always heuristic,
+            since that noise tells about the forgotten data.
         noise_placement: ``broadcast_model``: all peers take one noised model;
             ``broadcast_correction``: each adds its multiple of one noised correction
             (scope ``release`` only); ``independent``: each adds its part and noise of
             its own.
-        dissemination: ``tree`` (N-1 messages) or ``flood`` (2|E|-N+1).
+        dissemination: ``tree`` (N-1 messages), ``flood`` (2|E|-N+1), ``push`` (a
+            rumour, about N times its rounds) or ``gossip_average`` (2|E| a round, and
+            every peer holds a public multiple near 1); see ``engine.transport``.
+        align_to: Where peers add to models of their own, let them gossip first until
+            these are at most this far from their mean (Frobenius norm of all), which
+            allows a smaller cap; None goes without.
+        noise_mode: ``simulated``: drawn from the seed, repeatable, not for deployment;
+            ``secure``: from the operating system, exactly on a grid, never the same
+            twice, and calibrated by Rényi's measure: a tenth more noise, and more in
+            large models, where rounding to the grid adds up to sqrt(P) / 1024 of the
+            noise to the cap.
         recovery_rounds: Rounds of ordinary training on retained data afterwards; free
             post-processing only where all models together are covered.
+        state_policy: What the next request starts from: ``published_state``, the
+            noised models, so that nothing else is kept; ``secret_state``, the corrected
+            models before the noise, which every peer keeps to itself: these lie closer
+            together, but whoever gets to see them is not covered.
+        convex_head: Certify the linear head of a network whose extractor is frozen:
+            the run's data are its features (``data.features``), and the certificate
+            covers ``head`` alone and says what the extractor saw.
         disclose_m: Whether the certificate names the number of forgotten rows.
+        assume_secure_aggregation: Let sums over all peers be taken under a view, as if
+            nobody but the requester could tell them or the points they are taken at;
+            the simulator hides nothing, so the claim is conditional on it.
     """
 
     epsilon: float = 1.0
     delta: float = 1e-5
-    scope: Literal["joint", "release"] = "joint"
+    scope: NewtonScope = "joint"
     target: Target = "consensus"
     curvature: Curvature = "exact_cg"
     damping: float = 0.0
@@ -128,85 +167,42 @@ class NewtonFisher:
     residual_cap: float = 1e-3
     assume_stationary: bool = False
     influence_weights: InfluenceWeights = "resolvent"
+    calibration: NoiseCalibration = "analytic"
     noise_placement: NoisePlacement = "broadcast_model"
+    noise_mode: NoiseMode = "simulated"
     dissemination: Dissemination = "tree"
+    align_to: float | None = None
     recovery_rounds: int = 1
+    state_policy: StatePolicy = "published_state"
+    convex_head: bool = False
     disclose_m: bool = False
+    assume_secure_aggregation: bool = False
 
     claim: ClassVar[Literal["certified"]] = "certified"
 
     def __post_init__(self) -> None:
         """Check the fields, each alone and then together."""
-        wrong = InvalidHyperparameterError
-        _validate.number(
-            epsilon=self.epsilon, above=0, error=InvalidPrivacyParameterError
-        )
-        _validate.number(
-            delta=self.delta, above=0, below=1, error=InvalidPrivacyParameterError
-        )
-        for name, kind in (
-            ("scope", Literal["joint", "release"]),
-            ("target", Target),
-            ("curvature", Curvature),
-            ("influence_weights", InfluenceWeights),
-            ("noise_placement", NoisePlacement),
-            ("dissemination", Dissemination),
-        ):
-            _validate.one_of(get_args(kind), **{name: getattr(self, name)})
-        _validate.number(damping=self.damping, at_least=0, error=wrong)
-        if self.sparsify is not None:
-            _validate.number(sparsify=self.sparsify, above=0, at_most=1, error=wrong)
-        _validate.integer(newton_steps=self.newton_steps, at_least=1, error=wrong)
-        _validate.integer(
-            newton_steps_max=self.newton_steps_max,
-            at_least=self.newton_steps,
-            error=wrong,
-        )
-        _validate.number(residual_cap=self.residual_cap, above=0, error=wrong)
-        _validate.of_type(
-            bool, assume_stationary=self.assume_stationary, disclose_m=self.disclose_m
-        )
-        _validate.integer(recovery_rounds=self.recovery_rounds, at_least=0, error=wrong)
-        self._check_together()
+        check_fields(self)
 
-    def _check_together(self) -> None:
-        """Refuse fields that contradict each other.
+    @property
+    def views(self) -> bool:
+        """Whether the claim is about all messages after the request."""
+        return self.scope in ("view", "view_joint")
 
-        Raises:
-            InvalidHyperparameterError: Naming one field and what it must be.
-        """
-        stacked = {
-            "curvature": "linearized_gossip",
-            "noise_placement": "independent",
-            "assume_stationary": False,
-            "damping": 0.0,
-        }
-        for name, needed in stacked.items() if self.stacked else ():
-            if getattr(self, name) != needed:
-                raise InvalidHyperparameterError(
-                    f"{name}: must be {needed!r} with target='dsgd_fixed_point', got "
-                    f"{getattr(self, name)!r}; set it or use target='consensus'"
-                )
-        if self.curvature == "linearized_gossip" and not self.stacked:
-            raise InvalidHyperparameterError(
-                "curvature: must be 'exact_cg' or 'diag_fisher' with "
-                "target='consensus', got 'linearized_gossip'; it solves for "
-                "target='dsgd_fixed_point'"
-            )
-        if self.sparsify is not None and (
-            self.curvature != "diag_fisher" or not self.damping > 0
-        ):
-            raise InvalidHyperparameterError(
-                "sparsify: must be None unless curvature='diag_fisher' and damping > "
-                f"0, got {self.sparsify:g} with curvature={self.curvature!r} and "
-                f"damping={self.damping:g}; dropped entries become the damping"
-            )
-        if self.noise_placement == "broadcast_correction" and self.scope == "joint":
-            raise InvalidHyperparameterError(
-                "scope: must be 'release' with noise_placement='broadcast_correction', "
-                "got 'joint'; the differences of two peers' models carry no noise "
-                "there: use 'broadcast_model' or 'independent' for a joint claim"
-            )
+    @property
+    def alone(self) -> bool:
+        """Whether the requester corrects without a message."""
+        return self.views and not self.assume_secure_aggregation
+
+    @property
+    def noised_only(self) -> bool:
+        """Whether the transport holds messages back until the noised release."""
+        return self.views
+
+    @property
+    def needs(self) -> frozenset[RecordPart]:
+        """What training must have recorded, before any request."""
+        return frozenset({"training_residual"} if self.alone else ())
 
     @property
     def stacked(self) -> bool:
@@ -221,8 +217,9 @@ class NewtonFisher:
             name: ``rigorous``: the defaults. ``wu2026``: as far as it is known, the
                 protocol of the source: the removed data's gradient alone, a sparsified
                 Fisher diagonal, even weights, one noise vector on a correction that is
-                flooded, one round of training after; always ``heuristic``. Its share
-                of kept entries and damping are ours.
+                flooded, one round of training after; ``heuristic``. Its share of kept
+                entries and damping are ours. Without that round, on a strongly convex
+                model, it is certified per peer if all are measured within the cap.
 
         Returns:
             The protocol.
@@ -248,23 +245,12 @@ class NewtonFisher:
             run: The trained network.
             request: The resolved request.
         """
-        refuse_single(run, "newton-fisher")
-        if self.stacked:
-            FixedPoint(run, run.data.without(request))
-        elif self.noise_placement != "broadcast_model":
-            for owner in request.peers:
-                check_weights(self.influence_weights, run, owner)
-        # What the release costs is public and known now: a copy of the ledger refuses
-        # before anything is computed or sent.
-        plan, trial = ReleasePlan.of(self, run.topology.n), run.ledger.fork()
-        for _ in range(plan.count):
-            trial.charge_owners(
-                request.request_id,
-                owners_of(request),
-                observers_of(run, request),
-                plan.mechanism,
-                scope=self.scope,
-            )
+        check_run(self, run, request)
+
+    def predicted_shift(self, run: TrainedRun, request: ForgetRequest) -> float:
+        """Return the public shift that the noise will be calibrated to."""
+        plan = ReleasePlan.of(self, run.topology.n, run.model.size)
+        return plan.sensitivity
 
     def unlearn(self, run: TrainedRun, request: ForgetRequest, rng: RngTree) -> Outcome:
         """Correct the models, release them with noise, overwrite every peer.
@@ -282,15 +268,25 @@ class NewtonFisher:
         """
         data, transport = run.data.without(request), run.transport()
         kept = network_objective(run, data)
-        correction = (
-            correct_stack(self, run, data, request, transport)
-            if self.stacked
-            else correct_mean(self, run, kept, request, rng, transport)
+        if self.alone:
+            correction = correct_alone(self, run, request)
+        elif self.stacked:
+            correction = correct_stack(self, run, data, request, transport)
+        else:
+            correction = correct_mean(self, run, kept, request, rng, transport)
+        rounding = rounding_of(self, run, correction)
+        check_residual(self, run, correction, rounding)
+        bound = bound_of(self, correction, rounding)
+        prior = prior_bound(self, run, request)
+        assumptions = assumptions_of(self, run, request, correction, rounding, bound)
+        plan = ReleasePlan.of(
+            self,
+            run.topology.n,
+            run.model.size,
+            float(correction.weights.min()),
+            measured=correction.distance + rounding,
         )
-        rounding = self._rounding(run, correction)
-        self._check_residual(run, correction, rounding)
-        assumptions = assumptions_of(self, run, request, correction, rounding)
-        plan = ReleasePlan.of(self, run.topology.n, float(correction.weights.min()))
+        assumptions += on_grid(plan.release, plan.coordinates, of="the release")
         rows = released_rows(
             plan,
             self,
@@ -298,7 +294,9 @@ class NewtonFisher:
             request,
             correction,
             rng,
-            status=status_of(assumptions, adaptive=request.adaptive),
+            status=status_of(
+                assumptions, adaptive=still_adaptive(request, assumptions)
+            ),
             assumptions=tuple(a.name for a in assumptions),
         )
         self._disseminate(run, request, transport)
@@ -308,6 +306,9 @@ class NewtonFisher:
         dtype = run.state.params.dtype
         released = PeerState(params=rows.to(dtype).clone(), round=run.state.round)
         state, gradients = continue_training(run, data, released, self.recovery_rounds)
+        if self.state_policy == "secret_state":
+            kept_back = correction.rows.to(dtype).clone()
+            state = replace(state, slots={**state.slots, UNNOISED: kept_back})
         for _ in range(self.recovery_rounds):
             transport.exchange("recovery", run.model.size * dtype.itemsize)
         return Outcome(
@@ -315,7 +316,15 @@ class NewtonFisher:
             request=request,
             protocol=self,
             state=state,
-            certificate=certificate_of(self, run, request, assumptions, plan),
+            certificate=certificate_of(
+                self,
+                run,
+                request,
+                assumptions,
+                plan,
+                bound=bound,
+                bounds=bounds_told(prior, correction, run),
+            ),
             cost=Cost(
                 rounds=self.recovery_rounds,
                 sample_gradients=gradients + correction.sample_gradients,
@@ -328,7 +337,10 @@ class NewtonFisher:
                 "gradient_norm": np.array(correction.residuals),
                 "solver_residual": np.array(correction.solver_residuals),
             },
-            info=self._info(run, correction, rows, plan, kept.rows),
+            info={
+                **self._info(run, correction, rows, plan, kept.rows),
+                **prior.numbers,
+            },
         )
 
     def _disseminate(
@@ -343,7 +355,13 @@ class NewtonFisher:
             "independent": ("correction", 8),
         }[self.noise_placement]
         transport.broadcast(
-            request.requester, kind, run.model.size * number, self.dissemination
+            request.requester,
+            kind,
+            run.model.size * number,
+            self.dissemination,
+            run.rng.numpy(
+                "walk", who=request.requester, request=request.request_id, draw=1
+            ),
         )
 
     def _info(
@@ -358,7 +376,7 @@ class NewtonFisher:
         peers, size = rows.shape
         whole = math.sqrt(peers)
         moved = (
-            correction.rows - run.state.params.double()
+            correction.rows - correction.models
             if correction.move is None
             else correction.move.expand(peers, -1)
         )
@@ -373,37 +391,3 @@ class NewtonFisher:
             * (weight if scaled else 1.0),
             "retained_rows": retained,
         }
-
-    def _rounding(self, run: TrainedRun, correction: Correction) -> float:
-        """Return how far rounding to the dtype may move a model (a stack: all)."""
-        norms = correction.rows.norm(dim=1)
-        size = float(norms.norm() if self.stacked else norms.max())
-        return 2 * _EPS[run.state.params.dtype] * size
-
-    def _check_residual(
-        self, run: TrainedRun, correction: Correction, rounding: float
-    ) -> None:
-        """Refuse before anything is charged or released."""
-        if not proves(self, run):
-            return
-        if not correction.distance <= self.residual_cap:
-            spread = (
-                "; that includes how far the peers' models lie apart"
-                if self.noise_placement != "broadcast_model" and not self.stacked
-                else ""
-            )
-            raise ResidualExceedsCapError(
-                f"residual_cap: the distance to the exact target is bounded by "
-                f"{correction.distance:.3g} after {len(correction.residuals) - 1} "
-                f"corrections, above the cap {self.residual_cap:g}{spread}; nothing "
-                "was sent: raise newton_steps_max or residual_cap, use "
-                "curvature='exact_cg' and noise_placement='broadcast_model', or retrain"
-            )
-        slack = ROUNDING_SHARE * self.residual_cap
-        if not rounding <= slack:
-            raise ResidualExceedsCapError(
-                f"residual_cap: rounding the released model to "
-                f"{run.state.params.dtype} may move it by {rounding:.3g}, above the "
-                f"{slack:.3g} set aside (1 % of the cap); nothing was sent: raise "
-                "residual_cap or train in float64"
-            )

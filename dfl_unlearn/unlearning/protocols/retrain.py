@@ -6,10 +6,13 @@ from typing import ClassVar, Literal
 from dfl_unlearn import _validate
 from dfl_unlearn.accounting.certificate import Assumption, certify
 from dfl_unlearn.data.forget import ForgetRequest
+from dfl_unlearn.engine.config import trainers
+from dfl_unlearn.engine.private import charge_rounds
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.simulator import retrain, samples_per_round
-from dfl_unlearn.errors import InvalidHyperparameterError
+from dfl_unlearn.errors import InvalidHyperparameterError, UnsupportedRequestError
 from dfl_unlearn.rng import RngTree
+from dfl_unlearn.unlearning.claims import exposure_of, extractor_of
 from dfl_unlearn.unlearning.contracts import Cost, Outcome, protocols
 
 
@@ -20,7 +23,8 @@ class Retrain:
 
     Attributes:
         coupled: Whether every draw (initial parameters, batch order) is repeated, so
-            that only the data differ.
+            that only the data differ. Refused for a run that was trained privately:
+            who sees both runs would see their difference without noise.
         seed_offset: Added to the run's seed where draws are not coupled, >= 1.
     """
 
@@ -40,9 +44,33 @@ class Retrain:
             why="0 with coupled=True, at least 1 with coupled=False",
         )
 
+    def predicted_shift(self, run: TrainedRun, request: ForgetRequest) -> float:
+        """Return 0: nothing of the forgotten data is left to be hidden."""
+        return 0.0
+
+    def check(self, run: TrainedRun, request: ForgetRequest) -> None:
+        """Refuse to use the noise of private training twice.
+
+        Args:
+            run: The trained network.
+            request: The resolved request.
+
+        Raises:
+            UnsupportedRequestError: If draws are coupled and training was private.
+        """
+        if self.coupled and run.config.private is not None:
+            raise UnsupportedRequestError(
+                "coupled: must be False for a run trained with "
+                f"{trainers.name_of(run.config.trainer)}, got True; the same noise "
+                "twice hides nothing from whoever sees both runs: set coupled=False "
+                "and seed_offset=1"
+            )
+
     def unlearn(self, run: TrainedRun, request: ForgetRequest, rng: RngTree) -> Outcome:
         """Return the state of a network that never had the data."""
         data = run.data.without(request)
+        # Fresh noise, one more time all rounds for every record that is kept.
+        charge_rounds(run.ledger, run.config.private, run.config.rounds)
         retrained = retrain(run, data, seed_offset=self.seed_offset)
         transport = run.transport()
         payload = run.model.size * retrained.state.params.element_size()
@@ -67,12 +95,10 @@ class Retrain:
                     note="started again from the initial parameters; the forgotten "
                     "rows have weight 0 in every step",
                 ),
+                *extractor_of(run),
             ),
             observers=("public",),
-            exposure=(
-                f"messages of {run.state.round} training rounds, sent before the "
-                "request",
-            ),
+            exposure=exposure_of(run, request),
             notes=_notes(run, request),
             adaptive=request.adaptive,
             exact=True,

@@ -31,15 +31,17 @@ corrected steps follow. There is no ball :math:`\Theta` around all iterates.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
+import torch
 
 from dfl_unlearn import _validate
+from dfl_unlearn.accounting.entries import NoiseMode
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.state import PeerState
-from dfl_unlearn.engine.transport import Dissemination
+from dfl_unlearn.engine.transport import Dissemination, multiples
 from dfl_unlearn.errors import (
     InvalidHyperparameterError,
     InvalidPrivacyParameterError,
@@ -51,6 +53,7 @@ from dfl_unlearn.topology.walks import Walk
 from dfl_unlearn.unlearning.alignment import ALIGNMENTS, Alignment
 from dfl_unlearn.unlearning.claims import refuse_single
 from dfl_unlearn.unlearning.contracts import Cost, Outcome, protocols
+from dfl_unlearn.unlearning.noise_modes import refuse_mixed_noise
 from dfl_unlearn.unlearning.rr_du_claim import Claim
 from dfl_unlearn.unlearning.token import Token, Watch
 from dfl_unlearn.unlearning.token_walk import NaturalVisit, Route, draw_route
@@ -108,7 +111,12 @@ class RrDu:
         calibration: ``derived``, or ``lamri_view``: the published noise, with no noise
             at the start; heuristic.
         max_visits: The walk ends before a visit more than this; None has no limit.
-        dissemination: How the result is sent: ``tree`` or ``flood``.
+        dissemination: How the result is sent: ``tree``, ``flood``, ``push`` or
+            ``gossip_average``; see ``engine.transport``.
+        noise_mode: ``simulated``: drawn from the seed, repeatable, not for deployment;
+            ``secure``: from the operating system, exactly on a grid, never the same
+            twice, and calibrated by Rényi's measure: a tenth more noise, and more in
+            large models (see ``NewtonFisher``).
         disclose_m: Whether the certificate names the number of forgotten rows.
     """
 
@@ -138,6 +146,7 @@ class RrDu:
     calibration: Literal["derived", "lamri_view"] = "derived"
     max_visits: int | None = None
     dissemination: Dissemination = "tree"
+    noise_mode: NoiseMode = "simulated"
     disclose_m: bool = False
 
     needs: ClassVar[frozenset[RecordPart]] = frozenset({"training_residual"})
@@ -166,7 +175,8 @@ class RrDu:
         _validate.one_of(("sgd", "adam"), optimizer=self.optimizer)
         _validate.one_of(("proven", "assumed"), delta0=self.delta0)
         _validate.one_of(("derived", "lamri_view"), calibration=self.calibration)
-        _validate.one_of(("tree", "flood"), dissemination=self.dissemination)
+        _validate.one_of(get_args(Dissemination), dissemination=self.dissemination)
+        _validate.one_of(get_args(NoiseMode), noise_mode=self.noise_mode)
         _validate.of_type(bool, disclose_m=self.disclose_m)
         if self.restart_probability is not None:
             _validate.number(
@@ -225,6 +235,23 @@ class RrDu:
                 "clip_norm: must be given with calibration='lamri_view', got None; it "
                 "is the L of the published noise"
             )
+        if self.noise_mode == "secure" and (
+            self.segment_subsampling is not None or self.calibration != "derived"
+        ):
+            raise InvalidHyperparameterError(
+                "noise_mode: must be 'simulated' with segment_subsampling, whose coin "
+                "the seed gives away, and with calibration='lamri_view', got 'secure'; "
+                "leave those out"
+            )
+
+    @property
+    def noised_only(self) -> bool:
+        """Whether nothing may be sent before the noised start."""
+        return (
+            self.certify == "retrain"
+            and self.calibration == "derived"
+            and self.release_noise_std != 0
+        )
 
     @classmethod
     def preset(cls, name: str) -> "RrDu":
@@ -261,13 +288,21 @@ class RrDu:
             UnsupportedRequestError: If ``lightweight`` is asked for several owners.
         """
         refuse_single(run, "rr-du")
+        if self.noise_mode == "secure":
+            refuse_mixed_noise(run, request)
         if self.alignment == "lightweight" and len(request.peers) > 1:
             raise UnsupportedRequestError(
                 f"request: must have one owner with alignment='lightweight', got "
                 f"{len(request.peers)}; use alignment='exact'"
             )
+        multiples(run.topology, request.requester, self.dissemination)
         claim = Claim.of(self, run, request, self.route(run, request))
         claim.check_budget(run, request)
+
+    def predicted_shift(self, run: TrainedRun, request: ForgetRequest) -> float:
+        """Return the public shift that the noise of the start is calibrated to."""
+        claim = Claim.of(self, run, request, self.route(run, request))
+        return claim.start.sensitivity
 
     def route(self, run: TrainedRun, request: ForgetRequest) -> Route:
         """Return where the token will go; it depends on no data.
@@ -325,11 +360,14 @@ class RrDu:
         tensors = 3 if self.optimizer == "adam" else 1
         sent = route.send(transport, 8 * run.model.size * tensors)
         row = theta.to(run.state.params.dtype)
+        last = int(route.holders[-1])
+        held = multiples(run.topology, last, self.dissemination)
         transport.broadcast(
-            int(route.holders[-1]),
+            last,
             "final model",
             run.model.size * row.element_size(),
             self.dissemination,
+            rng.numpy("walk", who=last, request=request.request_id, draw=1),
         )
         transport.correct()
         if claim.charges:
@@ -339,7 +377,8 @@ class RrDu:
             request=request,
             protocol=self,
             state=PeerState(
-                params=row.expand(run.topology.n, -1).clone(), round=run.state.round
+                params=(torch.from_numpy(held)[:, None] * theta).to(row.dtype),
+                round=run.state.round,
             ),
             certificate=claim.certificate(run, request),
             cost=Cost(

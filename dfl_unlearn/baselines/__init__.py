@@ -1,0 +1,1 @@
+"""What protocols are compared with; each satisfies the same contract."""

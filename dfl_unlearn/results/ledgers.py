@@ -1,0 +1,113 @@
+"""The ledgers of a run folder: what was committed, and what each trial would cost."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dfl_unlearn.accounting.accounts import LedgerRow
+from dfl_unlearn.accounting.entries import Observer
+from dfl_unlearn.accounting.ledger import PrivacyLedger
+from dfl_unlearn.engine.exposure import sent_before
+from dfl_unlearn.engine.stored import LEDGER, noted_head, read_network, read_state
+from dfl_unlearn.errors import CorruptStateError
+from dfl_unlearn.store.folder import RunFolder
+
+COMMITTED = "run"
+"""Title of the run's own ledger; a trial's is the name of its folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunLedgers:
+    """All ledgers of a run folder, by title.
+
+    Attributes:
+        folder: The run folder.
+        places: Title -> path inside the folder, the run's own first.
+    """
+
+    folder: RunFolder
+    places: dict[str, str]
+
+    @classmethod
+    def of(cls, path: str | Path) -> "RunLedgers":
+        """Find the ledgers of a run folder; nothing is read yet.
+
+        Args:
+            path: The run folder.
+
+        Returns:
+            The ledgers, trials in alphabetical order.
+        """
+        folder = RunFolder(path)
+        places = {COMMITTED: LEDGER}
+        for place in sorted(folder.path("outcomes").glob(f"*/{LEDGER}")):
+            name = place.parent.name
+            places[name] = f"outcomes/{name}/{LEDGER}"
+        return cls(folder=folder, places=places)
+
+    @staticmethod
+    def what(title: str) -> str:
+        """Return what a ledger is about, in words."""
+        return "committed in this run" if title == COMMITTED else f"trial {title}"
+
+    def verify(self) -> dict[str, dict[str, Any]]:
+        """Check the chain of hashes of every ledger, and that none has lost lines.
+
+        Returns:
+            Title -> number of entries and the head's hash.
+        """
+        heads = {}
+        for title in self.places:
+            seq, head = self._load(title).verify()
+            heads[title] = {"entries": seq + 1, "head": head}
+        return heads
+
+    def rows(
+        self,
+        *,
+        owner: str | None = None,
+        observer: Observer | None = None,
+        delta: float | None = None,
+    ) -> dict[str, tuple[LedgerRow, ...]]:
+        """Return the accounts of every ledger under the run's budget.
+
+        Args:
+            owner: Only this one's.
+            observer: Only this one, a colluding set too.
+            delta: Give epsilon at this total delta; None is the budget's.
+
+        Returns:
+            Title -> rows, with the messages that were sent before any request.
+        """
+        topology, config, round = read_network(self.folder.root)
+        rounds = min(round, config.rounds)
+        found = {}
+        for title in self.places:
+            book = self._load(title)
+            book.budget = config.privacy_budget
+            owners = {entry.owner for entry in book.entries}
+            found[title] = book.table(
+                owner=owner,
+                observer=observer,
+                delta=delta,
+                sent=sent_before(topology, owners, rounds),
+            )
+        return found
+
+    def _load(self, title: str) -> PrivacyLedger:
+        """Return a ledger, read from its file.
+
+        Raises:
+            CorruptStateError: If it is damaged; names the file in the run folder.
+        """
+        place = self.places[title]
+        noted = None
+        if title == COMMITTED:
+            noted = noted_head(read_state(self.folder)[0])
+        elif self.folder.path(f"outcomes/{title}/outcome.json").is_file():
+            noted = noted_head(self.folder.read_json(f"outcomes/{title}/outcome.json"))
+        try:
+            return PrivacyLedger.load(self.folder.path(place), expected_head=noted)
+        except CorruptStateError as error:
+            within = place.removesuffix(LEDGER)
+            raise type(error)(f"{self.folder.root}/{within}{error}") from error
