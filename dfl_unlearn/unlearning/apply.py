@@ -249,6 +249,12 @@ def _guard(
     )
 
 
+def _object_or_class(protocol: UnlearningProtocol) -> str:
+    """Return what to hand to ``RecordPlan.for_protocols``, as one would write it."""
+    by_fields = isinstance(getattr(type(protocol), "needs", None), property)
+    return "protocol" if by_fields else type(protocol).__name__
+
+
 def _check_views(outcome: Outcome, name: str) -> None:
     """Refuse a claim about all messages that nobody watched.
 
@@ -305,10 +311,10 @@ def _check(
             f"{', '.join(sorted(kept)) or 'nothing'}; "
             + (
                 "the record of training stayed behind with an earlier request, use "
-                "newton-fisher or retrain"
+                "newton-fisher with scope='joint', or retrain"
                 if run.record is None and run.requests
                 else "train with "
-                f"record=RecordPlan.for_protocols({type(protocol).__name__})"
+                f"record=RecordPlan.for_protocols({_object_or_class(protocol)})"
             )
         )
     check = getattr(protocol, "check", None)

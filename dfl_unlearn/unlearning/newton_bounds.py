@@ -112,12 +112,13 @@ def prior_bound(
     constants = dict(model.constants(radius))
     change = float(constants["hessian_lipschitz"].value)
     gradient, removed, parts = _gradient(protocol, run, request, radius)
+    origin = "the public range of the features" if public else "the stored rows"
+    parts += f"; B = {radius:.6g} from {origin}"
     if protocol.alone:
         return _alone(protocol, run, gradient, removed, parts)
     newton = 0.0 if change == 0 else change / (2 * model.l2**3) * gradient**2
     factor = _curvature(protocol, model.l2)
     extra = factor * gradient if factor else 0.0
-    origin = "the public range of the features" if public else "the stored rows"
     total = newton + extra
     verdict = _verdict(total, protocol.residual_cap)
     added = " + what the curvature is off by" if extra else ""
@@ -130,7 +131,7 @@ def prior_bound(
         f"gmax^2 / (2 lambda^3){added} = {verdict} after one step solved exactly; "
         f"lambda = {model.l2:g} (l2, proven), M = {change:.6g} ({model.loss_name}, "
         f"proven for B), beta = {float(constants['smoothness'].value):.6g} (likewise), "
-        f"B = {radius:.6g} (from {origin}), gmax = {gradient:.6g} ({parts})",
+        f"gmax = {gradient:.6g} ({parts})",
     )
 
 

@@ -58,7 +58,7 @@ def test_the_bounds_of_logistic_regression_before_and_after(rested):
     assert "and 0.0858093 after it" in text
     for constant in ("lambda = 0.05 (l2, proven)", "M = 0.096225", "beta = 0.3 "):
         assert constant in text
-    assert "B = 1 (from the stored rows)" in text
+    assert "B = 1 from the stored rows" in text
 
 
 def test_one_exact_step_has_newtons_part_alone(rested):

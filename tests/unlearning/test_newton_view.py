@@ -423,7 +423,8 @@ def test_the_record_must_hold_the_residual_of_the_last_round(run):
     plan = RecordPlan.for_protocols(VIEW, NewtonFisher, RrDu)
     assert plan.parts == {"training_residual"}
     assert RecordPlan.for_protocols(NewtonFisher).parts == frozenset()
-    with pytest.raises(MissingRecordError, match="training_residual"):
+    advice = r"record=RecordPlan.for_protocols\(protocol\)"
+    with pytest.raises(MissingRecordError, match=advice):
         unlearn(replace(run, record=None), REQUEST, VIEW)
     first = unlearn(run, REQUEST, VIEW)
     with pytest.raises(MissingRecordError, match="training_residual"):
@@ -474,3 +475,10 @@ def test_secure_aggregation_hides_sums_and_nothing_else(run, monkeypatch):
     monkeypatch.setattr(newton_fisher, "correct_mean", gossips)
     with pytest.raises(SensitivityUnprovenError, match="'model' before it"):
         unlearn(run, REQUEST, SECURE)
+
+
+def test_the_bound_before_says_what_l_comes_from(run):
+    text = str(unlearn(run, REQUEST, VIEW).certificate)
+    assert "L = " in text
+    assert "(proven for B); B = " in text
+    assert "from the stored rows" in text
