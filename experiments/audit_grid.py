@@ -1,7 +1,7 @@
 """Does an audit ever refute a certificate of ours, and would it have seen a broken one?
 
     python experiments/audit_grid.py                    # 54 configurations, both cores
-    python experiments/audit_grid.py --preset quick     # 3 small ones, seconds
+    python experiments/audit_grid.py --preset quick     # 2 small ones, seconds
     python experiments/audit_grid.py replicas=400 jobs=1
 
 Every row is one certified configuration: a network, a protocol and an epsilon. Both
@@ -104,7 +104,7 @@ class Settings:
 
 
 FULL = Settings()
-QUICK = Settings(networks=("path4",), replicas=200, rounds=20, most=3, jobs=1)
+QUICK = Settings(networks=("path4",), replicas=100, rounds=20, most=2, jobs=1)
 
 
 def main(arguments: list[str] | None = None) -> None:

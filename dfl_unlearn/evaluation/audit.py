@@ -216,7 +216,8 @@ class _Audit:
         trees = self._trees("noise", count)
         starts = self._target.expand(count, *self._target.shape)
         rows = each("measuring noise", worlds.bare, starts, trees, self._progress)
-        samples = rows[:, : worlds.sources].numpy()
+        noise = (rows - self._target) / worlds.scales[:, None]
+        samples = noise[:, : worlds.sources].numpy()
         variances = np.square(measured_std(samples))
         return math.sqrt(variances.mean()), numbers_in(samples) * worlds.sources
 

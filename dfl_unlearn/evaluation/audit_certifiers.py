@@ -69,9 +69,9 @@ class NewtonWorlds:
         self.single = protocol.scope == "release"
         own = protocol.noise_placement == "independent"
         self.sources = setting.run.topology.n if own else 1
-        self._weights = torch.ones(setting.run.topology.n, dtype=torch.float64)
+        self.scales = torch.ones(setting.run.topology.n, dtype=torch.float64)
         # Gossip averages leave every peer with a public multiple of one model.
-        self._held = torch.ones_like(self._weights)
+        self._held = torch.ones_like(self.scales)
         if protocol.noise_placement == "broadcast_model":
             held = multiples(
                 setting.run.topology, setting.request.requester, protocol.dissemination
@@ -84,7 +84,7 @@ class NewtonWorlds:
             found = correction_weights(
                 how, run, setting.request, kept, run.state.mean(), run.rng
             )
-            self._weights = torch.from_numpy(found)
+            self.scales = torch.from_numpy(found)
 
     def unlearned(self, params: Tensor, tree: RngTree) -> Tensor:
         """Return all peers' models at the release, and after the recovery rounds."""
@@ -105,7 +105,7 @@ class NewtonWorlds:
         noise = certifier_noise(
             (1 if common else n, p), noise_std, trees, setting.request.request_id
         )
-        rows = self._held[:, None] * (starts + self._weights[:, None] * noise)
+        rows = self._held[:, None] * (starts + self.scales[:, None] * noise)
         rows = rows.to(setting.run.config.torch_dtype)
         if protocol.recovery_rounds == 0:
             return rows.double()
@@ -140,7 +140,7 @@ class NewtonWorlds:
 
     def shift(self, rows: Tensor) -> float:
         """Return the distance of all rows, or of the farthest where one is seen."""
-        away = (rows - self.target.rows).norm(dim=1)
+        away = (rows - self.target.rows).norm(dim=1) / self.scales
         together = self.sources > 1 and not self.single
         return float(away.norm() if together else away.max())
 
@@ -153,6 +153,7 @@ class FineTuneWorlds:
     def __init__(self, setting: Setting, protocol: FineTune) -> None:
         """Solve for the target and carry the protocol out once."""
         self.sources = setting.run.topology.n
+        self.scales = torch.ones(self.sources, dtype=torch.float64)
         self.setting, self.protocol = setting, protocol
         self.target = exact_target(setting.without, setting.kept, stacked=True)
         self.claim = claimed(setting, protocol)

@@ -128,7 +128,7 @@ def release_twice(
         progress: Told how far it is.
 
     Returns:
-        The releases minus the target, shape ``(R, N, P)`` each.
+        The noise on one unit of every row, shape ``(R, N, P)`` each.
     """
     target = worlds.target.rows
     request = worlds.setting.request
@@ -136,7 +136,8 @@ def release_twice(
     again = worlds_of(replace(worlds.setting, request=other), protocol)
     starts = target.expand(len(trees), *target.shape)
     found = [
-        each(stage, one.bare, starts, trees, progress) - target
+        (each(stage, one.bare, starts, trees, progress) - target)
+        / worlds.scales[:, None]
         for stage, one in (("first release", worlds), ("second release", again))
     ]
     return found[0], found[1]

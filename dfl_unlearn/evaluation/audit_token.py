@@ -29,6 +29,7 @@ class TokenWorlds:
         self.setting, self.protocol = setting, protocol
         self.target = exact_target(setting.without, setting.kept, stacked=False)
         run = setting.run
+        self.scales = torch.ones(run.topology.n, dtype=torch.float64)
         claim = claimed(setting, protocol)
         self._base = setting.view(run.state.params, run.rng)
         route = protocol.route(self._base, setting.request)

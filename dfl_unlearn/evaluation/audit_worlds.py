@@ -109,6 +109,7 @@ class Worlds(Protocol):
         stacked: Whether every peer has a target of its own.
         single: Whether the observer sees only one of the vectors, not all.
         sources: Rows of a release that carry noise of their own; 1 if all share one.
+        scales: Multiple of the noise on every row, shape ``(N,)``.
         first: Whether the vectors are those of a path, its start the first.
     """
 
@@ -118,6 +119,7 @@ class Worlds(Protocol):
     stacked: bool
     single: bool
     sources: int
+    scales: Tensor
     first: bool
 
     def unlearned(self, params: Tensor, tree: RngTree) -> Tensor:
