@@ -200,7 +200,7 @@ def test_nobody_can_write_a_better_status_by_hand():
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        ({"scope": "view"}, InvalidArgumentError, "scope: .* got 'view'"),
+        ({"scope": "network"}, InvalidArgumentError, "scope: .* got 'network'"),
         ({"bound": "guess"}, InvalidArgumentError, "bound: .* got 'guess'"),
         ({"accountant": "gdp"}, InvalidArgumentError, "accountant: .* got 'gdp'"),
         ({"sensitivity": math.nan}, NumericalError, "must be finite, got nan"),
