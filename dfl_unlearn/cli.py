@@ -1,4 +1,4 @@
-"""The command line: ``dfl-unlearn demo | run | unlearn | report | list | ledger``.
+"""The command line ``dfl-unlearn``: one function per command.
 
 Heavy libraries are imported inside the commands, so that help is fast. Errors are
 printed without a traceback and end with the exit code of their class.
@@ -350,6 +350,83 @@ def report(
         _print(_json({"report": str(page), "outcomes": len(outcomes)}))
     else:
         _print(str(page))
+
+
+@app.command()
+def audit(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|FILE.toml",
+            help="A run with outcomes, or an experiment that is run first.",
+        ),
+    ],
+    replicas: Annotated[
+        int, typer.Option(help="Networks to train in each of the two worlds.")
+    ] = 2000,
+    gamma: Annotated[
+        float, typer.Option(help="Chance that the bound is above the true epsilon.")
+    ] = 1e-3,
+    statistic: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|projection|residual|distance|loss",
+            help="The guesser's score; auto tries all of them.",
+        ),
+    ] = "auto",
+    one_run: Annotated[
+        bool,
+        typer.Option(
+            "--one-run", help="Guess in one run which forgotten rows were there."
+        ),
+    ] = False,
+    request: Annotated[
+        str | None, typer.Option(metavar="ID", help="Only this request, e.g. r0.")
+    ] = None,
+    runs: Runs = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Try to refute certificates: train many networks, forget, guess which is which.
+
+    Writes [bold]audit.json[/bold] beside each outcome. Ends with code 3 if a
+    certificate was refuted. An audit that could not have refuted its claim says so.
+
+    Raises:
+        Exit: With code 3 if a certificate was refuted.
+    """
+    _set(runs, as_json, quiet, debug)
+    from dfl_unlearn.engine.run import load_run
+    from dfl_unlearn.evaluation.audit_session import audited, chosen
+    from dfl_unlearn.experiment import load_experiment, run_experiment
+
+    if Path(source).suffix in (".toml", ".json"):
+        experiment = load_experiment(source, [])
+        trained, *_ = run_experiment(experiment, _common.runs)
+    else:
+        trained = load_run(_folder(source))
+    assert trained.folder is not None
+    found, refuted = [], False
+    for outcome in chosen(load_run(trained.folder), request):
+        result = audited(
+            outcome,
+            replicas=replicas,
+            gamma=gamma,
+            statistic=statistic,
+            one_run=one_run,
+            show=not _common.quiet,
+        )
+        refuted |= result.verdict == "refuted"
+        found.append(
+            {"protocol": outcome.protocol_name, **json.loads(result.to_json())}
+        )
+        if not _common.as_json:
+            _print(f"{outcome.protocol_name}:\n{result}\n")
+    if _common.as_json:
+        _print(_json({"folder": str(trained.folder), "audits": found}))
+    if refuted:
+        raise typer.Exit(3)
 
 
 @app.command("list")

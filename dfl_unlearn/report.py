@@ -27,6 +27,7 @@ from dfl_unlearn.accounting.entries import NoiseMode
 from dfl_unlearn.engine.exposure import Sent, sent_before
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.errors import MissingInputError
+from dfl_unlearn.evaluation.audit_store import load_audits
 from dfl_unlearn.plots import draw, plots, render
 from dfl_unlearn.results.view import ResultsView
 from dfl_unlearn.store.files import write_file, writing
@@ -62,6 +63,14 @@ _SCOPES = {
     "view": "one peer that is no owner, with every message it saw",
     "view_joint": "all peers but the owners together, with every message they saw",
     "transcript": "all other peers together, as far as the walk itself goes",
+}
+_VERDICTS = {
+    "consistent": "Nothing contradicts the claim, and releases that were broken on "
+    "purpose were refuted.",
+    "refuted": "The claim is wrong: the releases are told apart better than it allows, "
+    "or their noise or shift is not as stated.",
+    "powerless": "This audit is too small to contradict the claim and says nothing.",
+    "invalid": "This audit did not refute what was broken on purpose and says nothing.",
 }
 # Beside what every certificate says of itself.
 _LIMITS = (
@@ -112,6 +121,7 @@ def report_page(view: ResultsView) -> str:
         _training(view),
         _measured(view),
         _methods(view),
+        _audits(view),
         _limits(view),
         _settings(view),
     )
@@ -323,6 +333,26 @@ def _methods(view: ResultsView) -> Html:
         _figure(view, "methods"),
         h.table("", head, rows, frozenset(range(2, 8))),
     )
+
+
+def _audits(view: ResultsView) -> Html:
+    """Return what trying to refute the certificates gave, where it was tried."""
+    mine = {(o.request.request_id, o.protocol_name) for o in view.outcomes}
+    blocks: list[object] = []
+    for outcome, audit in load_audits(view.run):
+        name = (outcome.request.request_id, outcome.protocol_name)
+        if name not in mine:
+            continue
+        blocks.append(h.tag("h3", f"{name[1]} on request {name[0]}: {audit.verdict}"))
+        blocks.append(h.tag("p", _VERDICTS[audit.verdict]))
+        blocks.append(h.tag("pre", str(audit)))
+    if not blocks:
+        return Html()
+    lead = (
+        "An audit trains networks with and without the data many times and guesses "
+        "which is which. It can refute a certificate and cannot prove one."
+    )
+    return h.section("Audit", h.tag("p", lead), *blocks)
 
 
 def _limits(view: ResultsView) -> Html:

@@ -14,6 +14,7 @@ References:
 
 import math
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Literal, get_args
 
 import numpy as np
@@ -97,6 +98,11 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
     _validate.number(
         error=InvalidPrivacyParameterError, at_least=0, below=1, delta=delta
     )
+    return _epsilon(float(mu), float(delta))
+
+
+@lru_cache(maxsize=1024)
+def _epsilon(mu: float, delta: float) -> float:
     if gaussian_delta(mu, 0.0) <= delta:
         return 0.0
     if delta == 0 or mu == math.inf:
@@ -161,9 +167,7 @@ def gaussian_noise_std(
             lambda scale: _rdp_epsilon(scale, delta) <= epsilon
         )
     else:
-        std = sensitivity * _smallest_scale(
-            lambda scale: gaussian_delta(1 / scale, epsilon) <= delta
-        )
+        std = sensitivity * _analytic_scale(float(epsilon), float(delta))
         while std < math.inf and gaussian_delta(sensitivity / std, epsilon) > delta:
             std = max(std * (1 + _STEP), math.nextafter(std, math.inf))
     if not math.isfinite(std):
@@ -206,6 +210,11 @@ def _check_mu(mu: float) -> None:
 def _rdp_epsilon(scale: float, delta: float) -> float:
     values = rdp_gaussian(DEFAULT_ORDERS, scale)
     return rdp_to_epsilon(DEFAULT_ORDERS, values, delta).epsilon
+
+
+@lru_cache(maxsize=1024)
+def _analytic_scale(epsilon: float, delta: float) -> float:
+    return _smallest_scale(lambda scale: gaussian_delta(1 / scale, epsilon) <= delta)
 
 
 def _smallest_scale(enough: Callable[[float], bool]) -> float:

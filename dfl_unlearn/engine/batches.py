@@ -9,6 +9,7 @@ batches.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,18 @@ class Batch:
 
     index: NDArray[np.int64]
     weights: NDArray[np.float64]
+
+
+class Batches(Protocol):
+    """Gives the batches of any peers at any of their steps."""
+
+    def batch(self, peers: NDArray[np.int64], steps: NDArray[np.int64]) -> Batch:
+        """Return one batch for each of the given peers; see ``BatchPlan.batch``."""
+        ...
+
+    def poisson(self, peers: NDArray[np.int64], t: int, rate: float) -> Batch:
+        """Return batches that rows join by coins; see ``BatchPlan.poisson``."""
+        ...
 
 
 class BatchPlan:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dfl_unlearn._arrays import contiguous
 from dfl_unlearn.data.peers import PeerData
-from dfl_unlearn.engine.batches import BatchPlan
+from dfl_unlearn.engine.batches import Batches, BatchPlan
 from dfl_unlearn.engine.config import SimulationConfig
 from dfl_unlearn.engine.kernels.autograd import AutogradKernel
 from dfl_unlearn.engine.kernels.contract import Kernel, StepRule
@@ -132,6 +132,25 @@ class LocalData:
         )
 
 
+def batch_plan(data: LocalData, config: SimulationConfig, rng: RngTree) -> BatchPlan:
+    """Return the batches of a part's peers.
+
+    Args:
+        data: The part.
+        config: Batch size, steps and blocks.
+        rng: The run's draws.
+    """
+    return BatchPlan(
+        offsets=data.offsets,
+        keep=data.keep,
+        counted=data.counted,
+        local=config.local,
+        rng=rng,
+        block_peers=config.block_peers,
+        blocks=data.blocks,
+    )
+
+
 class LocalWork:
     """Takes the local steps of any chunk of its peers in any round.
 
@@ -162,15 +181,7 @@ class LocalWork:
         self.steps = config.local.per_round(self._sizes)
         self.kernel_name = resolve_kernel(model, config.kernel)
         self.chunk_peers = resolve_chunk(config)
-        self._plan = BatchPlan(
-            offsets=data.offsets,
-            keep=data.keep,
-            counted=data.counted,
-            local=config.local,
-            rng=rng,
-            block_peers=config.block_peers,
-            blocks=data.blocks,
-        )
+        self._plan: Batches = batch_plan(data, config, rng)
         rule = StepRule(
             l2=model.l2,
             weight_decay=config.local.weight_decay,

@@ -2,22 +2,34 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 
+_LIMIT: ContextVar[int | None] = ContextVar("_LIMIT", default=None)
+
 
 @contextmanager
 def limited_threads(threads: int) -> Iterator[None]:
-    """Run a block with ``threads`` threads in torch and every BLAS, then restore."""
+    """Run a block with ``threads`` threads in torch and every BLAS, then restore.
+
+    A block inside another with the same number costs nothing: looking for the BLAS
+    libraries takes milliseconds, and an audit enters thousands of times.
+    """
     from threadpoolctl import threadpool_limits
 
+    if _LIMIT.get() == threads and torch.get_num_threads() == threads:
+        yield
+        return
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
+    token = _LIMIT.set(threads)
     try:
         with threadpool_limits(limits=threads):
             yield
     finally:
+        _LIMIT.reset(token)
         torch.set_num_threads(before)
 
 

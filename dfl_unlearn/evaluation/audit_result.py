@@ -114,6 +114,7 @@ class AuditResult:
         above: Whether scores above the threshold are called "unlearned".
         noise_std_measured: Noise per coordinate in the reference world, or None.
         noise_samples: How many numbers stand behind it.
+        noise_flaws: Whose noises are alike that must not be, or the other way round.
         shift_measured: Distance of the two worlds' means, or None.
         shift_slack: How much of it noise explains at confidence ``1 - gamma``.
         negative_controls: Audits of releases that are broken on purpose.
@@ -141,6 +142,7 @@ class AuditResult:
     above: bool = True
     noise_std_measured: float | None = None
     noise_samples: int = 0
+    noise_flaws: tuple[str, ...] = ()
     shift_measured: float | None = None
     shift_slack: float = 0.0
     negative_controls: tuple["AuditResult", ...] = ()
@@ -180,8 +182,8 @@ class AuditResult:
             _validate.number(threshold=self.threshold)
         for control in self.negative_controls:
             _validate.of_type(AuditResult, negative_controls=control)
-        for seed in self.seeds:
-            _validate.of_type(str, seeds=seed)
+        for text in (*self.seeds, *self.noise_flaws):
+            _validate.of_type(str, text=text)
         for name, version in self.versions.items():
             _validate.of_type(str, versions=name, version=version)
         epsilon_lower, ceiling = self._bounds()
@@ -222,10 +224,10 @@ class AuditResult:
     def verdict(self) -> Verdict:
         """What follows: refuting evidence counts first, then what cannot be known.
 
-        ``refuted`` when the bound is above the claim, the noise below it or the shift
-        beyond it; ``powerless`` when the claim is at or above the ceiling, or too few
-        numbers were measured; ``invalid`` when a negative control was not detected or
-        the noise is *larger* than claimed; else ``consistent``.
+        ``refuted`` when the bound is above the claim, the noise below it or flawed, or
+        the shift beyond it; ``powerless`` when the claim is at or above the ceiling, or
+        too few numbers were measured; ``invalid`` when a negative control was not
+        detected or the noise is *larger* than claimed; else ``consistent``.
         """
         measured, claimed = self.noise_std_measured, self.claim.noise_std
         too_small = self.noise_holds is False and (measured or 0.0) < (claimed or 0.0)
@@ -233,6 +235,7 @@ class AuditResult:
             self.epsilon_lower > self.tested[0]
             or too_small
             or self.shift_holds is False
+            or self.noise_flaws
         ):
             return "refuted"
         if self.test == "noise":
@@ -387,12 +390,15 @@ class AuditResult:
             sign = ">" if self.shift_holds is False else "≤"
             against = "" if claimed is None else f" {sign} Δ {claimed:.4g}"
             parts.append(f"shift {self.shift_measured:.3g}{slack}{against}")
-        return ["  noise check: " + "   ".join(parts)] if parts else []
+        lines = ["  noise check: " + "   ".join(parts)] if parts else []
+        return lines + [f"  noise flaw: {flaw}" for flaw in self.noise_flaws]
 
 
 def _control_text(control: AuditResult) -> str:
     hits = control.evaluated[1] - control.false_negatives
     counts = f"FP {control.false_positives}, TP {hits}"
+    if control.test == "one-run":
+        counts = f"correct {control.correct} of {control.guesses}"
     inside = f"{control.label}; {counts}" if control.label else counts
     found = "detected" if control.verdict == "refuted" else "NOT DETECTED"
     return (

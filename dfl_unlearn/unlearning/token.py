@@ -1,5 +1,6 @@
 """The token itself: a model on its way, and what its holders do to it."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +24,8 @@ from dfl_unlearn.unlearning.token_walk import Route
 
 if TYPE_CHECKING:
     from dfl_unlearn.unlearning.protocols.rr_du import RrDu
+
+Watch = Callable[[int, Tensor], None]
 
 
 class Token:
@@ -65,8 +68,13 @@ class Token:
         self.gradients = 0
         self.start_norm = 0.0
 
-    def walk(self) -> Tensor:
-        """Return the model at the end of the route."""
+    def walk(self, watch: Watch | None = None) -> Tensor:
+        """Return the model at the end of the route.
+
+        Args:
+            watch: Called with the hop and the model that the token carries after it;
+                hop 0 is the start.
+        """
         protocol, route = self._protocol, self._route
         theta = self._run.state.mean()
         if self._claim.start_noise > 0:
@@ -76,6 +84,8 @@ class Token:
         self.start_norm = float(theta.norm())
         centre = theta.clone()
         visit = 0
+        if watch is not None:
+            watch(0, theta)
         for hop, holder in enumerate(route.holders.tolist()):
             if hop == 0 or not route.acts[hop]:
                 continue
@@ -88,6 +98,8 @@ class Token:
                     self._edge.append(before >= protocol.radius)
             else:
                 theta = theta - self._step(self._elsewhere(theta, holder, hop))
+            if watch is not None:
+                watch(hop, theta)
         return theta
 
     def notes(self) -> tuple[str, ...]:

@@ -5,11 +5,13 @@ it depends on no data, and the number of visits is known when noise is calibrate
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from dfl_unlearn.engine.transport import Transport
 from dfl_unlearn.rng import RngTree
@@ -125,7 +127,7 @@ def draw_route(
         The route; it depends on no data.
     """
     avoid = source if natural_visit == "exclude" else None
-    chain = walk_matrix(topology, walk, lazy=lazy, avoid=avoid)
+    chain, law = _chain(topology, walk, lazy, avoid, source, restart)
     generator, coins = (
         rng.numpy("walk", who=source, request=request_id) for _ in range(2)
     )
@@ -135,7 +137,6 @@ def draw_route(
     acts = np.ones(hops, dtype=np.bool_)
     if natural_visit == "relay":
         acts = restarted | (holders != source)
-    law = restart_law(chain, source, restart)
     acting = law.copy()
     if natural_visit == "relay":
         acting[source] = restart  # how often the source acts
@@ -150,3 +151,17 @@ def draw_route(
         weights=weights,
         law=law,
     )
+
+
+@lru_cache(maxsize=16)
+def _chain(
+    topology: Topology,
+    walk: Walk,
+    lazy: float,
+    avoid: int | None,
+    source: int,
+    restart: float,
+) -> tuple[csr_array, NDArray[np.float64]]:
+    """Return the walk's matrix and its long-run law; kept, nobody writes to them."""
+    chain = walk_matrix(topology, walk, lazy=lazy, avoid=avoid)
+    return chain, restart_law(chain, source, restart)

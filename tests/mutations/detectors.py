@@ -16,8 +16,6 @@ from dfl_unlearn.evaluation.audit_bounds import best_threshold, epsilon_lower_bo
 from dfl_unlearn.evaluation.noise_checks import (
     ENOUGH,
     TOLERANCE,
-    correlation_limit,
-    largest_correlation,
     measured_std,
     numbers_in,
 )
@@ -39,13 +37,6 @@ def noise_check(noise, noise_std):
     return bool(
         (np.abs(measured_std(samples) - noise_std) > TOLERANCE * noise_std).any()
     )
-
-
-def independence_check(noise):
-    """Two of K noise vectors that are accounted as independent are alike."""
-    samples = in_replicas(noise)
-    limit = correlation_limit(numbers_in(samples), len(noise), GAMMA)
-    return largest_correlation(samples) > limit
 
 
 def sensitivity_check(shifts, claimed):

@@ -308,8 +308,18 @@ EXACT, WIRE, GUESS, COUNT = (
 BUGS = [
     Bug(name=name, detector=detector, fires=fires, plant=plant)
     for name, detector, fires, plant in (
-        ("noise / 20", NOISE, watched.odd_noise, lambda: divided_noise(20)),
-        ("noise / 2", NOISE, watched.odd_noise, lambda: divided_noise(2)),
+        (
+            "noise / 20",
+            NOISE,
+            watched.noise_refuted(watched.SINGLE),
+            lambda: divided_noise(20),
+        ),
+        (
+            "noise / 2",
+            NOISE,
+            watched.noise_refuted(watched.SINGLE),
+            lambda: divided_noise(2),
+        ),
         (
             "training noise / 2",
             NOISE,
@@ -319,11 +329,21 @@ BUGS = [
         (
             "noise omitted at one peer",
             NOISE,
-            watched.odd_noise_of_a_peer,
+            watched.noise_refuted(watched.INDEPENDENT),
             noise_omitted_once,
         ),
-        ("noise reused in two releases", NOISE, watched.alike_releases, noise_reused),
-        ("one stream for two peers", NOISE, watched.alike_peers, stream_shared),
+        (
+            "noise reused in two releases",
+            NOISE,
+            watched.noise_refuted(watched.SINGLE),
+            noise_reused,
+        ),
+        (
+            "one stream for two peers",
+            NOISE,
+            watched.noise_refuted(watched.INDEPENDENT),
+            stream_shared,
+        ),
         ("ball without factor 2", SHIFT, watched.ball_is_left, ball_without_factor),
         (
             "removal without factor 2",

@@ -56,7 +56,7 @@ def test_mutations(bug):
 @pytest.mark.parametrize("factor", [2, 20])
 def test_too_little_noise_is_invisible_to_who_guesses_worlds(factor):
     with planted.divided_noise(factor):
-        assert watched.odd_noise(0)
+        assert watched.noise_refuted(watched.SINGLE)(0)
         assert not watched.worlds_differ(0)
 
 

@@ -24,6 +24,7 @@ from dfl_unlearn.engine.simulator import continue_training, simulate
 from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.engine.transport import Transport
 from dfl_unlearn.errors import MissingRecordError, StaleModelError
+from dfl_unlearn.evaluation.audit_noise import audit_noise_std
 from dfl_unlearn.models.zoo import models
 from dfl_unlearn.record.plan import RecordPlan
 from dfl_unlearn.rng import RngTree
@@ -44,29 +45,10 @@ def wide_run():
 
 
 WIDE = ForgetRequest.samples(peer=1, indices=[0], request_id="r0")
-SINGLE = NewtonFisher(recovery_rounds=0)
+SINGLE = NewtonFisher(recovery_rounds=0, newton_steps_max=60)
 INDEPENDENT = NewtonFisher(
     recovery_rounds=0, noise_placement="independent", residual_cap=10.0
 )
-
-
-@functools.cache
-def wide_target(*forgotten):
-    run = wide_run()
-    data = run.data.without(
-        ForgetRequest.samples(peer=1, indices=list(forgotten), request_id="r0")
-    )
-    return exact_minimizer(run, data).theta
-
-
-def wide_noise(seed, protocol):
-    """The noise of a release, one row per vector, and what it was claimed to be."""
-    run = wide_run().replaced(rng=RngTree(seed))
-    outcome = unlearn(run, WIDE, protocol)
-    rows = outcome.state.params.double() - wide_target(0)
-    if protocol.noise_placement == "broadcast_model":
-        rows = rows[:1]
-    return rows, outcome.certificate.noise_std, outcome
 
 
 def small_run(seed, momentum=0.0):
@@ -97,27 +79,14 @@ CACHED: list = [None]  # the ridge objective of before the request, for a stale 
 # --- what each seed does -----------------------------------------------------------
 
 
-def odd_noise(seed):
-    rows, noise_std, _ = wide_noise(seed, SINGLE)
-    return detectors.noise_check(rows, noise_std)
+def noise_refuted(protocol):
+    """The package's own measurement of a protocol's noise refutes the claim."""
 
+    def fires(seed):
+        run = wide_run().replaced(rng=RngTree(seed))
+        return audit_noise_std(run, WIDE, protocol).verdict == "refuted"
 
-def odd_noise_of_a_peer(seed):
-    rows, noise_std, _ = wide_noise(seed, INDEPENDENT)
-    return detectors.noise_check(rows, noise_std)
-
-
-def alike_peers(seed):
-    rows, _, _ = wide_noise(seed, INDEPENDENT)
-    return detectors.independence_check(rows)
-
-
-def alike_releases(seed):
-    first, _, outcome = wide_noise(seed, SINGLE)
-    request = ForgetRequest.samples(peer=1, indices=[2], request_id="r1")
-    again = unlearn(outcome.as_run(), request, SINGLE)
-    second = again.state.params[:1].double() - wide_target(0, 2)
-    return detectors.independence_check(torch.cat([first, second]))
+    return fires
 
 
 def ball_is_left(seed):

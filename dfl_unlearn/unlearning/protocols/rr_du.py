@@ -55,7 +55,7 @@ from dfl_unlearn.unlearning.claims import refuse_single
 from dfl_unlearn.unlearning.contracts import Cost, Outcome, protocols
 from dfl_unlearn.unlearning.noise_modes import refuse_mixed_noise
 from dfl_unlearn.unlearning.rr_du_claim import Claim
-from dfl_unlearn.unlearning.token import Token
+from dfl_unlearn.unlearning.token import Token, Watch
 from dfl_unlearn.unlearning.token_walk import NaturalVisit, Route, draw_route
 
 _LEAST_HOPS, _HOPS_PER_PEER = 500, 60
@@ -333,13 +333,21 @@ class RrDu:
         )
         return route if self.max_visits is None else route.cut(self.max_visits)
 
-    def unlearn(self, run: TrainedRun, request: ForgetRequest, rng: RngTree) -> Outcome:
+    def unlearn(
+        self,
+        run: TrainedRun,
+        request: ForgetRequest,
+        rng: RngTree,
+        *,
+        watch: Watch | None = None,
+    ) -> Outcome:
         """Walk the token and let every peer take its model.
 
         Args:
             run: The trained network.
             request: The resolved request.
             rng: The run's draws.
+            watch: Sees what the token carries after every hop, for audits.
 
         Returns:
             The outcome; its certificate lists every constant and its origin.
@@ -348,7 +356,7 @@ class RrDu:
         claim = Claim.of(self, run, request, route)
         token = Token(self, run, request, rng, route, claim)
         transport = run.transport()
-        theta = token.walk()
+        theta = token.walk(watch)
         tensors = 3 if self.optimizer == "adam" else 1
         sent = route.send(transport, 8 * run.model.size * tensors)
         row = theta.to(run.state.params.dtype)
