@@ -54,8 +54,8 @@ _NOT_COVERED = (
     "after it learns about the forgotten data",
     "messages sent before the request are not recalled; peers are assumed to delete "
     "honestly",
-    "adaptive requests: those chosen after seeing released models",
 )
+_ADAPTIVE = "adaptive requests: those chosen after seeing released models"
 _ARITHMETIC: dict[NoiseMode, str] = {
     "simulated": "real arithmetic: the proof is about real numbers and ideal noise, "
     "this is a float64 simulation whose noise can be drawn again from the seed (not "
@@ -67,16 +67,22 @@ _ARITHMETIC: dict[NoiseMode, str] = {
 _CORRELATED = "correlated data: what others' data still say about the forgotten ones"
 
 
-def not_covered(*modes: NoiseMode) -> tuple[str, ...]:
-    """Return what no certificate covers, as printed on every one.
+def not_covered(*modes: NoiseMode, adaptive: bool = True) -> tuple[str, ...]:
+    """Return what certificates do not cover, as printed on every one.
 
     Args:
         *modes: Modes of the noise; each has its own sentence on arithmetic.
+        adaptive: False where an assumption lifts the sentence on adaptive requests.
 
     Returns:
         Sentences.
     """
-    return (*_NOT_COVERED, *(_ARITHMETIC[mode] for mode in modes), _CORRELATED)
+    return (
+        *_NOT_COVERED,
+        *([_ADAPTIVE] if adaptive else []),
+        *(_ARITHMETIC[mode] for mode in modes),
+        _CORRELATED,
+    )
 
 
 def status_of(
@@ -328,11 +334,7 @@ class Certificate:
         lines += _section("exposure", self.exposure)
         lines += _section("notes", self.notes)
         lifted = any(a.name == PRIVATE_BEFORE for a in self.assumptions)
-        left = [
-            x
-            for x in not_covered(self.noise_mode)
-            if not (lifted and x.startswith("adaptive"))
-        ]
+        left = not_covered(self.noise_mode, adaptive=not lifted)
         return lines + _section("does not cover", left)
 
     def _guarantee(self) -> str:

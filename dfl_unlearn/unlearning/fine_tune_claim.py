@@ -17,11 +17,11 @@ from dfl_unlearn.unlearning.claims import (
     convexity,
     earlier_releases,
     exposure_of,
-    owners_of,
     stacked_convexity,
 )
 from dfl_unlearn.unlearning.fixed_point import FixedPoint
 from dfl_unlearn.unlearning.newton_release import ROUNDING_SHARE
+from dfl_unlearn.unlearning.noise_modes import spent_together
 
 if TYPE_CHECKING:
     from dfl_unlearn.unlearning.protocols.fine_tune import FineTune
@@ -179,10 +179,7 @@ def certificate_of(
         The certificate; epsilon composes all releases of the same owner.
     """
     assert protocol.epsilon is not None
-    composed = max(
-        run.ledger.epsilon(owner, "public", protocol.delta)
-        for owner in owners_of(request)
-    )
+    composed, curve = spent_together(run, request, protocol.delta)
     earlier = any(a.name == EARLIER for a in assumptions)
     notes = [
         "compares with the exact fixed point of D-SGD on what is kept plus the same "
@@ -205,7 +202,8 @@ def certificate_of(
         sensitivity=release.sensitivity,
         bound="capped",
         noise_std=release.noise_std,
-        accountant="exact_gaussian",
+        accountant="exact_gaussian" if curve is None else "rdp",
+        curve=curve,
         assumptions=assumptions,
         observers=("public",),
         exposure=(

@@ -12,10 +12,7 @@ from dfl_unlearn.accounting.certificate import (
     status_of,
 )
 from dfl_unlearn.accounting.gaussian import gaussian_noise_std
-from dfl_unlearn.accounting.mechanisms import (
-    DiscreteGaussianMechanism,
-    GaussianMechanism,
-)
+from dfl_unlearn.accounting.mechanisms import GaussianMechanism
 from dfl_unlearn.accounting.rdp import curve_of
 from dfl_unlearn.errors import (
     DflUnlearnError,
@@ -109,46 +106,6 @@ def test_a_heuristic_result_has_only_nominal_numbers_and_says_so():
     assert "nominal (ε, δ) = (1, 1e-05): would hold if the reasons did not" in str(
         given
     )
-
-
-def secure(**changes):
-    """A certificate of noise on a grid."""
-    mechanism = DiscreteGaussianMechanism(
-        noise_std=0.4, grid=2.0**-12, sensitivity=0.05
-    )
-    curve = curve_of(mechanism)
-    given = {
-        "noise_std": 0.4,
-        "noise_mode": "secure",
-        "accountant": "rdp",
-        "curve": curve,
-        "epsilon": curve.to_epsilon(1e-5).epsilon,
-        **changes,
-    }
-    return certificate(**given)
-
-
-def test_secure_noise_says_where_it_came_from_and_what_is_exact():
-    given = secure()
-    assert given.status == "certified"
-    assert (given.noise_mode, given.numerics) == ("secure", "grid")
-    text = str(given)
-    assert "noise: secure, from the operating system, not repeatable" in text
-    assert "numerics: grid (what is released is exact)" in text
-    assert "not for deployment" not in text
-    assert "real arithmetic before the noise" in text
-    assert Certificate.from_json(given.to_json()) == given
-
-
-def test_secure_noise_has_no_exact_gaussian_epsilon():
-    with pytest.raises(InvalidArgumentError, match=r"accountant: .* got 'exact_gauss"):
-        secure(accountant="exact_gaussian", curve=None)
-    with pytest.raises(InvalidArgumentError, match=r"epsilon: must be at least"):
-        secure(epsilon=secure().epsilon - 1e-9)
-    with pytest.raises(InvalidArgumentError, match=r"numerics: must be 'grid'"):
-        dataclasses.replace(secure(), numerics="idealized")
-    with pytest.raises(InvalidArgumentError, match=r"numerics: must be 'grid'"):
-        dataclasses.replace(certificate(), numerics="grid")
 
 
 def test_conditional_and_pending_results_say_why():

@@ -20,6 +20,7 @@ from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.engine.config import LocalSteps, SimulationConfig
 from dfl_unlearn.engine.simulator import simulate
+from dfl_unlearn.engine.trainers.dp_gossip import DpGossip
 from dfl_unlearn.errors import (
     InsecureNoiseError,
     InvalidArgumentError,
@@ -28,6 +29,7 @@ from dfl_unlearn.errors import (
 )
 from dfl_unlearn.models.zoo import models
 from dfl_unlearn.unlearning.apply import unlearn
+from dfl_unlearn.unlearning.protocols.fine_tune import FineTune
 from dfl_unlearn.unlearning.protocols.newton_fisher import NewtonFisher
 from dfl_unlearn.unlearning.protocols.rr_du import RrDu
 from dfl_unlearn.unlearning.retained import exact_minimizer
@@ -337,6 +339,16 @@ def test_secure_corrections_add_up_by_renyi_orders(exact_run):
         unlearn(simulated.as_run(), FROM_ONE_MORE, NEWTON)
 
 
+def test_fine_tuning_after_secure_noise_adds_both_up_by_renyi_orders(full_run):
+    first = unlearn(full_run, FROM_ONE, STACK)
+    protocol = FineTune(rounds=50, epsilon=1.0, residual_cap=10.0)
+    certificate = unlearn(first.as_run(), FROM_ONE_MORE, protocol).certificate
+    assert (certificate.noise_mode, certificate.accountant) == ("simulated", "rdp")
+    assert certificate.epsilon > 1.4
+    alone = unlearn(full_run, FROM_ONE_MORE, protocol).certificate
+    assert (alone.accountant, alone.epsilon) == ("exact_gaussian", 1.0)
+
+
 def test_a_heuristic_release_with_secure_noise_claims_nothing(exact_run):
     network = models.build("mlp", input_shape=(6,), num_classes=3, hidden=[4], l2=0.1)
     run = simulate("ring", EXACT, network, replace(exact_run.config, rounds=5))
@@ -360,6 +372,23 @@ def test_a_heuristic_release_with_secure_noise_claims_nothing(exact_run):
 def test_what_secure_noise_does_not_fit_is_refused(changes, message):
     with pytest.raises(InvalidHyperparameterError, match=message):
         replace(NEWTON, **changes)
+
+
+def test_secure_noise_after_training_with_noise_from_the_seed_is_refused(
+    exact_run, tmp_path
+):
+    config = replace(
+        exact_run.config,
+        rounds=3,
+        trainer=DpGossip(rate=0.5, noise_multiplier=20.0),
+        local=LocalSteps(learning_rate=0.03),
+    )
+    private = simulate("ring", EXACT, MODEL, config)
+    with pytest.raises(InsecureNoiseError, match=r"'secure' after 1 with simulated"):
+        unlearn(private, FROM_ONE, NEWTON)
+    outcome = unlearn(private, FROM_ONE, FineTune(rounds=1))
+    with pytest.raises(InsecureNoiseError, match="is simulated"):
+        outcome.export(tmp_path / "models.safetensors", secure=True)
 
 
 # --- export --------------------------------------------------------------------------
