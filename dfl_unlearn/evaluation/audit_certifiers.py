@@ -38,8 +38,15 @@ def worlds_of(setting: Setting, protocol: UnlearningProtocol) -> Worlds:
         The worlds.
 
     Raises:
-        UnsupportedRequestError: If no certifier is written for it.
+        UnsupportedRequestError: If no certifier is written for it, or its noise cannot
+            be drawn again.
     """
+    if getattr(protocol, "noise_mode", "simulated") != "simulated":
+        raise UnsupportedRequestError(
+            "noise_mode: must be 'simulated' for an audit, which has to be repeatable, "
+            "got 'secure'; audit the same protocol with noise_mode='simulated' and "
+            "note that the noise of the operating system was not looked at"
+        )
     if isinstance(protocol, NewtonFisher):
         return NewtonWorlds(setting, protocol)
     if isinstance(protocol, FineTune) and protocol.epsilon is not None:

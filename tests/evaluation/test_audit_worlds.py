@@ -193,6 +193,8 @@ def test_what_claims_nothing_or_has_no_target_is_refused():
     setting = Setting.of(run, REQUEST)
     with pytest.raises(UnsupportedRequestError, match="protocol: must make a claim"):
         worlds_of(setting, FineTune())
+    with pytest.raises(UnsupportedRequestError, match="noise_mode: must be 'simul"):
+        worlds_of(setting, NewtonFisher(noise_mode="secure"))
     mlp = models.build("mlp", input_shape=(4,), num_classes=2, hidden=(3,))
     other = simulate(run.topology, run.data, mlp, full_batch(rounds=2))
     with pytest.raises(UnsupportedRequestError, match=r"convex=False, l2=0"):
