@@ -392,9 +392,6 @@ def audit(
 
     Writes [bold]audit.json[/bold] beside each outcome. Ends with code 3 if a
     certificate was refuted. An audit that could not have refuted its claim says so.
-
-    Raises:
-        Exit: With code 3 if a certificate was refuted.
     """
     _set(runs, as_json, quiet, debug)
     from dfl_unlearn.engine.run import load_run
@@ -426,7 +423,7 @@ def audit(
     if _common.as_json:
         _print(_json({"folder": str(trained.folder), "audits": found}))
     if refuted:
-        raise typer.Exit(3)
+        sys.exit(3)
 
 
 @app.command("list")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dfl_unlearn.unlearning.contracts import protocols
+from dfl_unlearn.unlearning.contracts import unlearners
 
 ROOT = Path(__file__).parent.parent
 PLUGINS = ROOT / "tests" / "plugins"
@@ -121,8 +121,8 @@ def test_the_readme_lists_exactly_the_methods_there_are():
     )
     assert sorted(table) == sorted(
         name
-        for name in protocols.names()
-        if protocols.get(name).__module__.startswith("dfl_unlearn.")
+        for name in unlearners.names()
+        if unlearners.get(name).__module__.startswith("dfl_unlearn.")
     )
 
 
