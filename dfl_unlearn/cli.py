@@ -395,9 +395,11 @@ def audit(
 
     Raises:
         Exit: With code 3 if a certificate was refuted.
+        UnsupportedRequestError: If none of the outcomes can be audited.
     """
     _set(runs, as_json, quiet, debug)
     from dfl_unlearn.engine.run import load_run
+    from dfl_unlearn.errors import UnsupportedRequestError
     from dfl_unlearn.evaluation.audit_session import audited, chosen
     from dfl_unlearn.experiment import load_experiment, run_experiment
 
@@ -407,24 +409,31 @@ def audit(
     else:
         trained = load_run(_folder(source))
     assert trained.folder is not None
-    found, refuted = [], False
+    found: list[dict[str, Any]] = []
+    skipped: list[UnsupportedRequestError] = []
     for outcome in chosen(load_run(trained.folder), request):
-        result = audited(
-            outcome,
-            replicas=replicas,
-            gamma=gamma,
-            statistic=statistic,
-            one_run=one_run,
-            show=not _common.quiet,
-        )
-        refuted |= result.verdict == "refuted"
-        found.append(
-            {"protocol": outcome.protocol_name, **json.loads(result.to_json())}
-        )
+        name = outcome.protocol_name
+        try:
+            result = audited(
+                outcome,
+                replicas=replicas,
+                gamma=gamma,
+                statistic=statistic,
+                one_run=one_run,
+                show=not _common.quiet,
+            )
+        except UnsupportedRequestError as error:
+            skipped.append(error)
+            _complain(f"{name} is not audited: {error}")
+            continue
+        found.append({"use": name, **json.loads(result.to_json())})
         if not _common.as_json:
-            _print(f"{outcome.protocol_name}:\n{result}\n")
+            _print(f"{name}:\n{result}\n")
+    if skipped and not found:
+        raise skipped[0]
     if _common.as_json:
         _print(_json({"folder": str(trained.folder), "audits": found}))
+    refuted = any(audit["verdict"] == "refuted" for audit in found)
     if refuted:
         raise typer.Exit(3)
 
