@@ -395,7 +395,7 @@ def audit(
     """
     _set(runs, as_json, quiet, debug)
     from dfl_unlearn.engine.run import load_run
-    from dfl_unlearn.evaluation.audit_session import audited, chosen
+    from dfl_unlearn.evaluation.audit_session import chosen
     from dfl_unlearn.experiment import load_experiment, run_experiment
 
     if Path(source).suffix in (".toml", ".json"):
@@ -404,25 +404,17 @@ def audit(
     else:
         trained = load_run(_folder(source))
     assert trained.folder is not None
-    found, refuted = [], False
-    for outcome in chosen(load_run(trained.folder), request):
-        result = audited(
-            outcome,
-            replicas=replicas,
-            gamma=gamma,
-            statistic=statistic,
-            one_run=one_run,
-            show=not _common.quiet,
-        )
-        refuted |= result.verdict == "refuted"
-        found.append(
-            {"protocol": outcome.protocol_name, **json.loads(result.to_json())}
-        )
-        if not _common.as_json:
-            _print(f"{outcome.protocol_name}:\n{result}\n")
+    found = _audits(
+        chosen(load_run(trained.folder), request),
+        replicas=replicas,
+        gamma=gamma,
+        statistic=statistic,
+        one_run=one_run,
+        show=not _common.quiet,
+    )
     if _common.as_json:
         _print(_json({"folder": str(trained.folder), "audits": found}))
-    if refuted:
+    if any(audit["verdict"] == "refuted" for audit in found):
         sys.exit(3)
 
 
@@ -667,6 +659,36 @@ def _conduct(experiment: "Experiment", *, page: bool) -> None:
     _say(f"Next: dfl-unlearn unlearn {trained.folder.name} --peer {other} --all")
     _say(f"      dfl-unlearn run {folder}/config.toml topology.use=complete")
     _say("      dfl-unlearn list")
+
+
+def _audits(outcomes: "Sequence[Outcome]", **options: Any) -> list[dict[str, Any]]:
+    """Audit outcomes one after the other and say what was found.
+
+    Returns:
+        One record per audit.
+
+    Raises:
+        UnsupportedRequestError: If none of them can be audited.
+    """
+    from dfl_unlearn.errors import UnsupportedRequestError
+    from dfl_unlearn.evaluation.audit_session import audited
+
+    found: list[dict[str, Any]] = []
+    skipped: list[UnsupportedRequestError] = []
+    for outcome in outcomes:
+        name = outcome.protocol_name
+        try:
+            result = audited(outcome, **options)
+        except UnsupportedRequestError as error:
+            skipped.append(error)
+            _complain(f"{name} is not audited: {error}")
+            continue
+        found.append({"use": name, **json.loads(result.to_json())})
+        if not _common.as_json:
+            _print(f"{name}:\n{result}\n")
+    if skipped and not found:
+        raise skipped[0]
+    return found
 
 
 def _tell_outcome(outcome: "Outcome", table: "ResultsTable") -> None:

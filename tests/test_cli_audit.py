@@ -77,7 +77,7 @@ def test_one_document_for_programs_and_a_request_by_its_id(runs, capsys):
     assert call(*words, "--statistic", "residual", "--request", "r0") == 0
     found = json.loads(capsys.readouterr().out)
     (audit,) = found["audits"]
-    assert audit["protocol"] == "newton-fisher"
+    assert audit["use"] == "newton-fisher"
     assert audit["statistic"] == "residual (split half)"
     assert audit["verdict"] in ("consistent", "powerless", "invalid")
     assert call(*words, "--request", "r9") == 2
@@ -105,6 +105,22 @@ def test_a_file_is_run_and_then_audited(runs, tmp_path, capsys):
     assert "tested: inclusion of one record (ε=1, δ=" in out
     kept = tmp_path / "small" / "outcomes" / "r0.newton-fisher"
     assert (kept / "audit-one-run.json").is_file()
+
+
+def test_what_cannot_be_audited_is_named_and_the_rest_goes_on(tmp_path, capsys):
+    secure = '[[unlearning]]\nuse = "rr-du"\nhops = 5\nnoise_mode = "secure"\n'
+    (tmp_path / "two.toml").write_text(FILE + secure)
+    words = ("--runs", tmp_path, "--replicas", 40, "--quiet")
+    assert call("audit", tmp_path / "two.toml", *words) == 0
+    out, err = capsys.readouterr()
+    assert "newton-fisher:\nAUDIT" in out
+    assert "rr-du is not audited: noise_mode: must be 'simulated'" in err
+    other = FILE.replace('"newton-fisher"\nepsilon', '"newton-fisher"\nnoise_mode')
+    (tmp_path / "one.toml").write_text(other.replace("= 0.5", '= "secure"'))
+    assert call("audit", tmp_path / "one.toml", *words) == 2
+    assert "audit the same protocol with noise_mode='simulated'" in (
+        capsys.readouterr().err
+    )
 
 
 def test_nothing_to_audit_says_what_to_do(tmp_path, capsys):
