@@ -337,7 +337,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     from dfl_unlearn.plots._style import CURVES, GREY, STYLE, WIDTH, percent_axis
 
     with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 3.3), layout="constrained", dpi=150)
+        figure = Figure(figsize=(WIDTH, 3.6), layout="constrained", dpi=150)
         names = list(dict.fromkeys(table.topology))
         panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
         for axes, name in zip(panels, names, strict=True):
@@ -361,7 +361,8 @@ def draw(table: pd.DataFrame, path: Path) -> None:
             axes.minorticks_off()
             percent_axis(axes)
         panels[0].set_ylabel("test accuracy, mean of peers")
-        panels[-1].legend(loc="lower right")
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
         figure.savefig(path)
 
 
