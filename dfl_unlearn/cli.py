@@ -657,6 +657,7 @@ def _conduct(experiment: "Experiment", *, page: bool) -> None:
     _say(f"Everything is in {folder}" + (", the page is report.html." if page else "."))
     other = min(5, trained.topology.n - 1)
     _say(f"Next: dfl-unlearn unlearn {trained.folder.name} --peer {other} --all")
+    _say(f"      dfl-unlearn audit {trained.folder.name} --replicas 100")
     _say(f"      dfl-unlearn run {folder}/config.toml topology.use=complete")
     _say("      dfl-unlearn list")
 
