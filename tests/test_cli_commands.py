@@ -60,7 +60,9 @@ def test_a_trial_leaves_the_run_alone_and_a_commit_changes_it(runs, capsys):
     rows = json.loads(capsys.readouterr().out)["run"]
     assert {r["owner"] for r in rows} == {"peer:5"}
     assert call("ledger", "demo", "--runs", runs, "--verify") == 0
-    assert "chain intact" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "outcome r1.newton-fisher-2, committed: 2 entries, chain intact" in out
+    assert "trial r1.newton-fisher: 2 entries, chain intact" in out
     # Forgotten once, forgotten for good: also in a new process.
     assert call(*words) == 2
     assert "forgotten already" in capsys.readouterr().err

@@ -45,10 +45,23 @@ class RunLedgers:
             places[name] = f"outcomes/{name}/{LEDGER}"
         return cls(folder=folder, places=places)
 
-    @staticmethod
-    def what(title: str) -> str:
+    def what(self, title: str) -> str:
         """Return what a ledger is about, in words."""
-        return "committed in this run" if title == COMMITTED else f"trial {title}"
+        if title == COMMITTED:
+            return "committed in this run"
+        return f"outcome {title}, committed" if self._done(title) else f"trial {title}"
+
+    def _done(self, title: str) -> bool:
+        """Tell whether an outcome's request was committed, and its charges with it."""
+        place = f"outcomes/{title}/request.json"
+        if not self.folder.path(place).is_file():
+            return False
+        past = read_state(self.folder)[0].get("carried_out", ())
+        name = self.folder.read_json(place)["request_id"]
+        if name not in {one["request"] for one in past}:
+            return False
+        own = self.folder.path(self.places[title]).read_bytes()
+        return self.folder.path(LEDGER).read_bytes().startswith(own)
 
     def verify(self) -> dict[str, dict[str, Any]]:
         """Check the chain of hashes of every ledger, and that none has lost lines.
