@@ -19,6 +19,8 @@ from dfl_unlearn.accounting.ledger import PrivacyLedger
 from dfl_unlearn.accounting.mechanisms import (
     DiscreteGaussianMechanism,
     GaussianMechanism,
+    Mechanism,
+    SampledGaussianMechanism,
     check_scale,
 )
 from dfl_unlearn.accounting.secure_noise import (
@@ -119,12 +121,16 @@ class GaussianRelease:
         mode: ``simulated`` or ``secure``.
         grid: Step of the grid in secure mode, a power of two that is at most a 1024th
             of the noise; None takes the largest.
+        rate: Probability, by a coin that nobody sees, with which the value depends on
+            the forgotten data at all; the noise is added either way. Below 1 only in
+            simulated mode.
     """
 
     sensitivity: float
     noise_std: float
     mode: NoiseMode = "simulated"
     grid: float | None = None
+    rate: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse what is not a finite, non-negative scale, or no grid for the noise.
@@ -134,6 +140,17 @@ class GaussianRelease:
         """
         check_scale(sensitivity=self.sensitivity, noise_std=self.noise_std)
         _validate.one_of(get_args(NoiseMode), mode=self.mode)
+        _validate.number(
+            error=InvalidPrivacyParameterError,
+            above=0,
+            at_most=1,
+            rate=self.rate,
+        )
+        if self.rate < 1 and self.mode == "secure":
+            raise InvalidPrivacyParameterError(
+                f"rate: must be 1 in secure mode, got {self.rate:g}; the bound for "
+                "hidden coins is one of real Gaussian noise"
+            )
         if self.grid is None:
             if self.mode == "secure" and self.noise_std > 0:
                 object.__setattr__(self, "grid", grid_of(self.noise_std))
@@ -173,9 +190,13 @@ class GaussianRelease:
             sensitivity=sensitivity, noise_std=noise_std, mode="secure", grid=grid
         )
 
-    def mechanism(
-        self, coordinates: int
-    ) -> GaussianMechanism | DiscreteGaussianMechanism:
+    def shift(self, coordinates: int) -> float:
+        """Return the sensitivity with what rounding so many numbers to a grid adds."""
+        if self.grid is None:
+            return self.sensitivity
+        return grid_sensitivity(self.sensitivity, self.grid, coordinates)
+
+    def mechanism(self, coordinates: int) -> Mechanism:
         """Return what one release of so many numbers costs.
 
         Args:
@@ -185,15 +206,20 @@ class GaussianRelease:
             The mechanism that the ledger is charged with; its sensitivity in secure
             mode includes the rounding.
         """
-        if self.grid is None:
-            return GaussianMechanism(
-                noise_std=self.noise_std, sensitivity=self.sensitivity
+        if self.grid is not None:
+            return DiscreteGaussianMechanism(
+                noise_std=self.noise_std,
+                grid=self.grid,
+                sensitivity=self.shift(coordinates),
             )
-        return DiscreteGaussianMechanism(
-            noise_std=self.noise_std,
-            grid=self.grid,
-            sensitivity=grid_sensitivity(self.sensitivity, self.grid, coordinates),
-        )
+        if self.rate < 1 and self.sensitivity > 0:
+            multiplier = self.noise_std / self.sensitivity
+            return SampledGaussianMechanism(
+                rate=self.rate,
+                noise_multiplier=math.nextafter(multiplier, 0.0),
+                adjacency="unlearn",
+            )
+        return GaussianMechanism(noise_std=self.noise_std, sensitivity=self.sensitivity)
 
     def __call__(
         self,

@@ -28,10 +28,7 @@ import torch
 from torch import Tensor
 
 from dfl_unlearn.accounting.gaussian import gaussian_noise_std
-from dfl_unlearn.accounting.mechanisms import (
-    DiscreteGaussianMechanism,
-    GaussianMechanism,
-)
+from dfl_unlearn.accounting.mechanisms import Mechanism
 from dfl_unlearn.accounting.rdp import RdpCurve, curve_of
 from dfl_unlearn.accounting.release import GaussianRelease
 from dfl_unlearn.data.forget import ForgetRequest
@@ -117,14 +114,14 @@ class ReleasePlan:
         return cls(release=release, count=count, seen=seen, coordinates=coordinates)
 
     @property
-    def mechanism(self) -> GaussianMechanism | DiscreteGaussianMechanism:
+    def mechanism(self) -> Mechanism:
         """What one release costs."""
         return self.release.mechanism(self.coordinates)
 
     @property
     def sensitivity(self) -> float:
         """Shift of all that the claim's observer sees, for this noise."""
-        return self.mechanism.sensitivity * math.sqrt(self.seen)
+        return self.release.shift(self.coordinates) * math.sqrt(self.seen)
 
     @property
     def curve(self) -> RdpCurve | None:

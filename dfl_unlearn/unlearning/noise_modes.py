@@ -58,7 +58,7 @@ def on_grid(release: GaussianRelease, coordinates: int, *, of: str) -> list[Assu
     """
     if release.grid is None:
         return []
-    shift = release.mechanism(coordinates).sensitivity
+    shift = release.shift(coordinates)
     return [
         Assumption(
             name=f"grid of {of}",

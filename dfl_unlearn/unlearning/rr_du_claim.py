@@ -26,6 +26,8 @@ from dfl_unlearn.accounting.gaussian import gaussian_epsilon
 from dfl_unlearn.accounting.mechanisms import (
     DiscreteGaussianMechanism,
     GaussianMechanism,
+    Mechanism,
+    SampledGaussianMechanism,
 )
 from dfl_unlearn.accounting.network import walk_mu, walk_rdp
 from dfl_unlearn.accounting.rdp import (
@@ -191,12 +193,12 @@ class Claim:
         """Shift of the start, on its grid if it has one; 0 if both worlds share it."""
         if self.scope != _VIEW:
             return 0.0
-        return self.start.mechanism(self.coordinates).sensitivity
+        return self.start.shift(self.coordinates)
 
     @property
     def visit_shift(self) -> float:
         """Shift of a visit, on its grid if it has one."""
-        return self.visit.mechanism(self.coordinates).sensitivity
+        return self.visit.shift(self.coordinates)
 
     @property
     def secure(self) -> bool:
@@ -207,19 +209,28 @@ class Claim:
         """Refuse a walk that the ledger has no room for; nothing is written."""
         if not 0 < self.mu < math.inf:
             return
+        trial = run.ledger.fork()
+        for mechanism in self._together():
+            trial.charge_owners(
+                request.request_id,
+                owners_of(request),
+                observers_of(run, request),
+                mechanism,
+                scope=self.scope,
+            )
+
+    def _together(self) -> list[Mechanism]:
+        """Return few mechanisms that cost as much as all releases together."""
         scale, grid = 1 / self.mu, 2.0**-20
-        together = (
-            DiscreteGaussianMechanism(noise_std=scale, grid=grid, sensitivity=1.0)
-            if self.secure
-            else GaussianMechanism(noise_std=scale, sensitivity=1.0)
-        )
-        run.ledger.fork().charge_owners(
-            request.request_id,
-            owners_of(request),
-            observers_of(run, request),
-            together,
-            scope=self.scope,
-        )
+        if self.secure:
+            return [
+                DiscreteGaussianMechanism(noise_std=scale, grid=grid, sensitivity=1.0)
+            ]
+        visit = self.visit.mechanism(self.coordinates)
+        if isinstance(visit, SampledGaussianMechanism) and self.visits:
+            start = [self.start.mechanism(self.coordinates)]
+            return start * (self.scope == _VIEW) + [replace(visit, steps=self.visits)]
+        return [GaussianMechanism(noise_std=scale, sensitivity=1.0)]
 
     def certificate(self, run: TrainedRun, request: ForgetRequest) -> Certificate:
         """Return the certificate once the releases are in the ledger.
@@ -368,7 +379,7 @@ class Claim:
             notes.append(
                 f"the start carries noise {self.start_noise:.3g}, each of "
                 f"{self.visits} visits {self.visit_noise:.3g}; which of them read "
-                "forgotten rows stays hidden, and the ledger charges all in full"
+                "forgotten rows stays hidden"
             )
         elif together:
             notes.append(

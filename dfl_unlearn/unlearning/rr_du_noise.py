@@ -72,7 +72,11 @@ def releases_of(
         visit = protocol.visit_noise_std
     return (
         GaussianRelease(sensitivity=shift, noise_std=start),
-        GaussianRelease(sensitivity=sensitivity, noise_std=visit),
+        GaussianRelease(
+            sensitivity=sensitivity,
+            noise_std=visit,
+            rate=protocol.segment_subsampling or 1.0,
+        ),
     )
 
 

@@ -11,7 +11,10 @@ from scipy.stats import kstest
 from dfl_unlearn.accounting import release as release_module
 from dfl_unlearn.accounting.gaussian import gaussian_noise_std
 from dfl_unlearn.accounting.ledger import PrivacyBudget, PrivacyLedger
-from dfl_unlearn.accounting.mechanisms import DiscreteGaussianMechanism
+from dfl_unlearn.accounting.mechanisms import (
+    DiscreteGaussianMechanism,
+    SampledGaussianMechanism,
+)
 from dfl_unlearn.accounting.release import GaussianRelease, clip_rows, project_ball_
 from dfl_unlearn.accounting.secure_noise import from_grid, grid_noise, to_grid
 from dfl_unlearn.errors import (
@@ -65,6 +68,25 @@ def test_a_release_is_charged_and_reserved_until_it_is_committed():
     assert ledger.epsilon("peer:2", "peer:0", 1e-5) == pytest.approx(0.4344163801)
     ledger.commit("r7")
     assert ledger.entries[0].state == "committed"
+
+
+def test_a_release_that_a_hidden_coin_decides_is_charged_as_sampled():
+    ledger = PrivacyLedger()
+    hidden = GaussianRelease(sensitivity=0.05, noise_std=0.4, rate=0.1)
+    seen = released(torch.zeros(3), ledger=ledger, release=hidden)
+    assert torch.equal(seen, released(torch.zeros(3)))  # the noise is the same
+    (entry,) = ledger.entries
+    assert isinstance(entry.mechanism, SampledGaussianMechanism)
+    assert (entry.mechanism.rate, entry.mechanism.adjacency) == (0.1, "unlearn")
+    exact = 0.4 / 0.05
+    assert exact * (1 - 1e-15) <= entry.mechanism.noise_multiplier <= exact
+    assert ledger.epsilon("peer:2", "peer:0", 1e-5) < 0.1  # in full it is 0.43
+    still = GaussianRelease(sensitivity=0.0, noise_std=0.4, rate=0.1)
+    assert still.mechanism(3).mu == 0
+    with pytest.raises(InvalidPrivacyParameterError, match="rate: must be 1 in secure"):
+        GaussianRelease(sensitivity=0.05, noise_std=0.4, mode="secure", rate=0.1)
+    with pytest.raises(InvalidPrivacyParameterError, match=r"rate: .* got 0"):
+        GaussianRelease(sensitivity=0.05, noise_std=0.4, rate=0)
 
 
 def test_a_repeated_release_gets_fresh_noise_and_a_second_charge():

@@ -10,6 +10,7 @@ from scipy import stats
 
 from dfl_unlearn.accounting.budget import PrivacyBudget
 from dfl_unlearn.accounting.gaussian import gaussian_epsilon, gaussian_noise_std
+from dfl_unlearn.accounting.mechanisms import SampledGaussianMechanism
 from dfl_unlearn.accounting.network import walk_rdp
 from dfl_unlearn.accounting.rdp import rdp_to_epsilon
 from dfl_unlearn.data.batch import TensorBatch
@@ -159,7 +160,12 @@ def test_hidden_visits_need_less_noise_for_the_same_epsilon(run):
     )
     found = rdp_to_epsilon(certificate.rdp_orders, curve, 1e-5).epsilon
     np.testing.assert_allclose(found, 1.0, rtol=1e-5)
-    assert len(hidden.ledger.entries) == visits
+    _, *later = (e.mechanism for e in hidden.ledger.entries)
+    assert len(later) == visits - 1
+    assert {(type(m), m.rate) for m in later} == {(SampledGaussianMechanism, 0.1)}
+    # The ledger holds what the certificate says, and is never below it.
+    spent = hidden.ledger.epsilon("peer:2", "public", 1e-5)
+    assert found * (1 - 1e-12) <= spent <= found * (1 + 1e-9)
     # Reading no forgotten row in a visit is the common case, adding no noise never is.
     assert hidden.cost.sample_gradients < open_.cost.sample_gradients
     with pytest.raises(InvalidHyperparameterError, match="segment_subsampling: must"):
