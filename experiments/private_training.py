@@ -131,23 +131,35 @@ def row(
 
 def draw(shown: pd.DataFrame, path: Any) -> None:
     """Draw accuracy against epsilon, one line per number of records."""
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained", dpi=150)
-    axes = figure.subplots()
-    for size, part in shown.groupby("records"):
-        finite = part[part.epsilon < 1e3].sort_values("epsilon")
-        axes.plot(finite.epsilon, finite.accuracy, marker="o", ms=4, label=f"{size}")
-    axes.axvline(10, color="0.4", lw=0.8, ls=":")
-    axes.set(
-        xscale="log",
-        xlabel="epsilon at delta 1e-5 (weak to the right of the line)",
-        ylabel="mean test accuracy",
-        title="What training in private costs and hides",
-    )
-    axes.legend(title="records forgotten", frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path)
+    from dfl_unlearn.plots._style import CURVES, GREY, STYLE, log_axis, percent_axis
+
+    with rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 3.8), layout="constrained", dpi=150)
+        axes = figure.subplots()
+        groups = shown.groupby("records")
+        for colour, (size, part) in zip(CURVES, groups, strict=False):
+            finite = part[part.epsilon < 1e3].sort_values("epsilon")
+            axes.plot(
+                finite.epsilon,
+                finite.accuracy,
+                marker="o",
+                ms=4,
+                color=colour,
+                label=f"{size}",
+            )
+        axes.axvline(10, color=GREY, lw=0.8, ls=":")
+        log_axis(axes)
+        percent_axis(axes)
+        axes.set(
+            xlabel="ε at δ = 1e-5 (weak to the right of the line)",
+            ylabel="mean test accuracy",
+            title="What training in private costs and hides",
+        )
+        axes.legend(title="records forgotten")
+        figure.savefig(path)
 
 
 if __name__ == "__main__":
