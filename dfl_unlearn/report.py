@@ -443,7 +443,9 @@ def _claim(label: str, outcome: Outcome) -> Html:
                         row.releases,
                         f"{round_up(row.epsilon, 4):g}",
                         f"{row.delta:g}",
-                        "no cap" if row.remaining is None else f"{row.remaining:.4g}",
+                        "no cap"
+                        if row.remaining is None
+                        else f"{-round_up(-row.remaining, 4):g}",
                         _CLAIMS.get(row.status, row.status or "-"),
                     )
                     for row, names in groups.items()
