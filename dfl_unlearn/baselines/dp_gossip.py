@@ -156,7 +156,10 @@ class DpGossipBaseline:
             bound="a_priori",
             noise_std=trainer.noise_multiplier * trainer.clip_norm,
             accountant="rdp",
-            assumptions=_assumptions(trainer, rounds, sizes),
+            assumptions=[
+                *_assumptions(trainer, rounds, sizes),
+                *([] if run.data.extractor is None else [run.data.extractor]),
+            ],
             observers=("public",),
             curve=curve,
             exposure=(

@@ -182,6 +182,7 @@ def _carried_out(
             "run was changed; add damping or lower learning_rate"
         )
     _check_views(outcome, name)
+    _check_extractor(outcome, name)
     log = outcome.messages
     return replace(
         outcome,
@@ -273,6 +274,25 @@ def _check_views(outcome: Outcome, name: str) -> None:
             f"the release, got scope {certificate.scope!r} of {name} with an unguarded "
             "log; set noised_only = True in the protocol and send through "
             "run.transport()"
+        )
+
+
+def _check_extractor(outcome: Outcome, name: str) -> None:
+    """Refuse a claim on features that is silent about where they come from.
+
+    Raises:
+        SensitivityUnprovenError: If the extractor is not among the assumptions.
+    """
+    certificate, extractor = outcome.certificate, outcome.run.data.extractor
+    if (
+        certificate is not None
+        and certificate.status in CLAIMED
+        and extractor is not None
+        and extractor not in certificate.assumptions
+    ):
+        raise SensitivityUnprovenError(
+            f"certificate: must list the extractor of the features, got {name} without "
+            f"it; add run.data.extractor to the assumptions ({extractor.name})"
         )
 
 

@@ -17,6 +17,7 @@ from dfl_unlearn.unlearning.claims import (
     convexity,
     earlier_releases,
     exposure_of,
+    extractor_of,
     stacked_convexity,
 )
 from dfl_unlearn.unlearning.fixed_point import FixedPoint
@@ -146,6 +147,7 @@ def assumptions_of(
             source="proven",
             note="the cap bounds the shift of all models together",
         ),
+        *extractor_of(run),
     ]
     assert protocol.epsilon is not None
     assumptions += private_before(

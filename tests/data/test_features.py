@@ -15,13 +15,18 @@ from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.engine.config import LocalSteps, SimulationConfig
 from dfl_unlearn.engine.run import load_run
 from dfl_unlearn.engine.simulator import simulate
+from dfl_unlearn.engine.trainers.d_sgd import DSgd
+from dfl_unlearn.engine.trainers.dp_gossip import DpGossip
 from dfl_unlearn.errors import (
     DataError,
     DflUnlearnError,
     InvalidArgumentError,
+    SensitivityUnprovenError,
     UnsupportedRequestError,
 )
+from dfl_unlearn.unlearning import newton_claim
 from dfl_unlearn.unlearning.apply import unlearn
+from dfl_unlearn.unlearning.protocols.fine_tune import FineTune
 from dfl_unlearn.unlearning.protocols.newton_fisher import NewtonFisher
 from dfl_unlearn.unlearning.protocols.rr_du import RrDu
 
@@ -124,6 +129,37 @@ def test_an_extractor_that_saw_the_rows_proves_nothing(head):
     again = unlearn(run, REQUEST, "retrain").certificate
     assert again.status == "heuristic"  # the head is as if retrained, the rest is not
     assert again.epsilon is None
+
+
+@pytest.mark.parametrize(
+    ("saw", "status"),
+    [("other_data", "certified_conditional"), ("these_data", "heuristic")],
+)
+@pytest.mark.parametrize("how", ["fine-tune", "dp-gossip"])
+def test_no_claim_is_silent_about_the_extractor(how, saw, status):
+    data = frozen_features(DATA, deep(), name="tanh16", saw=saw)
+    private = how == "dp-gossip"
+    trainer = DpGossip(noise_multiplier=20.0) if private else DSgd(form="cta")
+    size = LocalSteps().batch_size if private else None
+    config = SimulationConfig(
+        rounds=3,
+        trainer=trainer,
+        local=LocalSteps(batch_size=size, learning_rate=0.01),
+        evaluate_every=0,
+    )
+    run = simulate("ring", data, "logistic", config)
+    protocol = how if private else FineTune(epsilon=1.0, residual_cap=1e4)
+    certificate = unlearn(run, REQUEST, protocol).certificate
+    assert certificate.status == status
+    assert (certificate.epsilon is None) == (status == "heuristic")
+    assert data.extractor in certificate.assumptions
+
+
+def test_a_claim_that_leaves_the_extractor_out_is_refused(monkeypatch):
+    run = trained(frozen_features(DATA, deep(), name="tanh16", saw="these_data"))
+    monkeypatch.setattr(newton_claim, "extractor_of", lambda run: [])
+    with pytest.raises(SensitivityUnprovenError, match=r"list the extractor .* got ne"):
+        unlearn(run, REQUEST, HEAD)
 
 
 def test_forgetting_goes_on_on_features():
