@@ -15,7 +15,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -42,7 +42,13 @@ from dfl_unlearn.errors import (
     StoreWriteError,
     UnsafeFormatError,
 )
-from dfl_unlearn.store.files import sync_folder, to_json, to_safetensors, writing
+from dfl_unlearn.store.files import (
+    from_json,
+    sync_folder,
+    to_json,
+    to_safetensors,
+    writing,
+)
 from dfl_unlearn.store.folder import RunFolder
 
 _log = logging.getLogger(__name__)
@@ -147,7 +153,11 @@ def newest_checkpoint(folder: RunFolder, identity: Identity) -> Progress | None:
         # one would only hide that charges are gone.
         PrivacyLedger.load(folder.path(LEDGER), expected_head=noted_head(known))
         return Progress.of_arrays(
-            arrays, round=done, seconds=float(known["seconds"]), states=states
+            arrays,
+            round=done,
+            seconds=float(known["seconds"]),
+            faults=known["faults"],
+            states=states,
         )
     if older:
         raise ResumeWouldUndoUnlearningError(
@@ -184,7 +194,7 @@ def check_same_training(here: Mapping[str, Any], there: Mapping[str, Any]) -> No
     Raises:
         ConfigMismatchError: Names the first key that differs, and both values.
     """
-    for path, a, b in _differences(here, there, "training"):
+    for path, a, b in _differences(_plain(here), _plain(there), "training"):
         if path != "training.rounds":
             raise ConfigMismatchError(
                 f"{path} is {_validate.show(a)} here but {_validate.show(b)} in the "
@@ -226,6 +236,7 @@ def _write(
         "arrays": {name: _described(value) for name, value in arrays.items()},
         "record": record,
         "seconds": progress.seconds,
+        "faults": dict(progress.faults),
         **identity.noted,
     }
     manifest["check"] = _text_hash(manifest)
@@ -431,16 +442,14 @@ def _text_hash(value: Mapping[str, Any]) -> str:
     return sha256(to_json(_MANIFEST, value).encode()).hexdigest()
 
 
+def _plain(values: Mapping[str, Any]) -> Any:
+    """Return values as they are after JSON: tuples are lists."""
+    return from_json(to_json("training", values))
+
+
 def _differences(here: Any, there: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
     if isinstance(here, Mapping) and isinstance(there, Mapping):
         for key in sorted(here.keys() | there.keys()):
             yield from _differences(here.get(key), there.get(key), f"{path}.{key}")
-    elif _plain(here) != _plain(there):
+    elif here != there:
         yield path, here, there
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as it is after JSON: tuples are lists."""
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(item) for item in value]
-    return value

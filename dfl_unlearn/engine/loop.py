@@ -16,6 +16,7 @@ from dfl_unlearn.engine.backends.inline import Inline
 from dfl_unlearn.engine.backends.recorder import Recorder
 from dfl_unlearn.engine.callbacks import Callback, ProgressLog, notify
 from dfl_unlearn.engine.config import ExecutionConfig, SimulationConfig
+from dfl_unlearn.engine.fault_rounds import FaultsSeen
 from dfl_unlearn.engine.figures import (
     arithmetic_of,
     history_of,
@@ -53,6 +54,7 @@ def train(
     arithmetic: dict[str, Any] | None = None,
     keeps_record: bool = True,
     requests: Sequence[str] = (),
+    ahead: int = 0,
 ) -> TrainedRun:
     """Train to the last round, from the first or from where a run was left.
 
@@ -72,6 +74,7 @@ def train(
             chooses them.
         keeps_record: Whether the record covers all rounds and so is worth keeping.
         requests: Ids of the forget requests that ``start`` carries.
+        ahead: Rounds by which the network's clock is ahead of training.
 
     Returns:
         The run, in memory.
@@ -85,6 +88,7 @@ def train(
     initial = initial_state(model, data.n, config, rng)
     first = initial if start is None else start.state
     rows = [] if start is None else list(start.rows)
+    seen = FaultsSeen() if start is None else FaultsSeen.of(start.faults)
     backend = backend_for(execution)
     progress = ProgressLog(config.rounds, label=label) if execution.progress else None
     hooks = [*callbacks, *([progress] if progress else [])]
@@ -97,6 +101,7 @@ def train(
                 model=model,
                 config=_recorded_kernel(config, used, keeps_record),
                 rng=rng,
+                ahead=ahead,
             )
             recorder = Recorder(setup, initial, start.recorded if start else None)
             backend.start(setup, first, recorder)
@@ -106,12 +111,14 @@ def train(
                     state=backend.gather(),
                     recorded=recorder.so_far() if keeps_record else None,
                     rows=tuple(rows),
+                    faults=seen.info(),
                     seconds=time.perf_counter() - began,
                 )
 
             with keeper.between_rounds():
                 for t in range(first.round, config.rounds):
                     info = backend.advance(t)
+                    seen.add(info.round, info.faults)
                     if is_evaluated(t + 1, config):
                         state = backend.gather()
                         rows.append(
@@ -149,6 +156,7 @@ def train(
         history=history,
         ledger=ledger,
         rng=rng,
+        ahead=ahead,
         digest=run_digest(
             state.params, history, used, ledger=ledger.head, requests=requests
         ),
@@ -159,6 +167,7 @@ def train(
             "noise_self_check": list(noise_self_check()),
             "seconds": time.perf_counter() - began,
             "sample_gradients": config.rounds * samples_per_round(data, config),
+            **seen.info(),
         },
     )
 
@@ -206,6 +215,7 @@ def continue_training(
                 model=run.model,
                 config=config,
                 rng=run.rng,
+                ahead=run.ahead,
             ),
             state,
         )

@@ -1,7 +1,8 @@
 """How far a training has come: all that its next round depends on, as named arrays."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +26,14 @@ class Progress:
         recorded: What the rounds so far wrote down; None where nothing is kept.
         rows: Figures taken so far.
         seconds: Time spent so far, for readers only.
+        faults: What went wrong so far, as JSON values, for readers only.
     """
 
     state: PeerState
     recorded: Recorded | None
     rows: tuple[Evaluated, ...] = ()
     seconds: float = 0.0
+    faults: Mapping[str, Any] = field(default_factory=dict)
 
     def arrays(self) -> dict[str, Array]:
         """Return everything but the record's states, by name."""
@@ -56,6 +59,7 @@ class Progress:
         *,
         round: int,
         seconds: float,
+        faults: Mapping[str, Any],
         states: Mapping[int, Tensor],
     ) -> "Progress":
         """Return what ``arrays`` gave.
@@ -64,6 +68,7 @@ class Progress:
             arrays: Name -> array.
             round: Rounds that are behind it.
             seconds: Time spent on them.
+            faults: What went wrong in them.
             states: The record's states: round -> ``(N, P)``.
 
         Returns:
@@ -95,4 +100,5 @@ class Progress:
                 for done, loss, accuracy, consensus, at in zip(*columns, strict=True)
             ),
             seconds=seconds,
+            faults=faults,
         )

@@ -258,6 +258,7 @@ def go_on(
         arithmetic={key: recorded[key] for key in ("kernel", "chunk_peers")},
         keeps_record=keeps_record,
         requests=run.requests,
+        ahead=int(manifest["ahead"]),
     )
     now = finished.info["arithmetic"]
     if now != recorded:
@@ -357,6 +358,7 @@ def _make_longer(folder: RunFolder, run: TrainedRun, wanted: int) -> None:
         recorded=recorded,
         rows=tuple(row for row in rows if is_evaluated(row[0], longer)),
         seconds=float(run.info.get("seconds", 0.0)),
+        faults={"faults": run.info["faults"]} if "faults" in run.info else {},
     )
     unfinished = Unfinished(
         folder=folder,
@@ -379,6 +381,7 @@ def _make_longer(folder: RunFolder, run: TrainedRun, wanted: int) -> None:
             **manifest,
             "ledger": list(run.ledger.head),
             "planned": planned,
+            "ahead": run.ahead,
             "goes_on": {"round": first, "record": recorded is not None},
         },
         wanted,

@@ -163,6 +163,7 @@ def finish_run(
         {
             **manifest,
             "round": run.state.round,
+            "ahead": run.ahead,
             "state": state,
             "final": {"state": state, "digest": run.digest},
             "training": config_to(run.config),
@@ -271,6 +272,7 @@ def _read(
         folder=folder.root,
         info=manifest["info"],
         carried_out=carried_out_from(manifest),
+        ahead=int(manifest.get("ahead", 0)),  # none in older folders
     )
 
 
@@ -456,6 +458,7 @@ def begun_manifest(
         "format": FORMAT,
         "run": name,
         "round": 0,
+        "ahead": 0,
         "state": None,
         "training": config_to(config),
         "data": data_entry(data),

@@ -109,6 +109,7 @@ def test_a_checkpoint_has_all_that_the_next_round_depends_on(path):
         {name: torch.as_tensor(value) for name, value in found.arrays().items()},
         round=6,
         seconds=found.seconds,
+        faults=found.faults,
         states=found.recorded.checkpoints,
     )
     assert again.arrays().keys() == found.arrays().keys()

@@ -15,6 +15,7 @@ from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine import keeping, loop
 from dfl_unlearn.engine.backends.inline import Inline
 from dfl_unlearn.engine.config import ExecutionConfig, LocalSteps, SimulationConfig
+from dfl_unlearn.engine.faults import Delay, FaultPlan, MarkovChurn
 from dfl_unlearn.engine.run import load_run
 from dfl_unlearn.engine.simulator import simulate
 from dfl_unlearn.engine.trainers.dp_gossip import DpGossip
@@ -51,6 +52,15 @@ CONFIGS = {
         MOMENTUM, trainer=GradientTracking(), local=LocalSteps(batch_size=5)
     ),
     "private": PRIVATE,
+    "faults": replace(
+        MOMENTUM,
+        faults=FaultPlan(
+            models=(
+                MarkovChurn(p_leave=0.2, p_return=0.5),
+                Delay(probabilities=(0.6, 0.3, 0.1)),
+            )
+        ),
+    ),
     "own starts": replace(MOMENTUM, common_init=False, dtype="float64"),
 }
 OFTEN = ExecutionConfig(checkpoint_every=2)
@@ -128,6 +138,7 @@ def test_a_run_that_crashed_ends_as_if_it_never_had(tmp_path, name):
         assert_same(found, clean)
         assert found.config == clean.config
     assert [r["round"] for r in rows(path)] == [2, 4, 6, 8, 9]
+    assert run.info.get("faults") == clean.info.get("faults")
     assert run.ledger.entries == clean.ledger.entries
     assert len(run.ledger.entries) == (name == "private")
 
@@ -274,7 +285,7 @@ def test_a_longer_private_run_must_fit_the_budget(tmp_path):
 # --- more rounds --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["momentum", "tracking", "own starts"])
+@pytest.mark.parametrize("name", ["momentum", "tracking", "own starts", "faults"])
 def test_more_rounds_are_as_if_planned_from_the_start(tmp_path, name):
     config = CONFIGS[name]
     straight = simulate("ring", DATA, "logistic", replace(config, rounds=14))
