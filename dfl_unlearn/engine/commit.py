@@ -71,13 +71,30 @@ def finish_commit(folder: RunFolder) -> bool:
         Whether there was one.
 
     Raises:
-        StoreCorruptError: If the attempt's state is not what is to be committed; the
-            run before is still whole then.
+        StoreCorruptError: If the manifest is damaged, or the attempt's state is not
+            what is to be committed; nothing was removed then.
     """
     manifest = folder.read_json(_MANIFEST)
     coming = manifest.get(NEXT)
     if not coming or _PLAN not in coming:
         return False
+    try:
+        _finish(folder, coming)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise StoreCorruptError(
+            f"{folder.root}/{_MANIFEST}: next must be as a commit wrote it, got "
+            f"{type(error).__name__} for {error}; the file is damaged, restore it "
+            "from a copy"
+        ) from error
+    return True
+
+
+def _finish(folder: RunFolder, coming: Mapping[str, Any]) -> None:
+    """Carry out what a manifest says under ``next``; see ``finish_commit``.
+
+    Raises:
+        StoreCorruptError: If the attempt's state is not what is to be committed.
+    """
     after = {key: value for key, value in coming.items() if key != _PLAN}
     at, keep, detail = (coming[_PLAN][key] for key in ("at", "keep", "detail"))
     # The charge first: a crash from here on never refunds it.
@@ -113,7 +130,6 @@ def finish_commit(folder: RunFolder) -> bool:
     if event not in folder.records():
         folder.append(event)
     folder.write_json(_MANIFEST, after)
-    return True
 
 
 def settle_commit(folder: RunFolder) -> None:
@@ -122,7 +138,8 @@ def settle_commit(folder: RunFolder) -> None:
     Args:
         folder: A run folder that is about to be read.
     """
-    if NEXT not in folder.read_json(_MANIFEST):
+    manifest = folder.read_json(_MANIFEST)
+    if not isinstance(manifest, dict) or not isinstance(manifest.get(NEXT), dict):
         return
     try:
         with folder.locked():
