@@ -198,6 +198,14 @@ class FaultsSeen:
         self._totals: dict[str, int] = {}
         self._moved: list[int] = []
 
+    @classmethod
+    def of(cls, info: Mapping[str, Any]) -> "FaultsSeen":
+        """Go on with what ``info`` gave."""
+        seen, known = cls(), info.get("faults", {})
+        seen._totals.update(known.get("totals", {}))
+        seen._moved.extend(known.get(MEAN_MOVED, ()))
+        return seen
+
     def add(self, completed: int, counts: Mapping[str, int]) -> None:
         """Note a round.
 
@@ -219,7 +227,7 @@ class FaultsSeen:
         if not self._totals:
             return {}
         totals = dict(sorted(self._totals.items()))
-        return {"faults": {"totals": totals, MEAN_MOVED: self._moved}}
+        return {"faults": {"totals": totals, MEAN_MOVED: list(self._moved)}}
 
 
 def network_weights(
