@@ -23,6 +23,7 @@ from dfl_unlearn.accounting.ledger import PrivacyLedger
 from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.engine.commit import FINAL, LEDGER, NEXT, settle_commit
 from dfl_unlearn.engine.config import SimulationConfig
+from dfl_unlearn.engine.fault_rounds import MEAN_MOVED
 from dfl_unlearn.engine.figures import versions
 from dfl_unlearn.engine.run import CarriedOut, TrainedRun, state_digest
 from dfl_unlearn.engine.state import PeerState
@@ -174,6 +175,7 @@ def finish_run(
     if run.record is not None:
         write_record(folder, run.record)
     state = state_digest(run.state)
+    _write_fault_event(folder, run)
     folder.write_json(
         "manifest.json",
         {
@@ -191,6 +193,23 @@ def finish_run(
     )
     folder.finish(run.digest)
     return replace(run, folder=folder.root)
+
+
+def _write_fault_event(folder: RunFolder, run: TrainedRun) -> None:
+    """Write one row that says in how many rounds the peers' mean was not kept."""
+    moved = run.info.get("faults", {}).get(MEAN_MOVED, ())
+    known = (row.get("what") for row in folder.records() if row["type"] == "event")
+    if moved and MEAN_MOVED not in known:
+        folder.append(
+            {
+                "type": "event",
+                "round": moved[0],
+                "what": MEAN_MOVED,
+                "peer": -1,
+                "detail": f"{len(moved)} of {run.state.round} rounds did not keep the "
+                "peers' mean, this one first; manifest.json, info.faults, has all",
+            }
+        )
 
 
 def check_storable(config: SimulationConfig, path: str | Path) -> None:
