@@ -178,6 +178,14 @@ def resume(
         int | None,
         typer.Option(help="Rounds in all, not below what was planned."),
     ] = None,
+    replay: Annotated[
+        bool,
+        typer.Option(
+            "--replay",
+            help="Where the state with the committed requests is lost, carry them out "
+            "again, to the same bits.",
+        ),
+    ] = False,
     drop_line: Annotated[
         int | None,
         typer.Option(
@@ -215,7 +223,12 @@ def resume(
         workers,
         allow_large=allow_large,
     )
-    trained = go_on(folder, rounds=rounds, execution=execution)
+    if replay:
+        from dfl_unlearn.unlearning.replaying import resume_replaying
+
+        trained = resume_replaying(folder, rounds=rounds, execution=execution)
+    else:
+        trained = go_on(folder, rounds=rounds, execution=execution)
     if _common.as_json:
         _print(
             _json(
