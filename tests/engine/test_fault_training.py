@@ -265,6 +265,14 @@ def test_a_peer_that_is_down_keeps_every_bit_of_its_state():
             assert all(same) if t in frozen else not any(same), (peer, t)
 
 
+def test_no_gradient_is_noted_where_none_was_taken():
+    run = trained(BATCHES, CHURN, Straggler(share=0.5, slowdown=3))
+    norms = run.record.gradient_norms
+    works = np.array([run.faults().at(t).works for t in range(BATCHES.rounds)])
+    np.testing.assert_array_equal(norms > 0, works)
+    assert not works.all()
+
+
 def test_the_restarted_peer_takes_the_average_and_forgets_its_momentum():
     crash = ScheduledChurn(events=((4, 3, "crash"),))
     before, after = states(BATCHES, 5, crash)[3:]
