@@ -12,15 +12,15 @@ import torch
 from networks import blobs
 
 from dfl_unlearn.engine import simulator
-from dfl_unlearn.engine.backends import auto, ray_runtime
-from dfl_unlearn.engine.backends.ray import RaySharded, split_blocks
-from dfl_unlearn.engine.backends.ray_runtime import (
+from dfl_unlearn.engine.backends import auto
+from dfl_unlearn.engine.backends.ray_runtime import check_version, ray_session
+from dfl_unlearn.engine.backends.ray_sockets import (
     check_loopback,
-    check_version,
-    ray_session,
+    listening,
     ray_sockets,
 )
-from dfl_unlearn.engine.backends.ray_worker import FAULT, Key, Worker
+from dfl_unlearn.engine.backends.ray_split import split_blocks
+from dfl_unlearn.engine.backends.ray_worker import Key, Worker
 from dfl_unlearn.engine.config import ExecutionConfig, LocalSteps, SimulationConfig
 from dfl_unlearn.engine.simulator import simulate
 from dfl_unlearn.engine.trainers.d_sgd import DSgd
@@ -154,29 +154,6 @@ def test_a_killed_worker_changes_no_bit(session):
 
 
 @pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.parametrize("round_", range(10))
-def test_a_worker_killed_in_any_round_changes_no_bit(round_, monkeypatch):
-    phase = ("begin", "finish")[round_ % 2]
-    monkeypatch.setenv(FAULT, f"worker:{round_}:{phase}")
-    there = on_ray(MOMENTUM, 2)
-    assert there.info["execution"]["rebuilt"] == 1
-    assert there.digest == simulate(TOPOLOGY, DATA, "logistic", MOMENTUM).digest
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_workers_killed_again_and_again_end_the_run_with_advice(monkeypatch):
-    always = lambda self, *, first=False: Key(  # noqa: E731
-        self._run, self._epoch, self._round, True
-    )
-    monkeypatch.setattr(RaySharded, "_key", always)
-    monkeypatch.setenv(FAULT, "worker:0:begin")
-    with pytest.raises(ResourceError, match="round 1: workers died 2 times"):
-        on_ray(MOMENTUM, 2, max_block_retries=1)
-
-
-@pytest.mark.ray
 def test_every_socket_is_on_loopback(session):
     _, before = session
     sockets = ray_sockets(before)
@@ -259,7 +236,7 @@ def test_sockets_of_this_process_are_seen():
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen()
-        assert server.getsockname() in ray_runtime._listening(psutil.Process())
+        assert server.getsockname() in listening(psutil.Process())
         assert server.getsockname() not in ray_sockets({server.getsockname()})
 
 
