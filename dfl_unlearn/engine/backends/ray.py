@@ -164,6 +164,11 @@ class RaySharded:
             ],
         }
 
+    @property
+    def _number(self) -> int:
+        """The round that is being worked on, or was last, from 1."""
+        return max(self._reached, 1)
+
     # --- one round -----------------------------------------------------------------
 
     def _step(self, t: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -269,7 +274,7 @@ class RaySharded:
         _log.warning(
             "round %d: %s; the workers of blocks %s are replaced, all get their rows "
             "again (%d of %d)",
-            self._reached + 1,
+            self._number,
             type(cause).__name__,
             listed(blocks),
             worst,
@@ -281,7 +286,7 @@ class RaySharded:
         return float(_FIRST_PAUSE * 2 ** (worst - 1))
 
     def _give_up(self, cause: Exception, blocks: Sequence[int], times: int) -> None:
-        where = f"round {self._round + 1}"
+        where = f"round {self._number}"
         if isinstance(cause, self._ray.exceptions.GetTimeoutError):
             raise StalledError(
                 f"{where}: the workers of blocks {listed(blocks)} gave no answer for "
@@ -298,7 +303,7 @@ class RaySharded:
         blocks = [int(b) for s in waiting for b in self._cut[s]]
         return (
             f"no block finished for {self._execution.stall_timeout_s:g} s (round "
-            f"{self._round + 1}, waiting for blocks {listed(blocks)}; workers alive: "
+            f"{self._number}, waiting for blocks {listed(blocks)}; workers alive: "
             f"{self._crew.alive()})"
         )
 
@@ -316,7 +321,7 @@ class RaySharded:
         if self._halved >= _HALVINGS or workers == 1:
             size, need = self._setup.config.block_peers, block_bytes(self._setup)
             raise ResourceError(
-                f"round {self._round + 1}: memory ran out with {workers} workers, "
+                f"round {self._number}: memory ran out with {workers} workers, "
                 f"after {self._halved} halvings; a block of {size} peers needs "
                 f"{need / 1e6:.3g} MB besides its process: lower block_peers, or use "
                 "engine='inline' or a smaller model"
@@ -327,7 +332,7 @@ class RaySharded:
         self._losses.clear()
         _log.warning(
             "round %d: memory ran out; going on with %d instead of %d workers",
-            self._round + 1,
+            self._number,
             len(self._cut),
             workers,
         )

@@ -14,6 +14,7 @@ from dfl_unlearn.engine.backends.ray_worker import Worker
 from dfl_unlearn.engine.config import ExecutionConfig
 
 _LOOK = 0.5  # seconds of one wait
+_START = 300.0  # seconds that the start of processes may take at least
 _RESTARTS = 0  # by Ray itself; other values are for tests of the epoch check
 
 
@@ -50,12 +51,14 @@ class Crew:
         self._moved = time.monotonic()
         self.actors: list[Any] = []
         self.late: set[int] = set()
+        self._greeted: set[int] = set()
 
     def resize(self, size: int) -> None:
         """End all workers; as many places as asked are empty afterwards."""
         for actor in self.actors:
             self._end(actor)
         self.actors = [None] * size
+        self._greeted = set()
 
     def bring(self, ready: Sequence[str]) -> list[int]:
         """Fill the empty places, with workers that an earlier run left or new ones.
@@ -81,26 +84,38 @@ class Crew:
                 )
                 .remote(self._threads)
             )
-        said = self.ask({s: a.ready.remote() for s, a in enumerate(self.actors)})
+        said = self.ask(
+            {s: a.ready.remote() for s, a in enumerate(self.actors)},
+            limit=max(_START, self._execution.block_timeout_s),
+        )
         self._session.remember(pid for pid, _ in said.values())
+        self._greeted = set(said)
         return [s for s, (_, held) in said.items() if held != ready[s]]
 
-    def ask(self, calls: Mapping[int, Any], *, moves: bool = False) -> dict[int, Any]:
+    def ask(
+        self,
+        calls: Mapping[int, Any],
+        *,
+        moves: bool = False,
+        limit: float | None = None,
+    ) -> dict[int, Any]:
         """Wait for one answer of each of some workers.
 
         Args:
             calls: Worker -> the reference of its call.
             moves: Whether an answer shows that the run gets on.
+            limit: Seconds to wait; None is ``block_timeout_s``.
 
         Returns:
             Worker -> answer, in the same order.
 
         Raises:
             SilenceError: If nothing got on for ``stall_timeout_s``.
-            Exception: What a call raised; Ray's ``GetTimeoutError`` after
-                ``block_timeout_s``, ``late`` then holds who did not answer.
+            Exception: What a call raised; Ray's ``GetTimeoutError`` after the limit,
+                ``late`` then holds who did not answer.
         """
         refs = list(calls.values())
+        limit = self._execution.block_timeout_s if limit is None else limit
         began, ready = time.monotonic(), 0
         while True:
             done, left = self._ray.wait(refs, num_returns=len(refs), timeout=_LOOK)
@@ -116,11 +131,10 @@ class Crew:
             waiting = [s for s, ref in calls.items() if ref in set(left)]
             if now - self._moved > self._execution.stall_timeout_s:
                 raise SilenceError(waiting)
-            if now - began > self._execution.block_timeout_s:
+            if now - began > limit:
                 self.late |= set(waiting)
                 raise self._ray.exceptions.GetTimeoutError(
-                    f"no answer of workers {waiting} for "
-                    f"{self._execution.block_timeout_s:g} s"
+                    f"no answer of workers {waiting} for {limit:g} s"
                 )
         found = self._ray.get(refs, timeout=self._execution.block_timeout_s)
         return dict(zip(calls, found, strict=True))
@@ -142,11 +156,12 @@ class Crew:
                 self._end(actor)
                 self.actors[s] = None
         self.late.clear()
+        self._greeted -= set(found)
         return found
 
     def alive(self) -> int:
-        """Return how many workers have not been given up."""
-        return sum(actor is not None for actor in self.actors) - len(self.late)
+        """Return how many workers have started and have not been given up."""
+        return len(self._greeted - self.late)
 
     def leave(self, *, healthy: bool) -> None:
         """Leave the workers to the session's next run, or end them.

@@ -24,11 +24,12 @@ class Session:
         ray: The module.
         cpus: Workers that fit.
         ours: Whether this program started it, and so ends all of it.
+        joined: Address of the cluster that was joined, or None.
         idle: Workers that runs left to the next one, with their threads.
     """
 
     def __init__(
-        self, ray: Any, *, cpus: int, ours: bool, joined: bool = False
+        self, ray: Any, *, cpus: int, ours: bool, joined: str | None = None
     ) -> None:
         """Note which of Ray's processes must live.
 
@@ -36,9 +37,9 @@ class Session:
             ray: The module, initialized.
             cpus: Workers that fit.
             ours: Whether this program started it.
-            joined: Whether it is a cluster that this program joined, and so leaves.
+            joined: Address of the cluster that this program joined, and so leaves.
         """
-        self._joined = joined
+        self.joined = joined
         self.ray, self.cpus, self.ours = ray, cpus, ours
         self.idle: list[tuple[int, Any]] = []
         context = ray.get_runtime_context()
@@ -97,7 +98,7 @@ class Session:
             for _, actor in self.idle:
                 self.ray.kill(actor)
         self.idle.clear()
-        if not (self.ours or self._joined):
+        if not (self.ours or self.joined):
             return
         # A thread, since with dead daemons this may take for ever.
         ending = threading.Thread(target=self.ray.shutdown, daemon=True)

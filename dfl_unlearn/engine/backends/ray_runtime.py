@@ -77,13 +77,18 @@ def ray_session(
         The session.
 
     Raises:
-        ResourceError: If the session has room for fewer workers.
+        ResourceError: If the session has room for fewer workers or is another one.
     """
     if _open:
         if cpus > _open[-1].cpus:
             raise ResourceError(
                 f"workers: must be <= {_open[-1].cpus}, for which this Ray session was "
                 f"started, got {cpus}; use fewer or open it with ray_session({cpus})"
+            )
+        if address is not None and address != _open[-1].joined:
+            raise ResourceError(
+                f"ray_address: must be {_open[-1].joined} while this Ray session is "
+                f"open, got {address}; a program uses one Ray at a time"
             )
         yield _open[-1]
         return
@@ -140,7 +145,7 @@ def _start(cpus: int, home: Path, *, allow_remote: bool) -> Session:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # else Ray keeps a file
     before = listening(psutil.Process())
     ray = _import_ray()
-    if ray.is_initialized():
+    if _initialized(ray):
         _log.warning("Ray was started by this program before; it is used as it is")
         _verify(set(), allow_remote=allow_remote)
         return Session(ray, cpus=_room(ray, cpus), ours=False)
@@ -188,7 +193,7 @@ def _join(address: str, cpus: int, *, allow_remote: bool) -> Session:
             "token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH here and where the "
             "cluster is started"
         )
-    if ray.is_initialized():
+    if _initialized(ray):
         raise ResourceError(
             f"ray_address: cannot join {address}, since this program started Ray "
             "before; call ray.shutdown() first or leave ray_address out"
@@ -208,10 +213,14 @@ def _join(address: str, cpus: int, *, allow_remote: bool) -> Session:
             f"{str(error).splitlines()[0][:200] if str(error) else error!r}"
         ) from error
     try:
-        return Session(ray, cpus=_room(ray, cpus), ours=False, joined=True)
+        return Session(ray, cpus=_room(ray, cpus), ours=False, joined=address)
     except ResourceError:
         ray.shutdown()
         raise
+
+
+def _initialized(ray: Any) -> bool:
+    return bool(ray.is_initialized())
 
 
 def _room(ray: Any, cpus: int) -> int:
