@@ -40,12 +40,17 @@ from dfl_unlearn.engine.backends.ray_split import (
 from dfl_unlearn.engine.backends.ray_worker import Key, columns_digest
 from dfl_unlearn.engine.backends.recorder import Recorder, check_finite
 from dfl_unlearn.engine.config import ExecutionConfig
+from dfl_unlearn.engine.fault_rounds import (
+    RoundsOfFaults,
+    ShardFaults,
+    network_weights,
+    past_names,
+)
 from dfl_unlearn.engine.local import LocalData
 from dfl_unlearn.engine.shard import Links, link
 from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.errors import ResourceError, StaleStateError, StalledError
 from dfl_unlearn.record.training import TrainingRecord
-from dfl_unlearn.topology.graph import Topology
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -91,7 +96,10 @@ class RaySharded:
         )
         self._run, self._epoch, self._round = secrets.token_hex(8), 0, state.round
         self._copy = state
-        self._linked: tuple[Topology, list[Links]] | None = None
+        self._past = past_names(setup.config)
+        self._failing = RoundsOfFaults.of(setup, state.slots, state.round)
+        self._linked: tuple[object, list[Links]] | None = None
+        self._told: list[Links] | None = None  # what the workers hold
         self._data = LocalData.of(setup.data, setup.config)
         self._faults = read_faults()
         session = self._open.enter_context(
@@ -131,6 +139,7 @@ class RaySharded:
             loss=loss,
             gradient_norms=norms,
             seconds=time.perf_counter() - began,
+            faults={} if self._failing is None else self._failing.counts(t),
         )
 
     def gather(self) -> PeerState:
@@ -178,7 +187,6 @@ class RaySharded:
         return self._one(t)
 
     def _one(self, t: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        before = self._linked
         links = self._links(t)
         if t >= self._reached:
             self._reached, self._attempt = t + 1, 0
@@ -186,15 +194,19 @@ class RaySharded:
             self._attempt += 1
         key = self._key(self._attempt if t == self._reached - 1 else None)
         sent: dict[tuple[int, int], Any] = {}
+        faults: Sequence[ShardFaults | None] = [None] * len(links)
+        if self._failing is not None:
+            faults = self._failing.cut(t, [one.own for one in links])
         for s, (actor, one) in enumerate(zip(self._crew.actors, links, strict=True)):
-            changed = None if before is self._linked else one
+            changed = None if self._told is links else one
             refs = actor.begin.options(num_returns=1 + len(one.send)).remote(
-                key, changed
+                key, changed, faults[s]
             )
             for r, ref in zip(
                 sorted(one.send), refs[1:] if one.send else (), strict=True
             ):
                 sent[s, r] = ref
+        self._told = links
         done = {
             r: actor.finish.remote(key, *(sent[s, r] for s in sorted(one.receive)))
             for r, (actor, one) in enumerate(zip(self._crew.actors, links, strict=True))
@@ -357,9 +369,14 @@ class RaySharded:
         for s, (actor, one) in enumerate(zip(self._crew.actors, links, strict=True)):
             own = torch.from_numpy(one.own)
             params = self._copy.params[own].numpy()
-            slots = {name: rows[own].numpy() for name, rows in self._copy.slots.items()}
+            held = torch.from_numpy(one.held)
+            slots = {  # of rows sent in earlier rounds the neighbours' as well
+                name: rows[held if name in self._past else own].numpy()
+                for name, rows in self._copy.slots.items()
+            }
             done[s] = actor.load.remote(key, one, params, slots)
         self._crew.ask(done)
+        self._told = links
         self._fresh = True
 
     def _furnish(self, s: int, ready: str) -> None:
@@ -393,8 +410,8 @@ class RaySharded:
         return Key(self._run, self._epoch, self._round, attempt)
 
     def _links(self, t: int) -> list[Links]:
-        topology = self._setup.schedule.at(t)
-        if self._linked is None or self._linked[0] is not topology:
+        weights = network_weights(self._setup.schedule, self._failing, t)
+        if self._linked is None or self._linked[0] is not weights:
             size, n = self._setup.config.block_peers, self._setup.data.n
             peers = [
                 np.concatenate(
@@ -402,5 +419,5 @@ class RaySharded:
                 )
                 for blocks in self._cut
             ]
-            self._linked = (topology, link(topology.weights, peers))
+            self._linked = (weights, link(weights, peers))
         return self._linked[1]
