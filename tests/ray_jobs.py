@@ -5,13 +5,20 @@ import re
 import signal
 import threading
 import time
-from functools import cache
+from dataclasses import replace
 
 import psutil
 from networks import blobs
 
 from dfl_unlearn.engine.backends.fault_hook import FAULT
 from dfl_unlearn.engine.config import ExecutionConfig, LocalSteps, SimulationConfig
+from dfl_unlearn.engine.faults import (
+    Delay,
+    FaultPlan,
+    MarkovChurn,
+    MessageLoss,
+    Straggler,
+)
 from dfl_unlearn.engine.simulator import simulate
 from dfl_unlearn.topology.files import load_topology
 
@@ -20,12 +27,28 @@ ROWS = blobs([20 + 3 * i for i in range(12)], features=19, classes=10)  # P = 20
 JOB = SimulationConfig(
     rounds=30, local=LocalSteps(batch_size=8), evaluate_every=5, block_peers=2
 )
+# The same where peers leave, messages are lost and late, and some peers are slow.
+ROUGH = replace(
+    JOB,
+    faults=FaultPlan(
+        models=(
+            MarkovChurn(p_leave=0.1, p_return=0.4),
+            MessageLoss(p=0.1),
+            Delay(probabilities=(0.6, 0.3, 0.1), max_staleness=3),
+            Straggler(share=0.2, slowdown=3),
+        )
+    ),
+)
 
 
-@cache
+_CLEAN = {}
+
+
 def clean(config=JOB):
     """The run in one process that every other one must repeat bit by bit."""
-    return simulate(RING, ROWS, "logistic", config)
+    if repr(config) not in _CLEAN:
+        _CLEAN[repr(config)] = simulate(RING, ROWS, "logistic", config)
+    return _CLEAN[repr(config)]
 
 
 def on_ray(*, config=JOB, workers=3, callbacks=(), **fields):

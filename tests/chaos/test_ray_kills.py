@@ -1,7 +1,7 @@
 """Workers killed in every round and phase, together, in a row and at random times."""
 
 import pytest
-from ray_jobs import JOB, After, clean, hooked, kill, on_ray, worker_processes
+from ray_jobs import JOB, ROUGH, After, clean, hooked, kill, on_ray, worker_processes
 
 from dfl_unlearn.engine.backends.fault_hook import PHASES
 from dfl_unlearn.engine.backends.ray_runtime import ray_session
@@ -28,6 +28,14 @@ def test_a_worker_killed_in_a_round(monkeypatch, round_, phase):
     there = hooked(monkeypatch, f"worker:{round_}:{phase}:{which}")
     assert there.info["execution"]["rebuilt"] == 1
     assert there.digest == clean().digest
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("round_", [1, 8, 11, 19, 30])
+def test_a_worker_killed_while_the_network_fails_itself(monkeypatch, round_, phase):
+    there = hooked(monkeypatch, f"worker:{round_}:{phase}:1", config=ROUGH)
+    assert there.info["execution"]["rebuilt"] == 1
+    assert there.digest == clean(ROUGH).digest
 
 
 @pytest.mark.parametrize("phase", PHASES)

@@ -10,6 +10,7 @@ import shutil
 import socket
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
@@ -48,13 +49,21 @@ class Machines:
                 "_system_config": CHECKS,
             },
         )
+        self.hands = ThreadPoolExecutor(1)
         self.add()
 
     def add(self):
         self.second = self.cluster.add_node(num_cpus=2, object_store_memory=STORE)
 
     def replace(self):
-        """Kill every process of the second machine and bring in another one."""
+        """Kill every process of the second machine and bring in another one.
+
+        In one thread that stays: a machine's processes end with the thread that
+        started them.
+        """
+        self.hands.submit(self._replace).result(timeout=300)
+
+    def _replace(self):
         self.cluster.remove_node(self.second, allow_graceful=False)
         self.add()
 
@@ -80,6 +89,7 @@ def machines():
     found = Machines(home)
     yield found
     found.cluster.shutdown()
+    found.hands.shutdown()
     shutil.rmtree(home, ignore_errors=True)
     patch.undo()
 

@@ -117,6 +117,27 @@ def test_other_trainers_give_the_same_bits_too(session, trainer):
         assert torch.equal(there.state.slots[name], rows)
 
 
+class Alternating:
+    """A ring in even rounds, a denser network in odd ones."""
+
+    n, connected_within, stochastic = 64, 1, TOPOLOGY.stochastic
+
+    def __init__(self):
+        self.networks = load_topology("ring", n=64), TOPOLOGY
+
+    def at(self, t):
+        return self.networks[t % 2]
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_a_changing_network_is_followed_whenever_the_state_is_looked_at(session, every):
+    """A look between rounds once hid from the workers that the network had changed."""
+    config = replace(MOMENTUM, schedule=Alternating(), evaluate_every=every)
+    here = simulate(TOPOLOGY, DATA, "logistic", config)
+    assert on_ray(config, 2).digest == here.digest
+
+
 class Killer:
     """Kills one worker, as the system would, after some rounds."""
 

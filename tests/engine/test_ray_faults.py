@@ -5,7 +5,7 @@ import signal
 
 import psutil
 import pytest
-from ray_jobs import After, clean, hooked, kill, on_ray, worker_processes
+from ray_jobs import ROUGH, After, clean, hooked, kill, on_ray, worker_processes
 
 from dfl_unlearn.engine.backends import ray as backend
 from dfl_unlearn.engine.backends import ray_crew
@@ -39,6 +39,13 @@ def test_a_death_in_a_round_changes_no_bit(session, monkeypatch, entries, rebuil
     there = hooked(monkeypatch, *entries)
     assert there.info["execution"]["rebuilt"] == rebuilt
     assert there.digest == clean().digest
+
+
+@pytest.mark.ray
+def test_a_death_in_a_network_that_fails_itself_changes_no_bit(session, monkeypatch):
+    there = hooked(monkeypatch, "worker:16:after-compute:1", config=ROUGH)
+    assert there.info["execution"]["rebuilt"] == 1
+    assert there.digest == clean(ROUGH).digest != clean().digest
 
 
 @pytest.mark.ray

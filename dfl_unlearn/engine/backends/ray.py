@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -399,7 +400,7 @@ class RaySharded:
             s,
             self._faults,
             self._setup.model,
-            config,
+            replace(config, schedule=None),  # workers are told what changes
             self._setup.rng,
             counts,
             columns_digest(inputs, labels),
