@@ -94,10 +94,8 @@ def check_books(folder):
 @pytest.mark.parametrize(
     "done",
     [
-        4,
-        16,
-        24,
-        *(pytest.param(r, marks=pytest.mark.chaos) for r in (8, 12, 20, 28)),
+        16,  # what a committed run goes on from
+        *(pytest.param(r, marks=pytest.mark.chaos) for r in (4, 8, 12, 20, 24, 28)),
     ],
 )
 def test_a_kill_inside_the_writing_of_a_checkpoint(tmp_path, clean, done, step):
@@ -121,7 +119,7 @@ def one_kill(folder, clean, share):
 
 
 def test_kills_at_random_times(tmp_path, clean):
-    shares = np.random.default_rng(1).uniform(0.6, 1, 5)
+    shares = np.random.default_rng(1).uniform(0.6, 1, 3)
     codes = [one_kill(tmp_path / f"{k}/a", clean, x) for k, x in enumerate(shares)]
     assert KILLED in codes
 
