@@ -157,7 +157,7 @@ def _attempted(
     ledger = run.ledger.fork() if store is None else store.ledger(run)
     attempt = run.replaced(ledger=ledger, guard=_guard(ledger, request, protocol))
     try:
-        outcome = carried_out(run, attempt, request, protocol, name)
+        outcome = _carried_out(run, attempt, request, protocol, name)
     except BaseException:
         if store is not None:
             charges = len(ledger.entries) - len(run.ledger.entries)
@@ -175,7 +175,29 @@ def _attempted(
     return outcome
 
 
-def carried_out(
+def carried_out_again(
+    run: TrainedRun,
+    request: ForgetRequest,
+    protocol: UnlearningProtocol,
+    ledger: PrivacyLedger,
+) -> Outcome:
+    """Carry out a request as an attempt did, against what that one charged and noted.
+
+    Args:
+        run: The network as it was.
+        request: The resolved request, under its id.
+        protocol: The protocol.
+        ledger: Goes through the attempt's charges again; see ``PrivacyLedger.ahead``.
+
+    Returns:
+        The outcome, kept nowhere.
+    """
+    attempt = run.replaced(ledger=ledger, guard=_guard(ledger, request, protocol))
+    name = unlearners.name_of(protocol)
+    return _carried_out(run, attempt, request, protocol, name)
+
+
+def _carried_out(
     run: TrainedRun,
     attempt: TrainedRun,
     request: ForgetRequest,
