@@ -3,6 +3,7 @@
 import errno
 import itertools
 import json
+import logging
 import shutil
 import warnings
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ from dfl_unlearn.unlearning.protocols.retrain import Retrain
 from dfl_unlearn.unlearning.protocols.rr_du import RrDu
 from dfl_unlearn.unlearning.store import commit_outcome, load_outcomes
 
+LOG = logging.getLogger(__name__)
 DATA = blobs([12, 7, 9, 10])
 CONFIG = SimulationConfig(rounds=6, local=LocalSteps(batch_size=5), evaluate_every=2)
 REQUEST = ForgetRequest.samples(peer=1, indices=[0, 4])
@@ -111,7 +113,7 @@ def assert_same_attempt(place, clean):
     ],
 )
 def test_an_attempt_killed_at_any_file_operation_goes_on_as_if_it_had_not_been(
-    copies, name, step, record_property
+    copies, name, step
 ):
     protocol = PROTOCOLS[name]
     clean = copies()
@@ -137,11 +139,11 @@ def test_an_attempt_killed_at_any_file_operation_goes_on_as_if_it_had_not_been(
         assert load_run(folder, data=DATA).ledger.entries == ()
     assert points >= 40 // step
     assert charged >= 20 // step or not expected.ledger.entries
-    record_property("kills", points)
+    LOG.info("kills: %s", points)
 
 
 @pytest.mark.parametrize("step", EACH)
-def test_secure_noise_that_was_drawn_is_sent_again(copies, step, record_property):
+def test_secure_noise_that_was_drawn_is_sent_again(copies, step):
     """Noise of the operating system is never drawn twice for one release."""
     protocol = PROTOCOLS["newton-fisher-secure"]
     points = sent_again = 0
@@ -162,7 +164,7 @@ def test_secure_noise_that_was_drawn_is_sent_again(copies, step, record_property
             sent_again += 1
     assert points >= 35 // step
     assert sent_again >= 1
-    record_property("kills", points)
+    LOG.info("kills: %s", points)
 
 
 class AtPower(RuntimeError):
@@ -311,9 +313,7 @@ def everything(folder):
 
 @pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("step", EACH)
-def test_a_commit_killed_at_any_file_operation_ends_before_or_after(
-    copies, keep, step, record_property
-):
+def test_a_commit_killed_at_any_file_operation_ends_before_or_after(copies, keep, step):
     base = with_checkpoints(copies())
     asked(base, "newton-fisher")
     asked(base, "fine-tune", ForgetRequest.samples(peer=2, indices=[1]))
@@ -350,7 +350,7 @@ def test_a_commit_killed_at_any_file_operation_ends_before_or_after(
             assert everything(folder) == after, k
     assert seen["before"] >= 1
     assert seen["after"] >= 25 // step
-    record_property("kills", seen)
+    LOG.info("kills: %s", seen)
 
 
 def test_a_commit_removes_checkpoints_and_says_what_is_kept(copies):
