@@ -15,13 +15,14 @@ from file_faults import refusals, survivors
 from networks import blobs
 
 from dfl_unlearn.accounting.certificate import KEPT_STATE
-from dfl_unlearn.accounting.ledger import PrivacyLedger
+from dfl_unlearn.accounting.ledger import PrivacyBudget, PrivacyLedger
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.config import LocalSteps, SimulationConfig
 from dfl_unlearn.engine.run import load_run
 from dfl_unlearn.engine.simulator import simulate
 from dfl_unlearn.errors import (
     LedgerCorruptError,
+    PrivacyBudgetExceededError,
     ReplayDivergedError,
     RunLockedError,
     StoreCorruptError,
@@ -417,3 +418,34 @@ def test_the_same_request_twice_on_one_run_is_two_trials(copies):
         == replace(REQUEST.resolve(DATA), request_id="r0")
     )
     assert len(list((folder / "outcomes").iterdir())) == 2
+
+
+def test_outcomes_before_a_request_that_fails_are_not_lost(copies):
+    folder = copies()
+    run = load_run(folder, data=DATA)
+    others = [ForgetRequest.samples(peer=2, indices=[i]) for i in (0, 1)]
+    tight = replace(
+        run,
+        ledger=PrivacyLedger(PrivacyBudget(epsilon_max=1.2)),
+    )
+    with pytest.raises(PrivacyBudgetExceededError) as stop:
+        unlearn(tight, [REQUEST, *others], "newton-fisher")
+    assert [o.request.request_id for o in stop.value.outcomes] == ["r0", "r1"]
+    run = stop.value.outcomes[-1].as_run()
+    with pytest.raises(PrivacyBudgetExceededError) as stop:
+        unlearn(run, others[1], "newton-fisher")
+    assert stop.value.outcomes == ()
+
+
+def test_an_outcome_says_whether_its_commit_keeps_checkpoints(copies):
+    folder = with_checkpoints(copies())
+    outcome = asked(folder, "newton-fisher", keep_checkpoints=True)
+    assert any(
+        line.endswith("a commit keeps them") for line in outcome.certificate.exposure
+    )
+    (stored,) = load_outcomes(load_run(folder, data=DATA))
+    assert stored.keep_checkpoints
+    commit_outcome(stored)
+    (certificate,) = folder.glob("outcomes/*/certificate.json")
+    assert json.loads(certificate.read_text())["status"] == "certified_conditional"
+    assert (folder / "ckpt/round-000002/state.safetensors").exists()
