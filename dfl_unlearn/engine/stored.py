@@ -23,6 +23,7 @@ from dfl_unlearn.accounting.ledger import PrivacyLedger
 from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.engine.commit import FINAL, LEDGER, NEXT, settle_commit
 from dfl_unlearn.engine.config import SimulationConfig
+from dfl_unlearn.engine.fault_rounds import MEAN_MOVED
 from dfl_unlearn.engine.figures import versions
 from dfl_unlearn.engine.run import CarriedOut, TrainedRun, state_digest
 from dfl_unlearn.engine.state import PeerState
@@ -50,6 +51,7 @@ from dfl_unlearn.errors import (
 from dfl_unlearn.models.flat import FlatModel
 from dfl_unlearn.models.zoo import models
 from dfl_unlearn.rng import RngTree, noise_self_check
+from dfl_unlearn.store.files import write_file
 from dfl_unlearn.store.folder import RunFolder
 from dfl_unlearn.topology.graph import Topology
 
@@ -112,10 +114,28 @@ def save_run(run: TrainedRun, path: str | Path) -> TrainedRun:
 
 
 def open_folder(path: str | Path) -> RunFolder:
-    """Return an existing run folder, or a new one where there is none."""
+    """Return an existing run folder, or a new one where there is none.
+
+    Args:
+        path: The folder; an empty one becomes a run folder.
+
+    Returns:
+        The folder.
+    """
     path = Path(path)
+    if _is_empty(path):
+        write_file(path / "lock", b"")
     return (
         RunFolder(path) if path.exists() else RunFolder.create(path.parent, path.name)
+    )
+
+
+def _is_empty(path: Path) -> bool:
+    """Return whether a folder holds nothing, as a kill while it is made leaves it."""
+    return (
+        path.is_dir()
+        and not path.is_symlink()
+        and all(place.name.startswith(".lock.tmp-") for place in path.iterdir())
     )
 
 
@@ -155,6 +175,7 @@ def finish_run(
     if run.record is not None:
         write_record(folder, run.record)
     state = state_digest(run.state)
+    _write_fault_event(folder, run)
     folder.write_json(
         "manifest.json",
         {
@@ -174,6 +195,23 @@ def finish_run(
     return replace(run, folder=folder.root)
 
 
+def _write_fault_event(folder: RunFolder, run: TrainedRun) -> None:
+    """Write one row that says in how many rounds the peers' mean was not kept."""
+    moved = run.info.get("faults", {}).get(MEAN_MOVED, ())
+    known = (row.get("what") for row in folder.records() if row["type"] == "event")
+    if moved and MEAN_MOVED not in known:
+        folder.append(
+            {
+                "type": "event",
+                "round": moved[0],
+                "what": MEAN_MOVED,
+                "peer": -1,
+                "detail": f"{len(moved)} of {run.state.round} rounds did not keep the "
+                "peers' mean, this one first; manifest.json, info.faults, has all",
+            }
+        )
+
+
 def check_storable(config: SimulationConfig, path: str | Path) -> None:
     """Refuse a run that could not be kept, before it is trained.
 
@@ -186,7 +224,7 @@ def check_storable(config: SimulationConfig, path: str | Path) -> None:
             holds a run already, finished or not.
     """
     config_to(config)
-    if not Path(path).exists():
+    if not Path(path).exists() or _is_empty(Path(path)):
         return
     folder = RunFolder(path)
     if folder.is_done:
