@@ -34,12 +34,12 @@ def digests(*workers):
 CONFIG = {"config": ROUGH}
 
 
-def daemon_dies(name, round_):
+def daemon_dies(name, round_, folder):
     """End with the error's code when Ray's own process is killed after a round."""
     blow = After(int(round_), lambda: kill(daemon(name)))
     os.environ[FAULT] = "delay:100"
     try:
-        on_ray(callbacks=[blow])
+        on_ray(callbacks=[blow], folder=folder)
     except DflUnlearnError as error:
         say(type(error).__name__, str(error))
         sys.exit(error.exit_code)
