@@ -241,11 +241,12 @@ def resume(
     if drop_line is not None:
         kept = RunFolder(folder).drop_line(drop_line)
         _say(f"line {drop_line} is left out; what it was is in {kept.name}")
+    remote = _Remote(ray_address, ray_allow_remote)
     execution = _execution(
         ExecutionConfig(progress=not _common.quiet),
         engine,
         workers,
-        _Remote(ray_address, ray_allow_remote),
+        remote,
         allow_large=allow_large,
     )
     if (
@@ -258,7 +259,7 @@ def resume(
         experiment = unfinished_experiment(folder)
         if experiment is not None:
             _conduct(
-                _executed(experiment, engine, workers, allow_large=allow_large),
+                _executed(experiment, engine, workers, remote, allow_large=allow_large),
                 page=True,
                 how=lambda one, **more: resume_experiment(
                     folder, execution=one.execution, **more
