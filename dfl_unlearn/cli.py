@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
 import typer
 
@@ -94,6 +94,20 @@ Engine = Annotated[
 Workers = Annotated[
     int | None, typer.Option(help="Ray workers  [default: one per core with auto]")
 ]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT",
+        help="Running Ray cluster to join  [default: start Ray here, on loopback]",
+    ),
+]
+RayAllowRemote = Annotated[
+    bool,
+    typer.Option(
+        "--ray-allow-remote",
+        help="Let other machines take part: they can run code as you.",
+    ),
+]
 RunName = Annotated[
     str, typer.Argument(metavar="RUN", help="A run's name, or the path of its folder.")
 ]
@@ -104,6 +118,8 @@ def demo(
     name: Annotated[str, typer.Option(help="Name of the run folder.")] = "demo",
     engine: Engine = None,
     workers: Workers = None,
+    ray_address: RayAddress = None,
+    ray_allow_remote: RayAllowRemote = False,
     runs: Runs = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -118,7 +134,8 @@ def demo(
     from dfl_unlearn.experiment import DEMO, read_experiment
 
     experiment = read_experiment({**DEMO, "name": name})
-    _conduct(_executed(experiment, engine, workers), page=True)
+    remote = _Remote(ray_address, ray_allow_remote)
+    _conduct(_executed(experiment, engine, workers, remote), page=True)
 
 
 @app.command()
@@ -145,6 +162,8 @@ def run(
     ] = False,
     engine: Engine = None,
     workers: Workers = None,
+    ray_address: RayAddress = None,
+    ray_allow_remote: RayAllowRemote = False,
     allow_large: Large = False,
     runs: Runs = None,
     as_json: AsJson = False,
@@ -163,7 +182,8 @@ def run(
     experiment = load_experiment(file, overrides or ())
     if name is not None:
         experiment = replace(experiment, name=name)
-    experiment = _executed(experiment, engine, workers, allow_large=allow_large)
+    remote = _Remote(ray_address, ray_allow_remote)
+    experiment = _executed(experiment, engine, workers, remote, allow_large=allow_large)
     if dry_run:
         build_parts(experiment)
         config = to_config(experiment)
@@ -197,6 +217,8 @@ def resume(
     ] = None,
     engine: Engine = None,
     workers: Workers = None,
+    ray_address: RayAddress = None,
+    ray_allow_remote: RayAllowRemote = False,
     allow_large: Large = False,
     runs: Runs = None,
     as_json: AsJson = False,
@@ -219,10 +241,12 @@ def resume(
     if drop_line is not None:
         kept = RunFolder(folder).drop_line(drop_line)
         _say(f"line {drop_line} is left out; what it was is in {kept.name}")
+    remote = _Remote(ray_address, ray_allow_remote)
     execution = _execution(
         ExecutionConfig(progress=not _common.quiet),
         engine,
         workers,
+        remote,
         allow_large=allow_large,
     )
     if (
@@ -235,7 +259,7 @@ def resume(
         experiment = unfinished_experiment(folder)
         if experiment is not None:
             _conduct(
-                _executed(experiment, engine, workers, allow_large=allow_large),
+                _executed(experiment, engine, workers, remote, allow_large=allow_large),
                 page=True,
                 how=lambda one, **more: resume_experiment(
                     folder, execution=one.execution, **more
@@ -698,16 +722,24 @@ def _quiet_libraries() -> Iterator[None]:
         logger.removeHandler(handler)
 
 
+class _Remote(NamedTuple):
+    """What the options say about other machines; a file never gives permission."""
+
+    address: str | None
+    allowed: bool
+
+
 def _executed(
     experiment: "Experiment",
     engine: str | None,
     workers: int | None,
+    remote: _Remote,
     *,
     allow_large: bool = False,
 ) -> "Experiment":
     """Return an experiment with what the options say about its execution."""
     execution = _execution(
-        experiment.execution, engine, workers, allow_large=allow_large
+        experiment.execution, engine, workers, remote, allow_large=allow_large
     )
     return replace(experiment, execution=execution)
 
@@ -716,11 +748,15 @@ def _execution(
     execution: "ExecutionConfig",
     engine: str | None,
     workers: int | None,
+    remote: _Remote,
     *,
     allow_large: bool = False,
 ) -> "ExecutionConfig":
     """Return an execution with what the options say."""
     changes: dict[str, Any] = {"allow_large": True} if allow_large else {}
+    changes |= {"ray_allow_remote": remote.allowed}
+    if remote.address is not None:
+        changes |= {"ray_address": remote.address}
     if engine is not None:
         changes |= {"engine": engine}
     if workers is not None:
