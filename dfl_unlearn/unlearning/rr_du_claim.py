@@ -159,7 +159,7 @@ class Claim:
             coordinates=size,
             scale=scale,
             gradients=int(run.data.retained[list(request.peers)].sum()),
-            last=int(route.holders[-1]),
+            last=int(route.holders[route.last]),
         )
 
     @property
