@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from dfl_unlearn import _validate
 from dfl_unlearn.accounting.ledger import PrivacyBudget
+from dfl_unlearn.engine.faults import FaultPlan
 from dfl_unlearn.engine.trainers.contract import PrivateSteps, Trainer
 from dfl_unlearn.errors import InvalidArgumentError
 from dfl_unlearn.record.plan import RecordPlan
@@ -126,6 +127,7 @@ class SimulationConfig:
         peer_weighting: ``uniform`` gives every peer's mean loss the same weight;
             ``size`` weights it by the peer's number of rows, as if data were pooled.
         schedule: Networks that change with the round; None is the topology itself.
+        faults: What goes wrong in the simulated network; nothing by default.
         record: What training writes down.
         common_init: Whether all peers start from the same parameters.
         dtype: Type of the training arithmetic.
@@ -144,6 +146,7 @@ class SimulationConfig:
     local: LocalSteps = field(default_factory=LocalSteps)
     peer_weighting: Literal["uniform", "size"] = "uniform"
     schedule: TopologySchedule | None = None
+    faults: FaultPlan = field(default_factory=FaultPlan)
     record: RecordPlan = field(default_factory=RecordPlan)
     common_init: bool = True
     dtype: Literal["float32", "float64"] = "float32"
@@ -161,6 +164,7 @@ class SimulationConfig:
         _validate.of_type(Trainer, why="e.g. DSgd(form='atc')", trainer=self.trainer)
         _validate.of_type(LocalSteps, local=self.local)
         _validate.one_of(("uniform", "size"), peer_weighting=self.peer_weighting)
+        _validate.of_type(FaultPlan, faults=self.faults)
         _validate.of_type(RecordPlan, record=self.record)
         _validate.of_type(bool, common_init=self.common_init)
         _validate.one_of(("float32", "float64"), dtype=self.dtype)

@@ -25,6 +25,7 @@ from dfl_unlearn.accounting.ledger import PrivacyBudget, PrivacyLedger
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.engine.config import LocalSteps, SimulationConfig, trainers
+from dfl_unlearn.engine.faults import FaultPlan, fault_models
 from dfl_unlearn.engine.run import CarriedOut, History, TrainedRun, state_digest
 from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.errors import (
@@ -190,6 +191,7 @@ def _read(
             )
             for past in manifest.get("carried_out", ())  # none in older folders
         ),
+        ahead=int(manifest.get("ahead", 0)),  # none in older folders
     )
 
 
@@ -283,6 +285,13 @@ def config_to(config: SimulationConfig) -> dict[str, Any]:
     return values | {
         "trainer": {"use": trainers.name_of(config.trainer)} | _fields(config.trainer),
         "local": _fields(config.local),
+        "faults": _fields(config.faults)
+        | {
+            "models": [
+                {"use": fault_models.name_of(m)} | _fields(m)
+                for m in config.faults.models
+            ]
+        },
         "record": _fields(config.record) | {"parts": sorted(config.record.parts)},
         "privacy_budget": _fields(config.privacy_budget),
     }
@@ -297,10 +306,24 @@ def config_from(values: Mapping[str, Any]) -> SimulationConfig:
             **values,
             "trainer": trainers.build(trainer.pop("use"), **trainer),
             "local": LocalSteps(**values["local"]),
+            "faults": _faults_from(values.get("faults", {})),  # none in older folders
             "record": RecordPlan(**{**record, "parts": frozenset(record["parts"])}),
             "privacy_budget": PrivacyBudget(**values["privacy_budget"]),
         }
     )
+
+
+def _faults_from(values: Mapping[str, Any]) -> FaultPlan:
+    models = []
+    for entry in values.get("models", ()):
+        given = {name: _tuples(value) for name, value in entry.items()}
+        models.append(fault_models.build(given.pop("use"), **given))
+    return FaultPlan(**{**values, "models": tuple(models)})
+
+
+def _tuples(value: Any) -> Any:
+    """Return JSON lists as tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def request_to(request: ForgetRequest) -> dict[str, Any]:
@@ -331,6 +354,7 @@ def _manifest(run: TrainedRun, name: str) -> dict[str, Any]:
         "format": FORMAT,
         "run": name,
         "round": run.state.round,
+        "ahead": run.ahead,
         "state": state_digest(run.state),
         "training": config_to(run.config),
         "data": data_entry(run.data),
