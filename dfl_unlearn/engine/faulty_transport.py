@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfl_unlearn.engine.fault_draws import FaultDraws, RoundFaults
+from dfl_unlearn.engine.faults import ScheduledChurn
 from dfl_unlearn.engine.message_log import Passage
 from dfl_unlearn.engine.transport import (
     HEADER_BYTES,
@@ -82,7 +83,7 @@ def arrival(draws: FaultDraws, t: int, source: int, target: int, copy: int = 0) 
     faults = draws.at(t)
     if not faults.delivers(source, target, copy):
         return -1
-    late = faults.delay(source, target)
+    late = faults.delay(source, target, copy)
     if late and not draws.at(t + late).up[target]:
         return -1
     return t + late
@@ -253,6 +254,8 @@ class FaultyTransport(Transport):
         self.carried[source], self.applied[source] = self.required, self.clock
         begin = self.clock
         while self.lacking.any() and self.clock - begin < self.patience:
+            if not (self.current & ~self.left).any():
+                break  # whoever held it has left
             self.hand_on()
             self.clock += 1
         return self.clock - begin
@@ -265,8 +268,7 @@ class FaultyTransport(Transport):
         """
         handing = self._handing
         assert handing is not None
-        faults = self.now
-        lost = faults.crashed & self.current
+        lost = (self.now.crashed | self._crash_now()) & self.current
         lost[handing.source] = False
         self.carried[lost], self.applied[lost] = self.required - 1, -1
         handing.forget(np.flatnonzero(lost).tolist())
@@ -280,13 +282,34 @@ class FaultyTransport(Transport):
             if came <= self.clock and not self.current[target]:
                 self.carried[target], self.applied[target] = self.required, self.clock
 
+    def left_since(self) -> dict[int, int]:
+        """Return peer -> round in which it left for good, up to now."""
+        events = sorted(
+            (t, peer)
+            for model in self.draws.plan.models
+            if isinstance(model, ScheduledChurn)
+            for t, peer, what in model.events
+            if what == "leave" and t <= self.clock
+        )
+        return {peer: t for t, peer in reversed(events)}
+
+    def _crash_now(self) -> NDArray[np.bool_]:
+        """Return who loses its state in this round, restarting later or now."""
+        crashed = np.zeros(self.topology.n, dtype=np.bool_)
+        for model in self.draws.plan.models:
+            if isinstance(model, ScheduledChurn):
+                for t, peer, what in model.events:
+                    crashed[peer] |= what == "crash" and t == self.clock
+        return crashed
+
     def exchange(self, kind: str, payload_bytes: int) -> None:
         """Carry one gossip round: every peer that may sends its row to all neighbours.
 
-        Who lacks the last correction sends nothing. Nothing is sent again.
+        Who lacks the last correction, or took it in this very round, sends nothing.
+        Nothing is sent again.
         """
         self._hold_back(kind)
-        sending = self.now.up & self.current
+        sending = self.now.up & self.current & (self.applied < self.clock)
         waiting = {
             (i, j): self._number(i)
             for i, near in enumerate(self._everyone)
@@ -375,6 +398,7 @@ class FaultyTransport(Transport):
             if came < 0:
                 continue
             self.duplicates += edge in coming
+            self.duplicates += self.now.duplicated(*edge, copy)
             coming[edge] = min(came, coming.get(edge, came))
         numbers = [waiting[edge] for edge in edges]
         self._log(kind, edges, numbers, arrived, payload_bytes, self.clock)

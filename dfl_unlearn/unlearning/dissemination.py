@@ -1,0 +1,72 @@
+"""Peers take the corrected models, and train on, also where some are not there.
+
+In a network with faults whoever has not taken its corrected model keeps its old one and
+is out of mixing until it has: no model from before the request is averaged in after it.
+"""
+
+import torch
+from torch import Tensor
+
+from dfl_unlearn.data.peers import PeerData
+from dfl_unlearn.engine.fault_exclusion import WithoutPeers
+from dfl_unlearn.engine.faulty_transport import FaultyTransport
+from dfl_unlearn.engine.run import TrainedRun
+from dfl_unlearn.engine.simulator import continue_training
+from dfl_unlearn.engine.state import PeerState
+from dfl_unlearn.engine.transport import Transport
+
+
+def recover(
+    run: TrainedRun,
+    data: PeerData,
+    rows: Tensor,
+    rounds: int,
+    transport: Transport,
+) -> tuple[PeerState, int]:
+    """Let every peer that was handed its row take it, and train on for some rounds.
+
+    Under faults a peer that lacks the corrected model is handed it in these rounds too,
+    and takes part from the round after; one that crashes lacks it again.
+
+    Args:
+        run: The trained network.
+        data: What is kept.
+        rows: The corrected models, shape ``(N, P)``; cast to the run's dtype.
+        rounds: How many rounds.
+        transport: Knows who was handed one, and carries the rounds' messages.
+
+    Returns:
+        The new state and the number of per-sample gradients taken.
+    """
+    rows = rows.to(run.state.params.dtype).clone()
+    payload = run.model.size * rows.element_size()
+    released = PeerState(params=rows, round=run.state.round)
+    if not isinstance(transport, FaultyTransport):
+        state, gradients = continue_training(run, data, released, rounds)
+        for _ in range(rounds):
+            transport.exchange("recovery", payload)
+        return state, gradients
+    held = torch.from_numpy(transport.current)[:, None]
+    old = run.state.params
+    state = PeerState(params=torch.where(held, rows, old), round=released.round)
+    gradients = 0
+    for _ in range(rounds):
+        had = transport.current.copy()
+        transport.hand_on(copy=1)
+        fresh = transport.current & (transport.applied == transport.clock)
+        lost = had & (~transport.current | fresh)
+        params = state.params.clone()
+        for peers, models in ((lost, old), (fresh, rows)):
+            params[torch.from_numpy(peers)] = models[torch.from_numpy(peers)]
+        now = transport.clock
+        away = ~transport.current | fresh
+        state, more = continue_training(
+            run.replaced(ahead=now - state.round),
+            data,
+            PeerState(params=params, slots=state.slots, round=state.round),
+            1,
+            draws=WithoutPeers(transport.draws, away, now),
+        )
+        transport.exchange("recovery", payload)
+        gradients += more
+    return state, gradients
