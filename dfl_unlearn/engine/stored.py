@@ -188,6 +188,7 @@ def _read(
                 request_id=past["request"],
                 round=past["round"],
                 rows={int(owner): rows for owner, rows in past["rows"].items()},
+                pending={int(i): s for i, s in past.get("pending", {}).items()},
             )
             for past in manifest.get("carried_out", ())  # none in older folders
         ),
@@ -198,7 +199,10 @@ def _read(
 def carried_out_to(past: CarriedOut) -> dict[str, Any]:
     """Return what the manifest says of a request that a state carries."""
     rows = {str(owner): number for owner, number in past.rows.items()}
-    return {"request": past.request_id, "round": past.round, "rows": rows}
+    told = {"request": past.request_id, "round": past.round, "rows": rows}
+    if past.pending:
+        told["pending"] = {str(i): norm for i, norm in past.pending.items()}
+    return told
 
 
 def read_state(folder: RunFolder) -> tuple[dict[str, Any], PeerState]:

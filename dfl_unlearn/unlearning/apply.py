@@ -25,7 +25,9 @@ from dfl_unlearn.errors import (
     UnsupportedRequestError,
 )
 from dfl_unlearn.unlearning.contracts import Outcome, UnlearningProtocol, unlearners
+from dfl_unlearn.unlearning.membership import check_faults
 from dfl_unlearn.unlearning.nothing import nothing_asked
+from dfl_unlearn.unlearning.residual import with_pending
 from dfl_unlearn.unlearning.screening import Screening, advised
 
 
@@ -183,10 +185,10 @@ def _carried_out(
         )
     _check_views(outcome, name)
     _check_extractor(outcome, name)
+    outcome = with_pending(replace(outcome, run=run))
     log = outcome.messages
     return replace(
         outcome,
-        run=run,
         certificate=_noted(outcome.certificate, run, request),
         cost=replace(
             outcome.cost,
@@ -337,6 +339,7 @@ def _check(
                 f"record=RecordPlan.for_protocols({_object_or_class(protocol)})"
             )
         )
+    check_faults(run, request, served=getattr(protocol, "serves_faults", False))
     check = getattr(protocol, "check", None)
     if check is not None:
         check(run, request)

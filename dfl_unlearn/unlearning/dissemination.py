@@ -4,16 +4,23 @@ In a network with faults whoever has not taken its corrected model keeps its old
 is out of mixing until it has: no model from before the request is averaged in after it.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from dfl_unlearn.data.peers import PeerData
+from dfl_unlearn.engine.backends.contract import EngineSetup
+from dfl_unlearn.engine.backends.inline import Inline
 from dfl_unlearn.engine.fault_exclusion import WithoutPeers
 from dfl_unlearn.engine.faulty_transport import FaultyTransport
+from dfl_unlearn.engine.private import charge_rounds
 from dfl_unlearn.engine.run import TrainedRun
-from dfl_unlearn.engine.simulator import continue_training
+from dfl_unlearn.engine.simulator import continue_training, samples_per_round
 from dfl_unlearn.engine.state import PeerState
+from dfl_unlearn.engine.threads import limited_threads
 from dfl_unlearn.engine.transport import Transport
+from dfl_unlearn.record.plan import RecordPlan
 
 
 def recover(
@@ -60,13 +67,36 @@ def recover(
             params[torch.from_numpy(peers)] = models[torch.from_numpy(peers)]
         now = transport.clock
         away = ~transport.current | fresh
-        state, more = continue_training(
-            run.replaced(ahead=now - state.round),
+        state = _one_round(
+            run,
             data,
             PeerState(params=params, slots=state.slots, round=state.round),
-            1,
-            draws=WithoutPeers(transport.draws, away, now),
+            WithoutPeers(transport.draws, away, now),
         )
         transport.exchange("recovery", payload)
-        gradients += more
+        gradients += samples_per_round(data, run.config)
     return state, gradients
+
+
+def _one_round(
+    run: TrainedRun, data: PeerData, state: PeerState, draws: WithoutPeers
+) -> PeerState:
+    """Train for one round under given faults."""
+    config = replace(run.config, record=RecordPlan(parts=frozenset()))
+    charge_rounds(run.ledger, config.private, 1, first=state.round)
+    backend = Inline()
+    with limited_threads(config.threads):
+        backend.start(
+            EngineSetup(
+                schedule=run.schedule,
+                data=data,
+                model=run.model,
+                config=config,
+                rng=run.rng,
+                ahead=draws.since - state.round,
+                draws=draws,
+            ),
+            state,
+        )
+        backend.advance(state.round)
+        return backend.gather()

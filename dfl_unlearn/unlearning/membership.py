@@ -134,6 +134,46 @@ def over_members(
         return present, result
 
 
+def as_trained(run: TrainedRun) -> TrainedRun:
+    """Return the run of the peers that had not left when training ended."""
+    draws = run.faults()
+    if draws is None or run.network_round == 0:
+        return run
+    return without_left(run, draws.at(run.network_round - 1).left)
+
+
+def start_round(run: TrainedRun, request: ForgetRequest) -> int:
+    """Return the network round in which the requester is there.
+
+    Args:
+        run: The trained network.
+        request: The resolved request.
+
+    Returns:
+        The first one from now on; the present one where nobody waits for it.
+    """
+    transport = run.transport()
+    if not isinstance(transport, FaultyTransport):
+        return run.network_round
+    transport.wait_for(request.requester)
+    return transport.clock
+
+
+def start_when_there(
+    run: TrainedRun, request: ForgetRequest, transport: Transport
+) -> None:
+    """Set a transport to the round in which the requester is there.
+
+    Args:
+        run: The trained network.
+        request: The resolved request.
+        transport: A fresh one of the run.
+    """
+    if isinstance(transport, FaultyTransport):
+        transport.clock = start_round(run, request)
+        transport.mark("received")
+
+
 def members_assumed(run: TrainedRun, transport: Transport) -> list[Assumption]:
     """Return what a claim takes of who was there.
 

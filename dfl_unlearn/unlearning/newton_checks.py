@@ -33,6 +33,8 @@ def check_run(
         UnsupportedRequestError: If a field does not fit this run.
     """
     refuse_single(run, "newton-fisher")
+    if run.config.faults:
+        _check_faults(protocol, run)
     if protocol.noise_mode == "secure":
         refuse_mixed_noise(run, request)
     if protocol.calibration == "oracle_residual" and not measures(protocol, run):
@@ -68,4 +70,33 @@ def check_run(
             observers_of(run, request),
             plan.mechanism,
             scope=protocol.scope,
+        )
+
+
+def _check_faults(protocol: "NewtonFisher", run: TrainedRun) -> None:
+    """Refuse fields that take every peer to be there.
+
+    Raises:
+        UnsupportedRequestError: Naming the field and what works.
+    """
+    allowed = {
+        "target": ("consensus", protocol.target),
+        "noise_placement": ("broadcast_model", protocol.noise_placement),
+        "state_policy": ("published_state", protocol.state_policy),
+        "align_to": (None, protocol.align_to),
+    }
+    wrong = [(name, *pair) for name, pair in allowed.items() if pair[0] != pair[1]]
+    if protocol.views:
+        wrong.append(("scope", "joint", protocol.scope))
+    if protocol.curvature == "linearized_gossip":
+        wrong.append(("curvature", "exact_cg", protocol.curvature))
+    if protocol.dissemination == "gossip_average":
+        wrong.append(("dissemination", "tree", protocol.dissemination))
+    if run.config.faults.weight_policy == "push_sum" and protocol.recovery_rounds:
+        wrong.append(("recovery_rounds", 0, protocol.recovery_rounds))
+    if wrong:
+        name, works, got = wrong[0]
+        raise UnsupportedRequestError(
+            f"{name}: must be {works!r} in a network with faults, got {got!r}; set "
+            f"{name}={works!r}, or use rr-du or retrain"
         )

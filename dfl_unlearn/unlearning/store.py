@@ -33,6 +33,7 @@ from dfl_unlearn.errors import (
 )
 from dfl_unlearn.store.folder import RunFolder
 from dfl_unlearn.unlearning.contracts import Cost, Outcome, unlearners
+from dfl_unlearn.unlearning.progress import Progress
 
 _KEPT = "pre-request state kept:"
 
@@ -136,6 +137,7 @@ class OutcomeFolder:
                 "info": dict(outcome.info),
                 "notes": list(outcome.notes),
                 "status": outcome.status,
+                **_pending_to(outcome),
             },
         )
 
@@ -249,8 +251,8 @@ def commit_outcome(
 
     Raises:
         MissingInputError: If the run has no folder.
-        RefusedError: If the run has changed since the attempt was made, or the outcome
-            is held for review.
+        RefusedError: If the run has changed since the attempt was made, the outcome is
+            held for review, or a peer that has not left still lacks it.
     """
     if outcome.request.is_nothing:
         return outcome.run
@@ -265,6 +267,7 @@ def commit_outcome(
             "outcome: must be of a run with a folder, got one in memory; use "
             "outcome.as_run() there"
         )
+    ahead = outcome.as_run().ahead  # refuses where a peer is still waited for
     folder = RunFolder(outcome.run.folder)
     with folder.locked():
         manifest, present = read_state(folder)
@@ -275,6 +278,7 @@ def commit_outcome(
             "forgotten": [*manifest["forgotten"], request_to(outcome.request)],
             "data": data_entry(outcome.run.data.without(outcome.request)),
             "round": outcome.state.round,
+            "ahead": ahead,
             "state": digest,
             "info": {**manifest["info"], "requests": outcome.run.requests + 1},
             "carried_out": [
@@ -431,7 +435,41 @@ def _read(
         info=known["info"],
         notes=tuple(known["notes"]),
         status=known.get("status", "complete"),
+        **_pending_from(known),
     )
+
+
+def _pending_to(outcome: Outcome) -> dict[str, Any]:
+    """Return what is kept of a request in a network with faults."""
+    if outcome.progress is None:
+        return {}
+    progress = _fields(outcome.progress)
+    progress["left"] = {str(i): t for i, t in outcome.progress.left.items()}
+    progress["states"] = dict(outcome.progress.states)
+    return {
+        "pending": list(outcome.pending),
+        "residual_influence": {
+            str(i): list(found) for i, found in outcome.residual_influence.items()
+        },
+        "progress": progress,
+    }
+
+
+def _pending_from(known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of an outcome that ``_pending_to`` wrote."""
+    if "progress" not in known:
+        return {}
+    progress = dict(known["progress"])
+    progress["left"] = {int(i): t for i, t in progress["left"].items()}
+    progress["applied"] = tuple(progress["applied"])
+    return {
+        "pending": tuple(known["pending"]),
+        "residual_influence": {
+            int(i): (value, mode)
+            for i, (value, mode) in known["residual_influence"].items()
+        },
+        "progress": Progress(**progress),
+    }
 
 
 def _write_reference(
