@@ -223,8 +223,9 @@ class FaultyTransport(Transport):
             source: Who made it; it has it on disk.
             kind: What it is.
             payload_bytes: Size without the header.
-            how: ``tree``: each peer gets it from its parent in a breadth-first tree,
-                and from any neighbour that holds it once the parent has left;
+            how: ``tree``: each peer gets it from its parent in a breadth-first tree
+                over those that have not left; once the source has left, from any
+                neighbour that holds it;
                 ``flood``: whoever holds it sends it to all neighbours that lack it;
                 ``push``: in every round to one random neighbour.
             generator: Draws the neighbours of ``push``.
@@ -248,8 +249,7 @@ class FaultyTransport(Transport):
                 "run's rng"
             )
         self._hold_back(kind)
-        parents = {c: p for level in self._levels(source) for p, c in level}
-        self._handing = _Handing(source, kind, payload_bytes, how, parents, generator)
+        self._handing = _Handing(source, kind, payload_bytes, how, generator)
         self.required = self._request
         self.carried[source], self.applied[source] = self.required, self.clock
         begin = self.clock
@@ -273,7 +273,16 @@ class FaultyTransport(Transport):
         self.carried[lost], self.applied[lost] = self.required - 1, -1
         handing.forget(np.flatnonzero(lost).tolist())
         waiting = {}
-        for edge in handing.edges(self._everyone, self.current, self.left):
+        left = self.left
+        if np.count_nonzero(left) != handing.gone:
+            handing.gone = int(np.count_nonzero(left))
+            self._neighbours = [
+                [j for j in near if not (left[i] or left[j])]
+                for i, near in enumerate(self._everyone)
+            ]
+            levels = [] if left[handing.source] else self._levels(handing.source)
+            handing.parents = {c: p for level in levels for p, c in level}
+        for edge in handing.edges(self._neighbours, self.current):
             waiting[edge] = handing.numbers.setdefault(edge, -1)
             if waiting[edge] < 0:
                 waiting[edge] = handing.numbers[edge] = self._number(edge[0])
@@ -302,14 +311,23 @@ class FaultyTransport(Transport):
                     crashed[peer] |= what == "crash" and t == self.clock
         return crashed
 
-    def exchange(self, kind: str, payload_bytes: int) -> None:
+    def exchange(
+        self, kind: str, payload_bytes: int, *, again: int | None = None
+    ) -> None:
         """Carry one gossip round: every peer that may sends its row to all neighbours.
 
         Who lacks the last correction, or took it in this very round, sends nothing.
         Nothing is sent again.
+
+        Args:
+            kind: What it carries.
+            payload_bytes: Size of a row.
+            again: The round whose faults are met, where training repeats them; None is
+                the present one.
         """
         self._hold_back(kind)
-        sending = self.now.up & self.current & (self.applied < self.clock)
+        t = self.clock if again is None else again
+        sending = self.draws.at(t).up & self.current & (self.applied < self.clock)
         waiting = {
             (i, j): self._number(i)
             for i, near in enumerate(self._everyone)
@@ -317,7 +335,7 @@ class FaultyTransport(Transport):
             for j in near
             if not self.left[j]
         }
-        self._attempt(kind, waiting, payload_bytes, {}, 0)
+        self._attempt(kind, waiting, payload_bytes, {}, 0, again=again)
         self.clock += 1
 
     def carry(self, kind: str, payload_bytes: int, sends: Sequence[Send]) -> None:
@@ -386,19 +404,24 @@ class FaultyTransport(Transport):
         payload_bytes: int,
         coming: dict[Edge, int],
         copy: int,
+        *,
+        again: int | None = None,
     ) -> None:
         """Send once what waits and whose sender is up; note when it will arrive."""
-        up = self.now.up
+        t = self.clock if again is None else again
+        up = self.draws.at(t).up
         edges = sorted(edge for edge in waiting if up[edge[0]])
         if not edges:
             return
         self._refuse_stale(kind, np.array([i for i, _ in edges], dtype=np.int64))
-        arrived = [arrival(self.draws, self.clock, i, j, copy) for i, j in edges]
+        shift = self.clock - t
+        arrived = [arrival(self.draws, t, i, j, copy) for i, j in edges]
+        arrived = [came if came < 0 else came + shift for came in arrived]
         for edge, came in zip(edges, arrived, strict=True):
             if came < 0:
                 continue
             self.duplicates += edge in coming
-            self.duplicates += self.now.duplicated(*edge, copy)
+            self.duplicates += self.draws.at(t).duplicated(*edge, copy)
             coming[edge] = min(came, coming.get(edge, came))
         numbers = [waiting[edge] for edge in edges]
         self._log(kind, edges, numbers, arrived, payload_bytes, self.clock)
@@ -437,13 +460,14 @@ class _Handing:
         kind: str,
         nbytes: int,
         how: Dissemination,
-        parents: dict[int, int],
         generator: np.random.Generator | None,
     ) -> None:
         self.source, self.kind, self.nbytes, self.how = source, kind, nbytes, how
         self.numbers: dict[Edge, int] = {}
         self.coming: dict[Edge, int] = {}
-        self._parents, self._generator = parents, generator
+        self.parents: dict[int, int] = {}
+        self.gone = -1  # how many had left when the parents were found
+        self._generator = generator
 
     def forget(self, peers: Sequence[int]) -> None:
         """Let peers that lost their state be sent a new copy."""
@@ -455,29 +479,21 @@ class _Handing:
         self,
         neighbours: list[list[int]],
         current: NDArray[np.bool_],
-        left: NDArray[np.bool_],
     ) -> list[Edge]:
-        """Return who sends to whom in a round."""
-        holders = np.flatnonzero(current & ~left).tolist()
+        """Return who sends to whom in a round, among those that have not left."""
+        holders = np.flatnonzero(current).tolist()
         if self.how == "push":
             assert self._generator is not None
             draws = self._generator.random(len(neighbours))
-            chosen = [
+            return [
                 (i, near[int(draws[i] * len(near))])
                 for i in holders
                 if (near := neighbours[i])
             ]
-            return [(i, j) for i, j in chosen if not left[j]]
-        found = [
-            (i, j) for i in holders for j in neighbours[i] if not (current[j] or left[j])
-        ]
+        found = [(i, j) for i in holders for j in neighbours[i] if not current[j]]
         if self.how == "flood":
             return found
-        return [(i, j) for i, j in found if self._serves(i, j, left)]
-
-    def _serves(self, i: int, j: int, left: NDArray[np.bool_]) -> bool:
-        parent = self._parents.get(j)
-        return parent is None or parent == i or bool(left[parent])
+        return [(i, j) for i, j in found if self.parents.get(j, i) == i]
 
 
 def _listed(peers: Sequence[int] | NDArray[np.int64]) -> str:

@@ -53,10 +53,8 @@ def recover(
         for _ in range(rounds):
             transport.exchange("recovery", payload)
         return state, gradients
-    held = torch.from_numpy(transport.current)[:, None]
-    old = run.state.params
-    state = PeerState(params=torch.where(held, rows, old), round=released.round)
-    gradients = 0
+    old, gradients = run.state.params, 0
+    state = with_old_rows(run, released, transport)
     for _ in range(rounds):
         had = transport.current.copy()
         transport.hand_on(copy=1)
@@ -76,6 +74,26 @@ def recover(
         transport.exchange("recovery", payload)
         gradients += samples_per_round(data, run.config)
     return state, gradients
+
+
+def with_old_rows(
+    run: TrainedRun, state: PeerState, transport: Transport
+) -> PeerState:
+    """Return a state in which peers that were not handed their row keep the old one.
+
+    Args:
+        run: Gives the old rows.
+        state: The new ones.
+        transport: Knows who was handed one.
+
+    Returns:
+        The state itself in a network without faults.
+    """
+    if not isinstance(transport, FaultyTransport) or transport.current.all():
+        return state
+    held = torch.from_numpy(transport.current)[:, None]
+    params = torch.where(held, state.params, run.state.params)
+    return PeerState(params=params, slots=state.slots, round=state.round)
 
 
 def _one_round(

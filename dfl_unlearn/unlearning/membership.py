@@ -25,6 +25,7 @@ from dfl_unlearn.errors import (
     UnknownPeerError,
     UnsupportedRequestError,
 )
+from dfl_unlearn.unlearning.claims import brief
 
 T = TypeVar("T")
 
@@ -172,6 +173,38 @@ def start_when_there(
     if isinstance(transport, FaultyTransport):
         transport.clock = start_round(run, request)
         transport.mark("received")
+
+
+def told_to_start_again(
+    run: TrainedRun, request: ForgetRequest, transport: Transport
+) -> TrainedRun:
+    """Tell every peer that has not left to train again from the start.
+
+    Args:
+        run: The trained network.
+        request: The resolved request.
+        transport: A fresh one of the run.
+
+    Returns:
+        The run of those that were told; without faults the run itself, nothing sent.
+
+    Raises:
+        RefusedError: If one could not be told within the plan's patience.
+    """
+    if not isinstance(transport, FaultyTransport):
+        return run
+    transport.wait_for(request.requester)
+    transport.mark("received")
+    transport.broadcast(request.requester, "start again", 0, "flood")
+    lacking = np.flatnonzero(transport.lacking).tolist()
+    if lacking:
+        raise RefusedError(
+            f"retrain: must reach every peer that has not left within "
+            f"{transport.patience} rounds, got no way to {brief(lacking)}; no model was "
+            "changed: raise the fault plan's patience, or use newton-fisher"
+        )
+    transport.members = ~transport.left
+    return without_left(run, transport.left)
 
 
 def members_assumed(run: TrainedRun, transport: Transport) -> list[Assumption]:
