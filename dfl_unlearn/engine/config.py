@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from dfl_unlearn import _validate
 from dfl_unlearn.accounting.ledger import PrivacyBudget
+from dfl_unlearn.engine.fault_rounds import check_faults
 from dfl_unlearn.engine.faults import FaultPlan
 from dfl_unlearn.engine.trainers.contract import PrivateSteps, Trainer
 from dfl_unlearn.errors import InvalidArgumentError
@@ -176,6 +177,8 @@ class SimulationConfig:
         _validate.integer(evaluate_every=self.evaluate_every, at_least=0)
         _validate.of_type(PrivacyBudget, privacy_budget=self.privacy_budget)
         self.trainer.check(self)
+        if self.faults:
+            check_faults(self.faults, self)
 
     @property
     def private(self) -> PrivateSteps | None:

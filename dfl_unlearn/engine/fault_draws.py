@@ -72,14 +72,20 @@ class FaultDraws:
         plan: What can go wrong.
         schedule: The network of every round.
         n: Number of peers.
+        since: Rows sent before this round are in no inbox.
     """
 
     def __init__(
-        self, plan: FaultPlan, schedule: TopologySchedule, rng: RngTree
+        self,
+        plan: FaultPlan,
+        schedule: TopologySchedule,
+        rng: RngTree,
+        since: int = 0,
     ) -> None:
         """Prepare the draws; see ``of``."""
         plan.check(schedule.n)
         self.plan, self.schedule, self.n = plan, schedule, schedule.n
+        self.since = since
         self._rng = rng
         self._numbered = _numbered(plan)
         self._arcs: Arcs | None = None
@@ -91,7 +97,12 @@ class FaultDraws:
 
     @classmethod
     def of(
-        cls, plan: FaultPlan, schedule: TopologySchedule, rng: RngTree
+        cls,
+        plan: FaultPlan,
+        schedule: TopologySchedule,
+        rng: RngTree,
+        *,
+        since: int = 0,
     ) -> "FaultDraws":
         """Return the realization of a plan.
 
@@ -99,11 +110,12 @@ class FaultDraws:
             plan: What can go wrong.
             schedule: The network of every round.
             rng: The run's draws.
+            since: Rows sent before this round are in no inbox (with ``Delay``).
 
         Returns:
             The draws; nothing is drawn yet.
         """
-        return cls(plan, schedule, rng)
+        return cls(plan, schedule, rng, since)
 
     def at(self, t: int) -> "RoundFaults":
         """Return what goes wrong in a round.
@@ -321,12 +333,13 @@ class FaultDraws:
         age = np.full(len(arcs.source), -1, dtype=np.int64)
         listens = now.up[arcs.target] & ~now.crashed[arcs.source]
         ups = [now.up]
-        for a in range(min(self.plan.oldest, now.round) + 1):
+        for a in range(min(self.plan.oldest, max(now.round - self.since, 0)) + 1):
             r = now.round - a
             if a:
                 ups.append(self.at(r).up)
             late = self.delays(r, arcs.source, arcs.target)
-            came = (age < 0) & listens & ups[a][arcs.source] & (late <= a)
+            came = (age < 0) & listens & (late <= a)
+            came &= ups[a][arcs.source] & ups[a][arcs.target]
             came &= self._open(r, arcs.source, arcs.target)
             came &= ~self.lost(r, arcs.source, arcs.target)
             for d in range(a + 1):  # up when it arrived

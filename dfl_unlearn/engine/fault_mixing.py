@@ -118,9 +118,9 @@ class Mixing:
 
     def column_sums(self, arcs: Arcs) -> Floats:
         """Return the sums of the columns over all ages, shape ``(N,)``."""
-        data = np.sum(list(self.entries.values()), axis=0)
+        data: Floats = np.sum(list(self.entries.values()), axis=0)
         n = arcs.topology.n
-        return np.bincount(arcs.pattern.indices, weights=data, minlength=n)
+        return np.bincount(arcs.pattern.indices, data, n).astype(np.float64)
 
     def keeps_mean(self, arcs: Arcs) -> bool:
         """Tell whether the round keeps the peers' plain mean, to 1e-9 of its size."""

@@ -22,6 +22,7 @@ from dfl_unlearn.engine.backends.contract import Backend, EngineSetup
 from dfl_unlearn.engine.backends.inline import Inline
 from dfl_unlearn.engine.callbacks import Callback, ProgressLog, notify
 from dfl_unlearn.engine.config import ExecutionConfig, SimulationConfig
+from dfl_unlearn.engine.fault_rounds import FaultsSeen
 from dfl_unlearn.engine.local import resolve_chunk, resolve_kernel
 from dfl_unlearn.engine.memory import available_memory
 from dfl_unlearn.engine.objective import network_objective
@@ -188,6 +189,7 @@ def continue_training(
                 model=run.model,
                 config=config,
                 rng=run.rng,
+                ahead=run.ahead,
             ),
             state,
         )
@@ -226,6 +228,7 @@ def _train(
     progress = ProgressLog(config.rounds, label=label) if execution.progress else None
     hooks = [*callbacks, *([progress] if progress else [])]
     rows: list[_Evaluated] = []
+    seen = FaultsSeen()
     try:
         with limited_threads(config.threads):
             backend.start(
@@ -240,6 +243,7 @@ def _train(
             )
             for t in range(config.rounds):
                 info = backend.advance(t)
+                seen.add(info.round, info.faults)
                 if _evaluates(t + 1, config):
                     state = backend.gather()
                     rows.append(
@@ -293,6 +297,7 @@ def _train(
             "noise_self_check": list(noise_self_check()),
             "seconds": seconds,
             "sample_gradients": config.rounds * samples_per_round(data, config),
+            **seen.info(),
         },
     )
 
