@@ -29,8 +29,7 @@ class WithoutPeers(FaultDraws):
             excluded: Who is left out, shape ``(N,)``.
             since: First round.
         """
-        super().__init__(draws.plan, draws.schedule, draws._rng)
-        self.since = since
+        super().__init__(draws.plan, draws.schedule, draws._rng, since)
         self._whole, self._excluded = draws, excluded
 
     def at(self, t: int) -> RoundFaults:
