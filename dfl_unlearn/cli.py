@@ -269,6 +269,8 @@ def unlearn(
     folder = trained.folder
     done: list[dict[str, Any]] = []
     for given_request in [requests] if coalesce else [[one] for one in requests]:
+        if done and not commit:
+            trained = outcome.as_run()
         outcome = carry_out(
             trained,
             given_request,
@@ -279,13 +281,11 @@ def unlearn(
             folder=folder,
         )
         table = evaluate(outcome)
-        if outcome.status == "held_for_review" and commit:
+        if outcome.status != "complete" and commit:
             _tell_outcome(outcome, table)  # what is refused next
         if commit:
             trained = commit_outcome(outcome, keep_checkpoints=keep_checkpoints)
             outcome = replace(outcome, certificate=kept_certificate(outcome))
-        else:
-            trained = outcome.as_run()
         _tell_outcome(outcome, table)
         done.append(_outcome_json(outcome, table) | {"committed": commit})
     if _common.as_json:
@@ -718,6 +718,9 @@ def _outcome_json(outcome: "Outcome", table: "ResultsTable") -> dict[str, Any]:
         if certificate is None
         else json.loads(certificate.to_json()),
         "status": outcome.status,
+        "pending": {
+            str(i): outcome.residual_influence[i][0] for i in outcome.pending
+        },
         "notes": list(outcome.notes),
         "cost": asdict(outcome.cost),
         "metrics": [row for row in table.rows if row["peer"] == -1],

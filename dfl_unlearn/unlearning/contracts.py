@@ -124,7 +124,7 @@ class Outcome:
         What is written is ``state``, in the run's dtype. With secure noise that is
         post-processing of the numbers on the grid that were released: cast to the
         dtype, and trained on retained rows where the protocol goes on after its
-        release.
+        release. A peer that was not corrected is named ``peer<i>.pending/...``.
 
         Args:
             path: The file to write.
@@ -150,7 +150,7 @@ class Outcome:
                 "run without simulated noise"
             )
         tensors = {
-            f"peer{i}/{name}": value
+            f"peer{i}{'.pending' if i in self.still_holding else ''}/{name}": value
             for i, row in enumerate(self.state.params)
             for name, value in self.run.model.state_dict(row).items()
         }
@@ -162,6 +162,7 @@ class Outcome:
         """Return protocol, request and certificate for notebooks."""
         title = html.escape(
             f"{self.protocol_name} on request {self.request.request_id}"
+            + ("" if self.status == "complete" else f": {self.status}")
         )
         claim = "no claim" if self.certificate is None else self.certificate
         shown = claim if isinstance(claim, str) else claim._repr_html_()
@@ -199,6 +200,12 @@ class Outcome:
             info={**self.run.info, "requests": self.run.requests + 1},
             carried_out=(*self.run.carried_out, self.carried_out),
         )
+
+    @property
+    def still_holding(self) -> frozenset[int]:
+        """Peers whose model was not corrected, now or on an earlier request."""
+        earlier = {i for past in self.run.carried_out for i in past.pending}
+        return frozenset(earlier | set(self.pending))
 
     @property
     def carried_out(self) -> CarriedOut:

@@ -43,6 +43,11 @@ class Progress:
         """Peers that have not taken the corrected model."""
         return tuple(i for i, t in enumerate(self.applied) if t < 0)
 
+    def left_before(self, state: str) -> tuple[int, ...]:
+        """Return the peers that had left when a state was reached."""
+        reached = self.states.get(state, self.end)
+        return tuple(sorted(i for i, t in self.left.items() if t <= reached))
+
     def text(self) -> str:
         """Return the states with their rounds, one line."""
         done = len(self.applied) - len(self.missing)
