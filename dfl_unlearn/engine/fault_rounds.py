@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from dfl_unlearn.engine.fault_draws import FaultDraws
 from dfl_unlearn.engine.faults import FaultPlan
 from dfl_unlearn.errors import InvalidArgumentError
+from dfl_unlearn.record.round_weights import RoundWeights
 from dfl_unlearn.topology.graph import TopologySchedule
 
 if TYPE_CHECKING:
@@ -126,6 +127,27 @@ class RoundsOfFaults:
             )
             for own, places in zip(shards, self._cuts[1], strict=True)
         ]
+
+    def works(self, t: int) -> Bools:
+        """Return who does its local work in round t, shape ``(N,)``."""
+        return self.draws.at(t + self._ahead).works
+
+    def crashed(self, t: int) -> Bools:
+        """Return who restarts in round t, shape ``(N,)``."""
+        return self.draws.at(t + self._ahead).crashed
+
+    def weights(self, t: int) -> RoundWeights:
+        """Return what mixes in round t."""
+        now, pattern = self.draws.at(t + self._ahead), self.pattern(t)
+        return RoundWeights(
+            by_age=tuple(
+                sp.csr_array(
+                    (entries, pattern.indices, pattern.indptr), shape=pattern.shape
+                )
+                for entries in now.mixing.entries.values()
+            ),
+            works=now.works,
+        )
 
     def counts(self, t: int) -> dict[str, int]:
         """Return how often what went wrong in round t; see ``RoundFaults.counts``."""

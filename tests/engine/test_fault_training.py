@@ -62,22 +62,12 @@ def trained(config, *models, policy="symmetric_drop", topology=RING, **execution
 
 def written_out(run, count, form, start):
     """What a loop over messages gives for a full-batch run."""
-    model, draws = run.model, run.faults()
-
-    def gradients(x):
-        rows = []
-        for i in range(N):
-            leaf = torch.from_numpy(x[i]).requires_grad_()
-            model.loss(leaf, DATA.local(i)).backward()
-            rows.append(leaf.grad.numpy())
-        return np.array(rows)
-
     return oracle.train(
         start,
         RING.weights.toarray(),
-        draws.at,
+        run.faults().at,
         count,
-        gradients,
+        oracle.gradients_of(run),
         0.3,
         policy=run.config.faults.weight_policy,
         oldest=run.config.faults.oldest,
