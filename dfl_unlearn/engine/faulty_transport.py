@@ -224,8 +224,8 @@ class FaultyTransport(Transport):
             kind: What it is.
             payload_bytes: Size without the header.
             how: ``tree``: each peer gets it from its parent in a breadth-first tree
-                over those that have not left; once the source has left, from any
-                neighbour that holds it;
+                over those that have not left; from any neighbour that holds it while
+                the parent is down, or once the source has left;
                 ``flood``: whoever holds it sends it to all neighbours that lack it;
                 ``push``: in every round to one random neighbour.
             generator: Draws the neighbours of ``push``.
@@ -282,7 +282,7 @@ class FaultyTransport(Transport):
             ]
             levels = [] if left[handing.source] else self._levels(handing.source)
             handing.parents = {c: p for level in levels for p, c in level}
-        for edge in handing.edges(self._neighbours, self.current):
+        for edge in handing.edges(self._neighbours, self.current, self.now.up):
             waiting[edge] = handing.numbers.setdefault(edge, -1)
             if waiting[edge] < 0:
                 waiting[edge] = handing.numbers[edge] = self._number(edge[0])
@@ -479,6 +479,7 @@ class _Handing:
         self,
         neighbours: list[list[int]],
         current: NDArray[np.bool_],
+        up: NDArray[np.bool_],
     ) -> list[Edge]:
         """Return who sends to whom in a round, among those that have not left."""
         holders = np.flatnonzero(current).tolist()
@@ -493,7 +494,8 @@ class _Handing:
         found = [(i, j) for i in holders for j in neighbours[i] if not current[j]]
         if self.how == "flood":
             return found
-        return [(i, j) for i, j in found if self.parents.get(j, i) == i]
+        parents = {j: p for j, p in self.parents.items() if up[p]}
+        return [(i, j) for i, j in found if parents.get(j, i) == i]
 
 
 def _listed(peers: Sequence[int] | NDArray[np.int64]) -> str:

@@ -22,6 +22,7 @@ from dfl_unlearn.engine.faults import (
 )
 from dfl_unlearn.engine.faulty_transport import FaultyTransport
 from dfl_unlearn.engine.influence import leave_out
+from dfl_unlearn.engine.message_log import Passage
 from dfl_unlearn.errors import (
     InvalidForgetSetError,
     RefusedError,
@@ -191,62 +192,89 @@ def test_a_peer_that_crashes_in_recovery_is_handed_the_model_again():
     assert sorted({m.round - t for m in sent}) == [-1, 1, 2]
 
 
-def test_the_log_shows_a_stale_model_when_the_rule_is_taken_out(monkeypatch):
-    everyone = property(lambda self: np.ones(self.topology.n, dtype=bool))
-    run, _ = crash_in_recovery()
-    clean = unlearn(run, asked(), NewtonFisher(recovery_rounds=4))
-    assert not brute_force(run, asked(), clean)[1]
-    real = FaultyTransport.exchange
-
-    def careless(self, kind, payload_bytes):
-        kept = FaultyTransport.current
-        FaultyTransport.current, self.applied[:] = everyone, 0
-        try:
-            real(self, kind, payload_bytes)
-        finally:
-            FaultyTransport.current = kept
-
-    monkeypatch.setattr(FaultyTransport, "exchange", careless)
-    with pytest.raises(StaleModelError, match="from peer 3"):
-        unlearn(run, asked(), NewtonFisher(recovery_rounds=4))
-    monkeypatch.setattr(FaultyTransport, "_refuse_stale", lambda *_: None)
-    wrong = unlearn(run, asked(), NewtonFisher(recovery_rounds=4))
-    stale = brute_force(run, asked(), wrong)[1]
-    assert {m.source for m in stale} == {3}
-
-
 def recovered_from_poison(run, rounds):
-    """Rows after recovery where every model of before the request is NaN."""
+    """Rows after recovery where every model of before the request is far away."""
     transport = run.transport()
     transport.broadcast(0, "noised model", 8, "flood")
-    poison = replace(
-        run,
-        state=replace(run.state, params=torch.full_like(run.state.params, torch.nan)),
-    )
+    far = torch.full_like(run.state.params, 1e9)
+    poison = replace(run, state=replace(run.state, params=far))
     rows = torch.zeros_like(run.state.params)
     state, _ = recover(poison, run.data, rows, rounds, transport)
     return state.params, transport
 
 
+def late_peer():
+    """A ring whose peer 3 has left and whose peer 2 is back in the second round."""
+    return ring(
+        6,
+        plan_of((5, 3, "leave"), (4, 2, "down"), (13, 2, "up"), patience=8),
+    )
+
+
 def test_no_number_of_an_old_model_gets_into_a_new_one(monkeypatch):
-    plan = plan_of((5, 3, "leave"), (4, 2, "down"), patience=8)
-    params, transport = recovered_from_poison(ring(6, plan), rounds=3)
+    params, transport = recovered_from_poison(late_peer(), rounds=3)
+    assert transport.current.tolist() == [True, True, True, False, True, True]
+    held = torch.from_numpy(transport.current)
+    assert (params[held].abs() < 10).all()
+    assert (params[~held] == 1e9).all()
+    # Nobody hands it the model: it stays out.
+    monkeypatch.setattr(FaultyTransport, "hand_on", lambda self, copy=0: None)
+    monkeypatch.setattr(
+        FaultyTransport, "broadcast", handed_to([0, 1, 4, 5], FaultyTransport.broadcast)
+    )
+    params, transport = recovered_from_poison(late_peer(), rounds=3)
     held = torch.from_numpy(transport.current)
     assert transport.current.tolist() == [True, True, False, False, True, True]
-    assert params[held].isfinite().all()
-    assert params[~held].isnan().all()
-    # The same with the rule taken out: peer 2 comes back in recovery and is mixed in.
-    plan = plan_of((5, 3, "leave"), (4, 2, "down"), (13, 2, "up"), patience=8)
-    params, transport = recovered_from_poison(ring(6, plan), rounds=3)
-    assert params[torch.from_numpy(transport.current)].isfinite().all()
+    assert (params[held].abs() < 10).all()
+    # The rule taken out: its old model is averaged in.
     real = WithoutPeers.__init__
     monkeypatch.setattr(
         WithoutPeers,
         "__init__",
         lambda self, draws, out, since: real(self, draws, out & False, since),
     )
-    params, transport = recovered_from_poison(ring(6, plan), rounds=3)
-    assert not params[torch.from_numpy(transport.current)].isfinite().all()
+    params, _ = recovered_from_poison(late_peer(), rounds=3)
+    assert (params[held].abs() > 1e6).any()
+
+
+def handed_to(peers, real):
+    """A broadcast that reaches these peers only, for rounds in which no one hands on."""
+
+    def broadcast(self, source, kind, nbytes, how, generator=None):
+        real(self, source, kind, nbytes, how, generator)
+        self.clock = 13
+        self.carried[peers], self.applied[peers] = self.required, 5
+        rows = np.array(peers[1:])
+        sent = Passage(round=5, arrived=np.full(3, 5), seqs=np.arange(3))
+        self.log.append(kind, np.zeros(3, dtype=np.int64), rows, nbytes, sent)
+        return 8
+
+    return broadcast
+
+
+def test_the_log_shows_a_stale_model_when_the_rule_is_taken_out(monkeypatch):
+    monkeypatch.setattr(FaultyTransport, "hand_on", lambda self, copy=0: None)
+    monkeypatch.setattr(
+        FaultyTransport, "broadcast", handed_to([0, 1, 4, 5], FaultyTransport.broadcast)
+    )
+    run = late_peer()
+    _, transport = recovered_from_poison(run, rounds=3)
+    assert fault_logs.read(transport.log, run.config.faults, 5) == ({0, 1, 4, 5}, [])
+    real = FaultyTransport.exchange
+
+    def careless(self, kind, payload_bytes):
+        with pytest.MonkeyPatch.context() as inner:
+            everyone = property(lambda self: np.ones(self.topology.n, dtype=bool))
+            inner.setattr(FaultyTransport, "current", everyone)
+            real(self, kind, payload_bytes)
+
+    monkeypatch.setattr(FaultyTransport, "exchange", careless)
+    with pytest.raises(StaleModelError, match="from peer 2"):
+        recovered_from_poison(run, rounds=3)
+    monkeypatch.setattr(FaultyTransport, "_refuse_stale", lambda *_: None)
+    _, transport = recovered_from_poison(run, rounds=3)
+    _, stale = fault_logs.read(transport.log, run.config.faults, 5)
+    assert {m.source for m in stale} == {2}
 
 
 # --- the same result whatever happens to messages --------------------------------------
