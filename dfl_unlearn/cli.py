@@ -268,9 +268,10 @@ def unlearn(
     trained = load_run(_folder(run_name))
     folder = trained.folder
     done: list[dict[str, Any]] = []
+    last: Outcome | None = None
     for given_request in [requests] if coalesce else [[one] for one in requests]:
-        if done and not commit:
-            trained = outcome.as_run()
+        if last is not None and not commit:
+            trained = last.as_run()
         outcome = carry_out(
             trained,
             given_request,
@@ -287,6 +288,7 @@ def unlearn(
             trained = commit_outcome(outcome, keep_checkpoints=keep_checkpoints)
             outcome = replace(outcome, certificate=kept_certificate(outcome))
         _tell_outcome(outcome, table)
+        last = outcome
         done.append(_outcome_json(outcome, table) | {"committed": commit})
     if _common.as_json:
         _print(_json(done[0] if len(done) == 1 else {"outcomes": done}))
@@ -718,9 +720,7 @@ def _outcome_json(outcome: "Outcome", table: "ResultsTable") -> dict[str, Any]:
         if certificate is None
         else json.loads(certificate.to_json()),
         "status": outcome.status,
-        "pending": {
-            str(i): outcome.residual_influence[i][0] for i in outcome.pending
-        },
+        "pending": {str(i): outcome.residual_influence[i][0] for i in outcome.pending},
         "notes": list(outcome.notes),
         "cost": asdict(outcome.cost),
         "metrics": [row for row in table.rows if row["peer"] == -1],

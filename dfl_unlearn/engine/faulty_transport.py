@@ -251,10 +251,9 @@ class FaultyTransport(Transport):
         self._hold_back(kind)
         self._handing = _Handing(source, kind, payload_bytes, how, generator)
         self.required = self._request
-        self.carried[source], self.applied[source] = self.required, self.clock
         begin = self.clock
         while self.lacking.any() and self.clock - begin < self.patience:
-            if not (self.current & ~self.left).any():
+            if self.left[source] and not (self.current & ~self.left).any():
                 break  # whoever held it has left
             self.hand_on()
             self.clock += 1
@@ -269,7 +268,10 @@ class FaultyTransport(Transport):
         handing = self._handing
         assert handing is not None
         lost = (self.now.crashed | self._crash_now()) & self.current
-        lost[handing.source] = False
+        source = handing.source
+        lost[source] = False
+        if self.now.up[source] and not self.current[source]:
+            self.carried[source], self.applied[source] = self.required, self.clock
         self.carried[lost], self.applied[lost] = self.required - 1, -1
         handing.forget(np.flatnonzero(lost).tolist())
         waiting = {}
@@ -501,5 +503,3 @@ class _Handing:
 def _listed(peers: Sequence[int] | NDArray[np.int64]) -> str:
     names = ", ".join(str(int(i)) for i in peers)
     return f"peer {names}" if len(peers) == 1 else f"peers {names}"
-
-

@@ -50,8 +50,9 @@ def unlearn(
     Args:
         run: The trained network.
         request: What to forget; a list is carried out in order, each request on the
-            outcome of the one before, one that is in it twice (by its id) once. Of an empty list the outcome is the run's own
-            state, ``exact``, at no cost and kept nowhere.
+            outcome of the one before; one that is in it twice, by its id, has one
+            effect. Of an empty list the outcome is the run's own state, ``exact``, at
+            no cost and kept nowhere.
         protocol: A protocol, a baseline, or the registered name of one.
         reference: True also retrains the network without the data (same seeds), the
             yardstick of the evaluation; or that run, where it exists already.

@@ -224,9 +224,9 @@ class UnlearningProtocol(Protocol):
 
     A protocol may also have the class attributes ``needs`` (parts of the record),
     ``kinds`` (requests it serves), ``serves_faults`` (whether it is made for networks
-    with faults; refused there otherwise), ``claim`` (what its certificate can be at best),
-    ``noised_only`` (no message before a noised release of the request: the transport
-    sees to it, and no claim about all messages stands without), a method
+    with faults; it is refused there otherwise), ``claim`` (what its certificate can be
+    at best), ``noised_only`` (no message before a noised release of the request: the
+    transport sees to it, and no claim about all messages stands without), a method
     ``check(run, request)`` that raises before anything changes, and
     ``predicted_shift(run, request)``, the shift that its release is calibrated to.
     """

@@ -76,9 +76,7 @@ def recover(
     return state, gradients
 
 
-def with_old_rows(
-    run: TrainedRun, state: PeerState, transport: Transport
-) -> PeerState:
+def with_old_rows(run: TrainedRun, state: PeerState, transport: Transport) -> PeerState:
     """Return a state in which peers that were not handed their row keep the old one.
 
     Args:

@@ -26,6 +26,7 @@ from dfl_unlearn.errors import (
     UnsupportedRequestError,
 )
 from dfl_unlearn.unlearning.claims import brief
+from dfl_unlearn.unlearning.retained import network_objective
 
 T = TypeVar("T")
 
@@ -136,11 +137,27 @@ def over_members(
 
 
 def as_trained(run: TrainedRun) -> TrainedRun:
-    """Return the run of the peers that had not left when training ended."""
+    """Return the run of the peers that had not left when training ended.
+
+    Args:
+        run: The run as training left it.
+
+    Returns:
+        Without the data and the models of the others; the residual in its record is
+        what those who were there would have written down at the end of training.
+    """
     draws = run.faults()
     if draws is None or run.network_round == 0:
         return run
-    return without_left(run, draws.at(run.network_round - 1).left)
+    left = draws.at(run.network_round - 1).left
+    record = run.record
+    present = without_left(run, left)
+    if present is run or record is None or not record.training_residual:
+        return present
+    objective = network_objective(present)
+    residual = float(objective.gradient(present.state.mean()).norm())
+    written = {run.state.round: residual}
+    return replace(present, record=replace(record, training_residual=written))
 
 
 def start_round(run: TrainedRun, request: ForgetRequest) -> int:
@@ -200,8 +217,8 @@ def told_to_start_again(
     if lacking:
         raise RefusedError(
             f"retrain: must reach every peer that has not left within "
-            f"{transport.patience} rounds, got no way to {brief(lacking)}; no model was "
-            "changed: raise the fault plan's patience, or use newton-fisher"
+            f"{transport.patience} rounds, got no way to {brief(lacking)}; no model "
+            "was changed: raise the fault plan's patience, or use newton-fisher"
         )
     transport.members = ~transport.left
     return without_left(run, transport.left)

@@ -79,24 +79,24 @@ def _check_faults(protocol: "NewtonFisher", run: TrainedRun) -> None:
     Raises:
         UnsupportedRequestError: Naming the field and what works.
     """
-    allowed = {
-        "target": ("consensus", protocol.target),
-        "noise_placement": ("broadcast_model", protocol.noise_placement),
-        "state_policy": ("published_state", protocol.state_policy),
-        "align_to": (None, protocol.align_to),
-    }
-    wrong = [(name, *pair) for name, pair in allowed.items() if pair[0] != pair[1]]
-    if protocol.views:
-        wrong.append(("scope", "joint", protocol.scope))
-    if protocol.curvature == "linearized_gossip":
-        wrong.append(("curvature", "exact_cg", protocol.curvature))
-    if protocol.dissemination == "gossip_average":
-        wrong.append(("dissemination", "tree", protocol.dissemination))
-    if run.config.faults.weight_policy == "push_sum" and protocol.recovery_rounds:
-        wrong.append(("recovery_rounds", 0, protocol.recovery_rounds))
-    if wrong:
-        name, works, got = wrong[0]
-        raise UnsupportedRequestError(
-            f"{name}: must be {works!r} in a network with faults, got {got!r}; set "
-            f"{name}={works!r}, or use rr-du or retrain"
-        )
+    pushed = run.config.faults.weight_policy == "push_sum"
+    wrong: list[tuple[bool, str, object]] = [
+        (protocol.stacked, "target", "consensus"),
+        (
+            protocol.noise_placement != "broadcast_model",
+            "noise_placement",
+            "broadcast_model",
+        ),
+        (protocol.state_policy == "secret_state", "state_policy", "published_state"),
+        (protocol.align_to is not None, "align_to", None),
+        (protocol.views, "scope", "joint"),
+        (protocol.dissemination == "gossip_average", "dissemination", "tree"),
+        (pushed and protocol.recovery_rounds > 0, "recovery_rounds", 0),
+    ]
+    for is_wrong, name, works in wrong:
+        if is_wrong:
+            raise UnsupportedRequestError(
+                f"{name}: must be {works!r} in a network with faults, got "
+                f"{getattr(protocol, name)!r}; set {name}={works!r}, or use rr-du or "
+                "retrain"
+            )

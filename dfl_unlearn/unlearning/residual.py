@@ -76,7 +76,7 @@ def residual_influence(
     """
     if not peers:
         return {}
-    found = dict.fromkeys(peers, (None, "unknown"))
+    found: dict[int, Residual] = dict.fromkeys(peers, (None, "unknown"))
     if run.requests or run.record is None:
         return found  # earlier requests have changed the models since training
     reached = light_cone(run, request)
@@ -120,7 +120,9 @@ def light_cone(run: TrainedRun, request: ForgetRequest) -> NDArray[np.bool_]:
         own = np.zeros_like(reached)
         own[owners] = works[owners]
         carried = reached if form == "cta" else reached | own
-        weights = (run.schedule.at(t) if draws is None else draws.at(t).topology).weights
+        weights = (
+            run.schedule.at(t) if draws is None else draws.at(t).topology
+        ).weights
         reached = (weights @ carried.astype(np.float64)) > 0
         if form == "cta":
             reached |= own

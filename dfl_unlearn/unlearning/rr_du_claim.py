@@ -420,10 +420,10 @@ def _walked(route: Route) -> list[Assumption]:
             name="way of the token",
             value=f"{len(route.holders)} hops, {route.faulty.generations} generations",
             source="proven",
-            note="who is there, what arrives and where the token turns is drawn without "
-            "looking at data; a step done over is a step more, a visit done over is "
-            "charged again. The target counts the data of peers that have left since "
-            "training",
+            note="who is there, what arrives and where the token turns is drawn "
+            "without looking at data; a step done over is a step more, a visit done "
+            "over is charged again. The target counts the data of peers that have left "
+            "since training",
         )
     ]
 

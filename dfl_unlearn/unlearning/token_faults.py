@@ -5,12 +5,12 @@ message arrives and where the token turns depend on no data, so the number of vi
 known when noise is calibrated.
 
 * A message is sent again in every round until it has arrived.
-* If the next holder is out of reach for ``token_timeout`` rounds, another neighbour that
-  is up is drawn; one that has left is known at once.
-* If the holder has left, or is down for ``token_timeout`` rounds, the last one before it
-  that is up goes on from the copy it kept (it wrote it down before sending). What the
-  lost holder did is done over: its noised visits stay charged, a visit done again is a
-  new one with fresh noise.
+* If the next holder is out of reach for ``token_timeout`` rounds, another neighbour
+  that is up is drawn; one that has left is known at once.
+* If the holder has left, or is down for ``token_timeout`` rounds, the last one before
+  it that is up goes on from the copy it kept (it wrote it down before sending). What
+  the lost holder did is done over: its noised visits stay charged, a visit done again
+  is a new one with fresh noise.
 * Each such step makes a new generation of the token. A peer that comes back takes what
   its neighbours keep for it before it sends anything, so an older token is dropped by
   its request and generation.
@@ -18,6 +18,7 @@ known when noise is calibrated.
 """
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -217,10 +218,7 @@ class Walker:
         )
 
     def _holder_there(self) -> bool:
-        """Wait for the holder, else go back to one that is up; False if there is none.
-
-        The clock goes on while nobody can.
-        """
+        """Wait for the holder, else go back to one that is up; False without one."""
         begin = self._clock
         while not self._up(self._holder):
             waited = self._clock - begin
@@ -278,9 +276,7 @@ class Walker:
         near = [
             j
             for j in sorted(self._topology.graph.neighbors(self._holder))
-            if j != failed
-            and self._up(j)
-            and not (self._avoids and j == self._source)
+            if j != failed and self._up(j) and not (self._avoids and j == self._source)
         ]
         return near[int(place * len(near))] if near else None
 
@@ -294,7 +290,7 @@ class Walker:
         if restarts:
             path = shortest_path(self._topology, here, target)
         out = False
-        for i, j in zip(path[:-1], path[1:], strict=True):
+        for i, j in pairwise(path):
             arrived = self._crosses(i, j)
             out |= arrived is not None
             if arrived is None:

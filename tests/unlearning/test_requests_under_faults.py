@@ -70,7 +70,7 @@ def asked(peer=0, request_id="r0"):
     return ForgetRequest.samples(peer=peer, fraction=0.25, request_id=request_id)
 
 
-# --- random schedules, and a brute force that knows nothing of the protocol ----------
+# --- random schedules, and a brute force that knows nothing of the protocol -----
 
 
 def random_events(rng, n, begin, end, kinds, count, spare):
@@ -169,7 +169,7 @@ def test_two_hundred_random_schedules_name_exactly_who_holds_influence(name):
     assert min(found.count("complete"), found.count("incomplete")) > 20
 
 
-# --- no model of before the request is averaged in after it ---------------------------
+# --- no model of before the request is averaged in after it -----
 
 
 def crash_in_recovery():
@@ -238,7 +238,7 @@ def test_no_number_of_an_old_model_gets_into_a_new_one(monkeypatch):
 
 
 def handed_to(peers, real):
-    """A broadcast that reaches these peers only, for rounds in which no one hands on."""
+    """A broadcast that reaches these peers only, where nobody hands it on."""
 
     def broadcast(self, source, kind, nbytes, how, generator=None):
         real(self, source, kind, nbytes, how, generator)
@@ -277,7 +277,7 @@ def test_the_log_shows_a_stale_model_when_the_rule_is_taken_out(monkeypatch):
     assert {m.source for m in stale} == {2}
 
 
-# --- the same result whatever happens to messages --------------------------------------
+# --- the same result whatever happens to messages -----
 
 
 @pytest.mark.parametrize(
@@ -315,7 +315,7 @@ def test_doubled_and_reordered_messages_change_no_bit_of_recovery():
     assert here.progress.duplicates > 0
 
 
-# --- who is waited for, and who is not -------------------------------------------------
+# --- who is waited for, and who is not -----
 
 
 def test_a_sum_waits_for_a_peer_that_is_down():
@@ -455,7 +455,7 @@ def test_every_way_of_handing_out_reaches_all(how):
     assert outcome.status == "complete"
 
 
-# --- queues -----------------------------------------------------------------------------
+# --- queues -----
 
 
 def test_an_id_that_comes_twice_has_one_effect():
