@@ -223,9 +223,8 @@ class FaultyTransport(Transport):
             source: Who made it; it has it on disk.
             kind: What it is.
             payload_bytes: Size without the header.
-            how: ``tree``: each peer gets it from its parent in a breadth-first tree
-                over those that have not left; from any neighbour that holds it while
-                the parent is down, or once the source has left;
+            how: ``tree``: each peer gets it from its parent in a breadth-first tree,
+                from the first neighbour that holds it where the parent cannot;
                 ``flood``: whoever holds it sends it to all neighbours that lack it;
                 ``push``: in every round to one random neighbour.
             generator: Draws the neighbours of ``push``.
@@ -249,7 +248,8 @@ class FaultyTransport(Transport):
                 "run's rng"
             )
         self._hold_back(kind)
-        self._handing = _Handing(source, kind, payload_bytes, how, generator)
+        parents = {c: p for level in self._levels(source) for p, c in level}
+        self._handing = _Handing(source, kind, payload_bytes, how, parents, generator)
         self.required = self._request
         begin = self.clock
         while self.lacking.any() and self.clock - begin < self.patience:
@@ -275,16 +275,8 @@ class FaultyTransport(Transport):
         self.carried[lost], self.applied[lost] = self.required - 1, -1
         handing.forget(np.flatnonzero(lost).tolist())
         waiting = {}
-        left = self.left
-        if np.count_nonzero(left) != handing.gone:
-            handing.gone = int(np.count_nonzero(left))
-            self._neighbours = [
-                [j for j in near if not (left[i] or left[j])]
-                for i, near in enumerate(self._everyone)
-            ]
-            levels = [] if left[handing.source] else self._levels(handing.source)
-            handing.parents = {c: p for level in levels for p, c in level}
-        for edge in handing.edges(self._neighbours, self.current, self.now.up):
+        senders = self.current & self.now.up
+        for edge in handing.edges(self._everyone, senders, self.lacking):
             waiting[edge] = handing.numbers.setdefault(edge, -1)
             if waiting[edge] < 0:
                 waiting[edge] = handing.numbers[edge] = self._number(edge[0])
@@ -311,7 +303,7 @@ class FaultyTransport(Transport):
             if isinstance(model, ScheduledChurn):
                 for t, peer, what in model.events:
                     crashed[peer] |= what == "crash" and t == self.clock
-        return crashed
+        return crashed & ~self.left
 
     def exchange(
         self, kind: str, payload_bytes: int, *, again: int | None = None
@@ -462,14 +454,13 @@ class _Handing:
         kind: str,
         nbytes: int,
         how: Dissemination,
+        parents: dict[int, int],
         generator: np.random.Generator | None,
     ) -> None:
         self.source, self.kind, self.nbytes, self.how = source, kind, nbytes, how
         self.numbers: dict[Edge, int] = {}
         self.coming: dict[Edge, int] = {}
-        self.parents: dict[int, int] = {}
-        self.gone = -1  # how many had left when the parents were found
-        self._generator = generator
+        self._parents, self._generator = parents, generator
 
     def forget(self, peers: Sequence[int]) -> None:
         """Let peers that lost their state be sent a new copy."""
@@ -480,24 +471,26 @@ class _Handing:
     def edges(
         self,
         neighbours: list[list[int]],
-        current: NDArray[np.bool_],
-        up: NDArray[np.bool_],
+        senders: NDArray[np.bool_],
+        lacking: NDArray[np.bool_],
     ) -> list[Edge]:
-        """Return who sends to whom in a round, among those that have not left."""
-        holders = np.flatnonzero(current).tolist()
+        """Return who sends to whom in a round."""
         if self.how == "push":
             assert self._generator is not None
             draws = self._generator.random(len(neighbours))
             return [
                 (i, near[int(draws[i] * len(near))])
-                for i in holders
+                for i in np.flatnonzero(senders).tolist()
                 if (near := neighbours[i])
             ]
-        found = [(i, j) for i in holders for j in neighbours[i] if not current[j]]
-        if self.how == "flood":
-            return found
-        parents = {j: p for j, p in self.parents.items() if up[p]}
-        return [(i, j) for i, j in found if parents.get(j, i) == i]
+        found = []
+        for j in np.flatnonzero(lacking).tolist():
+            near = [i for i in neighbours[j] if senders[i]]
+            if self.how == "tree":
+                parent = self._parents.get(j)
+                near = [parent] if parent in near else near[:1]
+            found += [(i, j) for i in near]
+        return found
 
 
 def _listed(peers: Sequence[int] | NDArray[np.int64]) -> str:

@@ -1,41 +1,41 @@
 """What a log of messages and a list of events say of a request: no code of its own.
 
-Reads nothing but messages (round, source, target, kind, arrival), the rounds in which
-peers crash, and who starts with the corrected model. ``MODELS`` are the kinds that
-carry a model; one that its sender makes from a model of before the request is stale.
+Reads nothing but messages (round, source, target, kind, arrival) and the rounds in
+which peers crash or leave. ``MODELS`` are the kinds that carry a model; one that its
+sender makes from a model of before the request is stale.
 """
 
 MODELS = ("noised model", "final model", "recovery", "training")
 HANDED = ("noised model", "final model")
 
 
-def crashes_of(plan):
+def events_of(plan, kind):
     return [
         (t, peer)
         for model in plan.models
         for t, peer, what in getattr(model, "events", ())
-        if what == "crash"
+        if what == kind
     ]
 
 
-def read(messages, plan, begin):
+def maker_of(messages, requester, handed):
+    """Who made the corrected model: its first sender, or who had it to send."""
+    if handed:
+        return handed[0].source
+    token = [m for m in messages if m.kind == "token" and m.arrived >= 0]
+    return token[-1].target if token else requester
+
+
+def read(messages, plan, begin, end, requester):
     """Return (who holds the corrected model at the end, stale messages)."""
-    rounds = {}
-    arrivals = {}
-    for m in messages:
-        if m.kind in MODELS and m.round >= begin:
-            rounds.setdefault(m.round, []).append(m)
-            if m.kind in HANDED and m.arrived >= 0:
-                arrivals.setdefault(m.arrived, []).append(m.target)
-    crashed = crashes_of(plan)
-    last = max([begin, *rounds, *arrivals])
-    first = [m for m in messages if m.kind in HANDED and m.round >= begin]
-    source = first[0].source if first else None
-    holds, stale = {source}, []
-    for t in range(begin, last + 1):
+    after = [m for m in messages if m.kind in MODELS and m.round >= begin]
+    handed = [m for m in after if m.kind in HANDED]
+    source = maker_of(messages, requester, handed)
+    left = dict((peer, t) for t, peer in reversed(sorted(events_of(plan, "leave"))))
+    crashed = [c for c in events_of(plan, "crash") if c[0] < left.get(c[1], c[0] + 1)]
+    holds, stale = {source} - {i for i, t in left.items() if t <= begin}, []
+    for t in range(begin, end + 1):
         holds -= {peer for when, peer in crashed if when == t and peer != source}
-        for m in rounds.get(t, ()):
-            if m.source not in holds:
-                stale.append(m)
-        holds |= set(arrivals.get(t, ()))
+        stale += [m for m in after if m.round == t and m.source not in holds]
+        holds |= {m.target for m in handed if m.arrived == t}
     return holds, stale

@@ -47,9 +47,8 @@ PROTOCOLS = {
 def network(graph, plan, *, rounds=4, data=None):
     n = len(graph)
     model = models.build("logistic", input_shape=(6,), num_classes=3, l2=0.1)
-    config = full_batch(
-        "atc", rounds, 0.3, faults=plan, record=RecordPlan.for_protocols(RrDu)
-    )
+    record = RecordPlan(parts=RecordPlan().parts | {"training_residual"})
+    config = full_batch("atc", rounds, 0.3, faults=plan, record=record)
     return simulate(
         Topology.from_graph(graph), DATA[n] if data is None else data, model, config
     )
@@ -130,7 +129,13 @@ def random_case(seed, protocol):
 def brute_force(run, request, outcome):
     """Return (peers that hold influence and never took the model, stale messages)."""
     begin = outcome.progress.states["released"]
-    holds, stale = fault_logs.read(outcome.messages, run.config.faults, begin)
+    holds, stale = fault_logs.read(
+        outcome.messages,
+        run.config.faults,
+        begin,
+        outcome.progress.end - 1,
+        request.requester,
+    )
     without = leave_out(run, request).state.params
     reached = (run.state.params != without).any(dim=1)
     return {i for i in np.flatnonzero(reached).tolist() if i not in holds}, stale
@@ -259,7 +264,8 @@ def test_the_log_shows_a_stale_model_when_the_rule_is_taken_out(monkeypatch):
     )
     run = late_peer()
     _, transport = recovered_from_poison(run, rounds=3)
-    assert fault_logs.read(transport.log, run.config.faults, 5) == ({0, 1, 4, 5}, [])
+    found = fault_logs.read(transport.log, run.config.faults, 5, 16, 0)
+    assert found == ({0, 1, 4, 5}, [])
     real = FaultyTransport.exchange
 
     def careless(self, kind, payload_bytes):
@@ -273,7 +279,7 @@ def test_the_log_shows_a_stale_model_when_the_rule_is_taken_out(monkeypatch):
         recovered_from_poison(run, rounds=3)
     monkeypatch.setattr(FaultyTransport, "_refuse_stale", lambda *_: None)
     _, transport = recovered_from_poison(run, rounds=3)
-    _, stale = fault_logs.read(transport.log, run.config.faults, 5)
+    _, stale = fault_logs.read(transport.log, run.config.faults, 5, 16, 0)
     assert {m.source for m in stale} == {2}
 
 
