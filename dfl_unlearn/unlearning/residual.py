@@ -81,7 +81,8 @@ def residual_influence(
         return found  # earlier requests have changed the models since training
     reached = light_cone(run, request)
     try:
-        norms = track_influence(run, request, every=max(1, run.state.round)).norms[-1]
+        trained = _in_training(run)
+        norms = track_influence(trained, request, every=run.state.round).norms[-1]
         # A derivative that happens to vanish is no proof: the cone decides.
         found = {i: (float(norms[i]), "exact") for i in peers}
         found.update({i: (None, "unknown") for i in peers if norms[i] == 0})
@@ -127,6 +128,21 @@ def light_cone(run: TrainedRun, request: ForgetRequest) -> NDArray[np.bool_]:
         if form == "cta":
             reached |= own
     return reached
+
+
+def _in_training(run: TrainedRun) -> TrainedRun:
+    """Return the run with only those scheduled events that training met."""
+    plan = run.config.faults
+    models = tuple(
+        replace(
+            model, events=tuple(e for e in model.events if e[0] < run.network_round)
+        )
+        if isinstance(model, ScheduledChurn)
+        else model
+        for model in plan.models
+    )
+    faults = replace(plan, models=models)
+    return replace(run, config=replace(run.config, faults=faults))
 
 
 def _restarted_elsewhere(run: TrainedRun, until: int) -> set[int]:

@@ -21,7 +21,7 @@ from dfl_unlearn.engine.faults import (
     ScheduledChurn,
 )
 from dfl_unlearn.engine.faulty_transport import FaultyTransport
-from dfl_unlearn.engine.influence import leave_out
+from dfl_unlearn.engine.influence import leave_out, track_influence
 from dfl_unlearn.engine.message_log import Passage
 from dfl_unlearn.errors import (
     InvalidForgetSetError,
@@ -379,7 +379,12 @@ def test_what_a_peer_left_with_is_told_and_remembered():
     run = ring(6, plan_of((t, 3, "leave"), models=[MessageLoss(p=0.1)]))
     outcome = unlearn(run, asked(), NewtonFisher())
     assert outcome.pending == (3,)
-    assert f"peer 3 left at round {t} with residual influence" in outcome.notes[0]
+    assert f"peer 3 left at round {t} with residual influence ‖S_3‖ ≤ 0." in (
+        outcome.notes[0]
+    )
+    value, mode = outcome.residual_influence[3]
+    trace = track_influence(run, asked(), every=4)
+    assert (value, mode) == (trace.norms[-1, 3], "exact")
     after = outcome.as_run()
     assert list(after.carried_out[0].pending) == [3]
     second = unlearn(after, asked(1, "r1"), NewtonFisher())
