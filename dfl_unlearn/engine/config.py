@@ -211,10 +211,12 @@ class ExecutionConfig:
             starts inline and moves to Ray where measured rounds say that it pays.
         workers: Ray workers; each owns whole blocks of peers, so there are never more
             than blocks. With ``auto``, 1 means one per core.
-        checkpoint_every: Rounds between copies of the workers' state that the driver
-            keeps to go back to; ``auto`` is 25.
+        checkpoint_every: Rounds between checkpoints in the run folder; ``auto`` is one
+            about every 30 seconds.
+        keep: Checkpoints that stay in the run folder.
         max_block_retries: Times that a round is tried again after a worker was lost.
         block_timeout_s: Seconds that a round may take before it counts as lost.
+        max_wall_s: Seconds after which training stops with a checkpoint; None never.
         progress: Whether to show a progress bar (on a terminal) or plain lines.
         allow_large: Whether to start although the estimated memory is above 80 % of
             what is available.
@@ -223,8 +225,10 @@ class ExecutionConfig:
     engine: Literal["inline", "ray", "auto"] = "inline"
     workers: int = 1
     checkpoint_every: int | Literal["auto"] = "auto"
+    keep: int = 2
     max_block_retries: int = 5
     block_timeout_s: float = 600.0
+    max_wall_s: float | None = None
     progress: bool = False
     allow_large: bool = False
 
@@ -239,6 +243,9 @@ class ExecutionConfig:
             )
         if self.checkpoint_every != "auto":
             _validate.integer(checkpoint_every=self.checkpoint_every, at_least=1)
+        _validate.integer(keep=self.keep, at_least=1)
+        if self.max_wall_s is not None:
+            _validate.number(max_wall_s=self.max_wall_s, above=0)
         _validate.integer(max_block_retries=self.max_block_retries, at_least=0)
         _validate.number(block_timeout_s=self.block_timeout_s, above=0)
         _validate.of_type(bool, progress=self.progress, allow_large=self.allow_large)

@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from dfl_unlearn.engine.fault_draws import FaultDraws, RoundFaults
+from dfl_unlearn.engine.fault_draws import FaultDraws
+from dfl_unlearn.engine.fault_realized import RoundFaults
 
 
 class WithoutPeers(FaultDraws):

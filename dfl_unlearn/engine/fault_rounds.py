@@ -158,6 +158,40 @@ class RoundsOfFaults:
         return found
 
 
+def cut_replicas(each: Sequence[RoundsOfFaults], t: int) -> ShardFaults:
+    """Return what a shard of replicas is told: row ``i R + r`` is peer i of replica r.
+
+    Args:
+        each: What goes wrong in every replica, by its own draws.
+        t: Round of training, from 0.
+
+    Returns:
+        For the pattern ``kron(pattern, identity of R)``.
+    """
+    pointers = each[0].pattern(t).indptr.astype(np.int64)
+    lengths, r = np.diff(pointers), len(each)
+    row = np.repeat(np.arange(len(lengths)), lengths)
+    # Row i R + k of the product has the entries of row i, whatever k.
+    first = (pointers[:-1] * r)[row] + np.arange(len(row)) - pointers[:-1][row]
+    everyone = [np.arange(len(lengths))]
+    cuts = [one.cut(t, everyone)[0] for one in each]
+    ages = sorted({age for cut in cuts for age, _ in cut.entries})
+    entries = {age: np.zeros(len(row) * r) for age in ages}
+    for k, cut in enumerate(cuts):
+        for age, values in cut.entries:
+            entries[age][first + k * lengths[row]] = values
+
+    def flat(name: str) -> Bools:
+        return np.stack([getattr(cut, name) for cut in cuts], axis=1).reshape(-1)
+
+    return ShardFaults(
+        entries=tuple(entries.items()),
+        up=flat("up"),
+        works=flat("works"),
+        crashed=flat("crashed"),
+    )
+
+
 class FaultsSeen:
     """Adds up what went wrong over the rounds of a run."""
 
@@ -165,6 +199,14 @@ class FaultsSeen:
         """Start with nothing."""
         self._totals: dict[str, int] = {}
         self._moved: list[int] = []
+
+    @classmethod
+    def of(cls, info: Mapping[str, Any]) -> "FaultsSeen":
+        """Go on with what ``info`` gave."""
+        seen, known = cls(), info.get("faults", {})
+        seen._totals.update(known.get("totals", {}))
+        seen._moved.extend(known.get(MEAN_MOVED, ()))
+        return seen
 
     def add(self, completed: int, counts: Mapping[str, int]) -> None:
         """Note a round.
@@ -187,7 +229,7 @@ class FaultsSeen:
         if not self._totals:
             return {}
         totals = dict(sorted(self._totals.items()))
-        return {"faults": {"totals": totals, MEAN_MOVED: self._moved}}
+        return {"faults": {"totals": totals, MEAN_MOVED: list(self._moved)}}
 
 
 def network_weights(

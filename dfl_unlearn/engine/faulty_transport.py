@@ -24,7 +24,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dfl_unlearn.engine.fault_draws import FaultDraws, RoundFaults
+from dfl_unlearn.engine.fault_draws import FaultDraws
+from dfl_unlearn.engine.fault_realized import RoundFaults
 from dfl_unlearn.engine.faults import ScheduledChurn
 from dfl_unlearn.engine.message_log import Passage
 from dfl_unlearn.engine.transport import (

@@ -1,7 +1,8 @@
 """How far a request has come in a network with faults, and who still lacks it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from dfl_unlearn._stats import round_up
 from dfl_unlearn.engine.transport import Transport
@@ -99,6 +100,56 @@ def _norm(peer: int, residual: Residual) -> str:
 
 def _named(peers: list[int]) -> str:
     return f"peer{'s' if len(peers) > 1 else ''} {', '.join(map(str, peers))}"
+
+
+def pending_to(
+    pending: tuple[int, ...],
+    residual: Mapping[int, Residual],
+    progress: Progress | None,
+) -> dict[str, Any]:
+    """Return what ``outcome.json`` keeps of a request in a network with faults.
+
+    Args:
+        pending: Peers that hold residual influence.
+        residual: Its norm, by peer.
+        progress: How far the request came; None keeps nothing.
+
+    Returns:
+        JSON values.
+    """
+    if progress is None:
+        return {}
+    told = asdict(progress)
+    told["left"] = {str(i): t for i, t in progress.left.items()}
+    return {
+        "pending": list(pending),
+        "residual_influence": {str(i): list(found) for i, found in residual.items()},
+        "progress": told,
+    }
+
+
+def pending_from(known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of an outcome that ``pending_to`` kept.
+
+    Args:
+        known: What ``outcome.json`` holds.
+
+    Returns:
+        ``pending``, ``residual_influence`` and ``progress``, or none of them.
+    """
+    if "progress" not in known:
+        return {}
+    told = dict(known["progress"])
+    told["left"] = {int(i): t for i, t in told["left"].items()}
+    told["applied"] = tuple(told["applied"])
+    return {
+        "pending": tuple(known["pending"]),
+        "residual_influence": {
+            int(i): (value, mode)
+            for i, (value, mode) in known["residual_influence"].items()
+        },
+        "progress": Progress(**told),
+    }
 
 
 def progress_of(

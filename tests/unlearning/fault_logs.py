@@ -1,8 +1,9 @@
 """What a log of messages and a list of events say of a request: no code of its own.
 
-Reads nothing but messages (round, source, target, kind, arrival) and the rounds in
-which peers crash or leave. ``MODELS`` are the kinds that carry a model; one that its
-sender makes from a model of before the request is stale.
+Reads nothing but messages (round, source, target, kind, arrival), the rounds in which
+peers crash or leave, and when the maker of the corrected model is up to take it.
+``MODELS`` are the kinds that carry a model; one that its sender makes from a model of
+before the request is stale.
 """
 
 MODELS = ("noised model", "final model", "recovery", "training")
@@ -26,15 +27,19 @@ def maker_of(messages, requester, handed):
     return token[-1].target if token else requester
 
 
-def read(messages, plan, begin, end, requester):
+def read(messages, plan, begin, end, requester, up=lambda t, peer: True):
     """Return (who holds the corrected model at the end, stale messages)."""
     after = [m for m in messages if m.kind in MODELS and m.round >= begin]
     handed = [m for m in after if m.kind in HANDED]
     source = maker_of(messages, requester, handed)
-    left = dict((peer, t) for t, peer in reversed(sorted(events_of(plan, "leave"))))
+    left = {}
+    for t, peer in sorted(events_of(plan, "leave")):
+        left.setdefault(peer, t)
     crashed = [c for c in events_of(plan, "crash") if c[0] < left.get(c[1], c[0] + 1)]
-    holds, stale = {source} - {i for i, t in left.items() if t <= begin}, []
+    holds, stale = set(), []
     for t in range(begin, end + 1):
+        if up(t, source) and t < left.get(source, t + 1):
+            holds.add(source)
         holds -= {peer for when, peer in crashed if when == t and peer != source}
         stale += [m for m in after if m.round == t and m.source not in holds]
         holds |= {m.target for m in handed if m.arrived == t}

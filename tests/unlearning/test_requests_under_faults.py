@@ -128,13 +128,14 @@ def random_case(seed, protocol):
 
 def brute_force(run, request, outcome):
     """Return (peers that hold influence and never took the model, stale messages)."""
-    begin = outcome.progress.states["released"]
+    begin, draws = outcome.progress.states["released"], run.faults()
     holds, stale = fault_logs.read(
         outcome.messages,
         run.config.faults,
         begin,
         outcome.progress.end - 1,
         request.requester,
+        lambda t, peer: draws.at(t).up[peer],
     )
     without = leave_out(run, request).state.params
     reached = (run.state.params != without).any(dim=1)
@@ -379,8 +380,9 @@ def test_what_a_peer_left_with_is_told_and_remembered():
     run = ring(6, plan_of((t, 3, "leave"), models=[MessageLoss(p=0.1)]))
     outcome = unlearn(run, asked(), NewtonFisher())
     assert outcome.pending == (3,)
-    assert f"peer 3 left at round {t} with residual influence ‖S_3‖ ≤ 0." in (
-        outcome.notes[0]
+    assert (
+        f"peer 3 left at round {t} with residual influence ‖S_3‖ ≤ 0."
+        in (outcome.notes[0])
     )
     value, mode = outcome.residual_influence[3]
     trace = track_influence(run, asked(), every=4)

@@ -231,9 +231,7 @@ def test_a_requester_that_is_gone_before_the_noised_start_is_refused():
 def test_where_everybody_who_held_the_token_has_left_nobody_is_corrected():
     hops = route_of(ring(6, plan_of(patience=20))).faulty.hops
     held = {h.holder for h in hops[:3]}
-    run = ring(
-        6, plan_of(*((hops[2].round, i, "leave") for i in held), patience=20)
-    )
+    run = ring(6, plan_of(*((hops[2].round, i, "leave") for i in held), patience=20))
     outcome = unlearn(run, asked(), WALK)
     assert set(outcome.trace["holder"].astype(int)) == held
     assert outcome.status == "incomplete"
