@@ -21,6 +21,7 @@ from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.engine.backends.contract import Backend, EngineSetup
 from dfl_unlearn.engine.backends.inline import Inline
 from dfl_unlearn.engine.callbacks import Callback, ProgressLog, notify
+from dfl_unlearn.engine.clock import TrainingClock
 from dfl_unlearn.engine.config import ExecutionConfig, SimulationConfig
 from dfl_unlearn.engine.local import resolve_chunk, resolve_kernel
 from dfl_unlearn.engine.memory import available_memory
@@ -37,8 +38,8 @@ from dfl_unlearn.rng import RngTree, noise_self_check
 from dfl_unlearn.topology.files import load_topology
 from dfl_unlearn.topology.graph import Topology, TopologySchedule
 
-# round, loss, accuracy, consensus, seconds
-_Evaluated = tuple[int, NDArray[np.float64], NDArray[np.float64], float, float]
+# round, loss, accuracy, consensus, seconds, simulated seconds
+_Evaluated = tuple[int, NDArray[np.float64], NDArray[np.float64], float, float, float]
 
 _SCORE_BYTES = 2**26  # logits held at once while scoring
 
@@ -223,6 +224,7 @@ def _train(
     charge_rounds(ledger, config.private, config.rounds)
     initial = initial_state(model, data.n, config, rng)
     backend = _backend(execution)
+    clock = TrainingClock(_schedule(topology, config), data, model.size, config, rng)
     progress = ProgressLog(config.rounds, label=label) if execution.progress else None
     hooks = [*callbacks, *([progress] if progress else [])]
     rows: list[_Evaluated] = []
@@ -239,7 +241,7 @@ def _train(
                 initial,
             )
             for t in range(config.rounds):
-                info = backend.advance(t)
+                info = replace(backend.advance(t), simulated_seconds=clock.after(t))
                 if _evaluates(t + 1, config):
                     state = backend.gather()
                     rows.append(
@@ -249,6 +251,7 @@ def _train(
                             peer_scores(model, state.params, data),
                             state.consensus_distance(),
                             time.perf_counter() - began,
+                            info.simulated_seconds,
                         )
                     )
                     notify(hooks, "on_evaluate", _history(rows))
@@ -404,6 +407,7 @@ def _history(rows: Sequence[_Evaluated]) -> History:
         accuracy=np.array([r[2] for r in rows]),
         consensus=np.array([r[3] for r in rows]),
         seconds=np.array([r[4] for r in rows]),
+        simulated_seconds=np.array([r[5] for r in rows]),
     )
 
 

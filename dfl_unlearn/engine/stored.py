@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from dfl_unlearn.accounting.ledger import PrivacyBudget, PrivacyLedger
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.data.peers import PeerData
+from dfl_unlearn.engine.clock import NetworkClock
 from dfl_unlearn.engine.config import LocalSteps, SimulationConfig, trainers
 from dfl_unlearn.engine.run import CarriedOut, History, TrainedRun, state_digest
 from dfl_unlearn.engine.state import PeerState
@@ -285,6 +286,7 @@ def config_to(config: SimulationConfig) -> dict[str, Any]:
         "local": _fields(config.local),
         "record": _fields(config.record) | {"parts": sorted(config.record.parts)},
         "privacy_budget": _fields(config.privacy_budget),
+        "clock": _fields(config.clock),
     }
 
 
@@ -299,6 +301,7 @@ def config_from(values: Mapping[str, Any]) -> SimulationConfig:
             "local": LocalSteps(**values["local"]),
             "record": RecordPlan(**{**record, "parts": frozenset(record["parts"])}),
             "privacy_budget": PrivacyBudget(**values["privacy_budget"]),
+            "clock": NetworkClock(**values.get("clock", {})),  # none in older folders
         }
     )
 
@@ -540,6 +543,11 @@ def _write_history(folder: RunFolder, history: History) -> None:
                 ],
                 "consensus": float(history.consensus[e]),
                 "seconds": float(history.seconds[e]),
+                **(
+                    {}
+                    if history.simulated_seconds is None
+                    else {"simulated_seconds": float(history.simulated_seconds[e])}
+                ),
             }
         )
 
@@ -554,4 +562,7 @@ def _read_history(folder: RunFolder) -> History | None:
         accuracy=np.array([r["accuracy"] for r in rows], dtype=np.float64),
         consensus=np.array([r["consensus"] for r in rows], dtype=np.float64),
         seconds=np.array([r["seconds"] for r in rows], dtype=np.float64),
+        simulated_seconds=np.array([r["simulated_seconds"] for r in rows])
+        if all("simulated_seconds" in r for r in rows)
+        else None,  # none in older folders
     )

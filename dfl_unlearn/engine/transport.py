@@ -68,6 +68,7 @@ class MessageLog:
         """
         self.guarded = guarded
         self._steps: list[tuple[str, NDArray[np.int64], NDArray[np.int64], int]] = []
+        self._works: list[tuple[int, NDArray[np.int64], NDArray[np.float64]]] = []
 
     def append(
         self,
@@ -85,6 +86,33 @@ class MessageLog:
             nbytes: Size of each message in bytes.
         """
         self._steps.append((kind, sources, targets, nbytes))
+
+    def work(self, peers: NDArray[np.int64], samples: NDArray[np.float64]) -> None:
+        """Note what peers compute before the next communication step.
+
+        The simulated clock reads it; it is not kept on disk.
+
+        Args:
+            peers: Who, each once, shape ``(k,)``.
+            samples: Per-sample gradients of each, a Hessian-vector product counted
+                twice, shape ``(k,)``.
+        """
+        self._works.append((len(self._steps), peers, samples))
+
+    @property
+    def works(self) -> list[tuple[NDArray[np.int64], NDArray[np.float64]]]:
+        """What was computed: peers and their per-sample gradients, in order."""
+        return [(peers, samples) for _, peers, samples in self._works]
+
+    def events(self) -> Iterator[tuple[Any, ...]]:
+        """Iterate over work (peers, samples) and steps (sources, targets, bytes)."""
+        works = deque(self._works)
+        for step, (_, sources, targets, nbytes) in enumerate(self._steps):
+            while works and works[0][0] <= step:
+                yield works.popleft()[1:]
+            yield sources, targets, nbytes
+        for _, peers, samples in works:
+            yield peers, samples
 
     def __len__(self) -> int:
         """Number of messages."""
@@ -222,6 +250,19 @@ class Transport:
                 "route the message over neighbours"
             )
         self._step(kind, [(source, target)], payload_bytes)
+
+    def work(
+        self, samples: NDArray[np.float64], peers: NDArray[np.int64] | None = None
+    ) -> None:
+        """Note what peers compute before they send on, for the simulated clock.
+
+        Args:
+            samples: Per-sample gradients of each peer, a Hessian-vector product
+                counted twice, shape ``(k,)``.
+            peers: Who, each once; None is all peers in order.
+        """
+        everyone = np.arange(self.topology.n)
+        self.log.work(everyone if peers is None else peers, samples)
 
     def correct(self, peers: Iterable[int] | None = None) -> None:
         """Note that peers hold the corrected model; from now on no older one is sent.

@@ -66,6 +66,7 @@ class Token:
         self._steps = 0
         self._edge: list[bool] = []
         self.gradients = 0
+        self.work = np.zeros(len(route.holders))
         self.start_norm = 0.0
 
     def walk(self, watch: Watch | None = None) -> Tensor:
@@ -89,6 +90,7 @@ class Token:
         for hop, holder in enumerate(route.holders.tolist()):
             if hop == 0 or not route.acts[hop]:
                 continue
+            taken = self.gradients
             if holder == route.source:
                 visit += 1
                 theta = theta - self._step(self._at_source(theta, hop, visit))
@@ -98,6 +100,7 @@ class Token:
                     self._edge.append(before >= protocol.radius)
             else:
                 theta = theta - self._step(self._elsewhere(theta, holder, hop))
+            self.work[hop] = self.gradients - taken
             if watch is not None:
                 watch(hop, theta)
         return theta

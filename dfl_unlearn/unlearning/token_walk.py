@@ -67,12 +67,15 @@ class Route:
             law=self.law,
         )
 
-    def send(self, transport: Transport, payload_bytes: int) -> NDArray[np.int64]:
+    def send(
+        self, transport: Transport, payload_bytes: int, work: NDArray[np.float64]
+    ) -> NDArray[np.int64]:
         """Carry the token along the route, edge by edge.
 
         Args:
             transport: Checks and counts the messages.
             payload_bytes: Size of the token.
+            work: Per-sample gradients that the holder takes at every hop, ``(T,)``.
 
         Returns:
             Messages of every hop, shape ``(T,)``; none at the start and where the
@@ -81,6 +84,7 @@ class Route:
         messages = np.zeros(len(self.holders), dtype=np.int64)
         for t, (here, there) in enumerate(pairwise(self.holders.tolist()), start=1):
             if here == there:
+                transport.work(work[t : t + 1], np.array([there]))
                 continue
             path = (
                 shortest_path(transport.topology, here, there)
@@ -90,6 +94,7 @@ class Route:
             for i, j in pairwise(path):
                 transport.send(i, j, "token", payload_bytes)
             messages[t] = len(path) - 1
+            transport.work(work[t : t + 1], np.array([there]))
         return messages
 
 

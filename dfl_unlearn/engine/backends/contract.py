@@ -40,12 +40,15 @@ class RoundInfo:
         gradient_norms: Sum over the local steps of the norm of the data term's
             gradient, shape ``(N,)``.
         seconds: Elapsed time of the round.
+        simulated_seconds: When the last peer was done with it, since the start, on
+            the clock of ``engine.clock``; the training loop fills it in.
     """
 
     round: int
     loss: NDArray[np.float64]
     gradient_norms: NDArray[np.float64]
     seconds: float
+    simulated_seconds: float = 0.0
 
 
 class Backend(Protocol):

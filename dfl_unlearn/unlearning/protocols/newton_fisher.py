@@ -38,6 +38,7 @@ from dfl_unlearn import _validate
 from dfl_unlearn.accounting.certificate import status_of
 from dfl_unlearn.accounting.entries import NoiseMode
 from dfl_unlearn.data.forget import ForgetRequest
+from dfl_unlearn.engine.clock import samples_each
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.simulator import continue_training
 from dfl_unlearn.engine.state import PeerState
@@ -309,8 +310,10 @@ class NewtonFisher:
         if self.state_policy == "secret_state":
             kept_back = correction.rows.to(dtype).clone()
             state = replace(state, slots={**state.slots, UNNOISED: kept_back})
+        payload = run.model.size * dtype.itemsize * len(run.config.trainer.mixed)
         for _ in range(self.recovery_rounds):
-            transport.exchange("recovery", run.model.size * dtype.itemsize)
+            transport.work(samples_each(data, run.config))
+            transport.exchange("recovery", payload)
         return Outcome(
             run=run,
             request=request,

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 from dfl_unlearn import _validate
 from dfl_unlearn.accounting.certificate import Assumption, certify
 from dfl_unlearn.data.forget import ForgetRequest
+from dfl_unlearn.engine.clock import samples_each
 from dfl_unlearn.engine.config import trainers
 from dfl_unlearn.engine.private import charge_rounds
 from dfl_unlearn.engine.run import TrainedRun
@@ -74,7 +75,10 @@ class Retrain:
         retrained = retrain(run, data, seed_offset=self.seed_offset)
         transport = run.transport()
         payload = run.model.size * retrained.state.params.element_size()
+        payload *= len(run.config.trainer.mixed)
+        each = samples_each(data, run.config)
         for _ in range(run.config.rounds):
+            transport.work(each)
             transport.exchange("training", payload)
         certificate = certify(
             method="retrain",

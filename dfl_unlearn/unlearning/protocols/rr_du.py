@@ -358,7 +358,7 @@ class RrDu:
         transport = run.transport()
         theta = token.walk(watch)
         tensors = 3 if self.optimizer == "adam" else 1
-        sent = route.send(transport, 8 * run.model.size * tensors)
+        sent = route.send(transport, 8 * run.model.size * tensors, token.work)
         row = theta.to(run.state.params.dtype)
         last = int(route.holders[-1])
         held = multiples(run.topology, last, self.dissemination)
