@@ -37,9 +37,7 @@ SIZES = {
     "logistic-1000": Size(peers=1000, model="logistic", options={}),
     "mlp-1000": Size(peers=1000, model="mlp", options=MLP),
     "logistic-5000": Size(peers=5000, model="logistic", rows=20, options={}),
-    "logistic-1000-stored": Size(
-        peers=1000, model="logistic", options={}, folder=True
-    ),
+    "logistic-1000-stored": Size(peers=1000, model="logistic", options={}, folder=True),
     "mlp-1000-stored": Size(peers=1000, model="mlp", options=MLP, folder=True),
     "logistic-1000-ray": Size(peers=1000, model="logistic", options={}, workers=2),
     "mlp-1000-ray": Size(peers=1000, model="mlp", options=MLP, workers=2),

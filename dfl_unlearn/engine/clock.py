@@ -27,11 +27,13 @@ from numpy.typing import NDArray
 
 from dfl_unlearn import _validate
 from dfl_unlearn.data.peers import PeerData
+from dfl_unlearn.engine.fault_draws import FaultDraws, RoundFaults
 from dfl_unlearn.engine.transport import HEADER_BYTES, MessageLog
 from dfl_unlearn.rng import RngTree
-from dfl_unlearn.topology.graph import Topology, TopologySchedule
+from dfl_unlearn.topology.graph import Topology
 
 if TYPE_CHECKING:
+    from dfl_unlearn.engine.backends.contract import EngineSetup
     from dfl_unlearn.engine.config import SimulationConfig
 
 Floats = NDArray[np.float64]
@@ -132,15 +134,20 @@ class Step:
         sources: Sending peers, shape ``(M,)``.
         targets: Receiving peers, shape ``(M,)``.
         n: Number of peers of the network.
+        sent: Messages that every peer sends, shape ``(N,)``, where some do not
+            arrive; None counts those above.
     """
 
     sources: Index
     targets: Index
     n: int
+    sent: Index | None = None
 
     @cached_property
     def fan_out(self) -> Index:
         """Messages that every peer sends, shape ``(N,)``."""
+        if self.sent is not None:
+            return self.sent
         return np.bincount(self.sources, minlength=self.n)
 
 
@@ -207,31 +214,29 @@ class PeerClocks:
 class TrainingClock:
     """The clocks of a network in training, round by round; the same for any engine."""
 
-    def __init__(
-        self,
-        schedule: TopologySchedule,
-        data: PeerData,
-        size: int,
-        config: "SimulationConfig",
-        rng: RngTree,
-    ) -> None:
+    def __init__(self, setup: "EngineSetup") -> None:
         """Start before round 0.
 
         Args:
-            schedule: The network of every round.
-            data: What the peers hold.
-            size: Parameters P of the model.
-            config: The clock, and what a round computes and sends.
-            rng: The run's draws.
+            setup: Network, data and model, and what a round computes and sends.
         """
-        self._schedule, self._form = schedule, config.trainer.form
-        self._pace = config.clock.pace(data.n, rng)
+        config, data = setup.config, setup.data
+        self._schedule, self._form = setup.schedule, config.trainer.form
+        self._ahead = setup.ahead
+        self._faults = None
+        if config.faults:
+            self._faults = FaultDraws.of(config.faults, setup.schedule, setup.rng)
+        self._pace = config.clock.pace(data.n, setup.rng)
         self._seconds = samples_each(data, config) / self._pace.samples_per_s
         self._nbytes = HEADER_BYTES + (
-            size * config.item_size * len(config.trainer.mixed)
+            setup.model.size * config.item_size * len(config.trainer.mixed)
         )
         self._linked: tuple[Topology, Step, Floats] | None = None
+        self._start()
+
+    def _start(self) -> None:
         self._clocks, self._round = PeerClocks(self._pace), 0
+        self._up = np.ones(len(self._seconds), dtype=np.bool_)
 
     @property
     def now(self) -> Floats:
@@ -248,13 +253,39 @@ class TrainingClock:
         Returns:
             Seconds since the start of round 0.
         """
-        if t < self._round:
-            self._clocks, self._round = PeerClocks(self._pace), 0
+        if t < self._round - 1:
+            self._start()
         while self._round <= t:
-            links, ways = self._links(self._round)
-            self._clocks.round(self._form, self._seconds, links, ways)
+            if self._faults is None:
+                links, ways = self._links(self._round)
+                self._clocks.round(self._form, self._seconds, links, ways)
+            else:
+                self._faulty(self._faults.at(self._round + self._ahead))
             self._round += 1
         return self._clocks.end
+
+    def _faulty(self, now: RoundFaults) -> None:
+        """Let a round pass in which something fails."""
+        arcs = now.draws.arcs(now.round)
+        sent = now.up[arcs.source] & now.up[arcs.target]
+        back = now.up & ~self._up
+        if back.any():
+            # whoever returns takes up the round in which its neighbours are
+            near = sent & back[arcs.target] & ~back[arcs.source]
+            there = self._clocks.now[arcs.source[near]]
+            np.maximum.at(self._clocks.now, arcs.target[near], there)
+        self._up = now.up
+        # late messages are mixed when they come; nobody waits for them or for lost ones
+        fresh = now.mixing.entries[0][arcs.place] != 0
+        links = Step(
+            arcs.source[fresh],
+            arcs.target[fresh],
+            len(now.up),
+            np.bincount(arcs.source[sent], minlength=len(now.up)),
+        )
+        ways = self._pace.ways(links, self._nbytes)
+        seconds = np.where(now.works, self._seconds * now.draws.slowness, 0.0)
+        self._clocks.round(self._form, seconds, links, ways)
 
     def _links(self, t: int) -> tuple[Step, Floats]:
         topology = self._schedule.at(t)

@@ -21,7 +21,6 @@ from dfl_unlearn.engine.local import resolve_chunk, resolve_kernel
 from dfl_unlearn.engine.shard import slot_names
 from dfl_unlearn.errors import ResourceError
 from dfl_unlearn.models.flat import FlatModel
-from dfl_unlearn.record.plan import RecordPlan
 
 SHARE = 0.8  # of the available memory that an estimate may take
 WORKER_BYTES = 194 * 10**6  # a Ray worker with torch, shared pages counted once

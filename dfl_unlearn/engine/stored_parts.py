@@ -6,7 +6,10 @@ from typing import Any
 import networkx as nx
 import numpy as np
 import scipy.sparse as sp
+from numpy.typing import NDArray
 
+from dfl_unlearn.engine.config import SimulationConfig
+from dfl_unlearn.engine.figures import history_of, is_evaluated, rows_of
 from dfl_unlearn.engine.run import History
 from dfl_unlearn.engine.stored_forms import fields_of
 from dfl_unlearn.errors import StoreCorruptError
@@ -145,40 +148,62 @@ def read_record(
     )
 
 
+def round_row(
+    done: int,
+    loss: NDArray[np.float64],
+    accuracy: NDArray[np.float64],
+    consensus: float,
+    seconds: float,
+    simulated: float,
+) -> dict[str, Any]:
+    """Return the figures after ``done`` rounds as a record of ``results.jsonl``."""
+    return {
+        "type": "round",
+        "round": int(done),
+        "loss": loss.tolist(),
+        "accuracy": [None if np.isnan(a) else a for a in accuracy.tolist()],
+        "consensus": float(consensus),
+        "seconds": float(seconds),
+        **({} if np.isnan(simulated) else {"simulated_seconds": float(simulated)}),
+    }
+
+
 def write_history(folder: RunFolder, history: History) -> None:
-    """Append one row per evaluated round to the results."""
-    for e, done in enumerate(history.rounds):
-        folder.append(
-            {
-                "type": "round",
-                "round": int(done),
-                "loss": history.loss[e].tolist(),
-                "accuracy": [
-                    None if np.isnan(a) else a for a in history.accuracy[e].tolist()
-                ],
-                "consensus": float(history.consensus[e]),
-                "seconds": float(history.seconds[e]),
-                **(
-                    {}
-                    if history.simulated_seconds is None
-                    else {"simulated_seconds": float(history.simulated_seconds[e])}
-                ),
-            }
-        )
+    """Append the evaluated rounds to the results, those that are not there yet."""
+    known = {r["round"] for r in folder.records() if r["type"] == "round"}
+    for row in rows_of(history):
+        if row[0] not in known:
+            folder.append(round_row(*row))
 
 
-def read_history(folder: RunFolder) -> History | None:
-    """Read the rows of the evaluated rounds; None where there are none."""
-    rows = [r for r in folder.records() if r["type"] == "round"]
+def read_history(folder: RunFolder, config: SimulationConfig) -> History | None:
+    """Read the figures of a run's evaluated rounds.
+
+    Args:
+        folder: The run's folder.
+        config: Says which rounds they are: the last round of a run that went on
+            since then is none of them.
+
+    Returns:
+        The figures; None where there are none.
+    """
+    rows = {
+        int(r["round"]): r
+        for r in folder.records()
+        if r["type"] == "round" and is_evaluated(int(r["round"]), config)
+    }
     if not rows:
         return None
-    return History(
-        rounds=np.array([r["round"] for r in rows], dtype=np.int64),
-        loss=np.array([r["loss"] for r in rows], dtype=np.float64),
-        accuracy=np.array([r["accuracy"] for r in rows], dtype=np.float64),
-        consensus=np.array([r["consensus"] for r in rows], dtype=np.float64),
-        seconds=np.array([r["seconds"] for r in rows], dtype=np.float64),
-        simulated_seconds=np.array([r["simulated_seconds"] for r in rows])
-        if all("simulated_seconds" in r for r in rows)
-        else None,  # none in older folders
+    return history_of(
+        [
+            (
+                done,
+                np.array(r["loss"], dtype=np.float64),
+                np.array(r["accuracy"], dtype=np.float64),
+                r["consensus"],
+                r["seconds"],
+                r.get("simulated_seconds", np.nan),  # none in older folders
+            )
+            for done, r in rows.items()
+        ]
     )

@@ -20,6 +20,13 @@ from dfl_unlearn.engine.clock import (
     samples_each,
 )
 from dfl_unlearn.engine.config import LocalSteps, SimulationConfig, trainers
+from dfl_unlearn.engine.fault_draws import FaultDraws
+from dfl_unlearn.engine.faults import (
+    FaultPlan,
+    MessageLoss,
+    ScheduledChurn,
+    Straggler,
+)
 from dfl_unlearn.engine.run import load_run
 from dfl_unlearn.engine.simulator import simulate
 from dfl_unlearn.engine.trainers.d_sgd import DSgd
@@ -42,7 +49,7 @@ X = (4 * P + HEADER_BYTES) / 1000.0
 W, L = 2.0, 0.5  # 20 samples, all rows of a peer
 
 
-def training(topology, clock=CLOCK, trainer=None, sizes=None, **fields):
+def training(topology, clock=CLOCK, trainer=None, sizes=None, ahead=0, **fields):
     data = blobs(sizes or [20] * topology.n)
     config = SimulationConfig(
         trainer=trainer or DSgd(),
@@ -50,7 +57,15 @@ def training(topology, clock=CLOCK, trainer=None, sizes=None, **fields):
         clock=clock,
         **fields,
     )
-    return TrainingClock(topology, data, P, config, RngTree(3))
+    setup = SimpleNamespace(
+        schedule=topology,
+        data=data,
+        model=SimpleNamespace(size=P),
+        config=config,
+        rng=RngTree(3),
+        ahead=ahead,
+    )
+    return TrainingClock(setup)
 
 
 def test_a_round_of_equal_peers_on_a_ring_is_work_latency_and_two_messages():
@@ -118,13 +133,72 @@ def test_a_changing_network_waits_only_along_the_edges_of_the_round():
     pairs = [Topology.from_graph(nx.cycle_graph(4)), path4()]
     schedule = SimpleNamespace(n=4, at=lambda t: pairs[t % 2])
     clock = training(pairs[0])
-    changing = TrainingClock(
-        schedule, blobs([20] * 4), P, SimulationConfig(clock=CLOCK), RngTree(3)
-    )
+    changing = training(schedule)
     assert changing.after(0) == clock.after(0)
     assert changing.after(1) == clock.after(0) + W + L + 2 * X
     ends = W + L + 2 * X + np.array([2 * X, 2 * X, 2 * X, 2 * X]) + W + L
     np.testing.assert_allclose(changing.now, ends, rtol=1e-12)
+
+
+def faulty(*models, **options):
+    return FaultPlan(models=models, **options)
+
+
+def test_nobody_waits_for_a_lost_message_but_its_sender_spent_the_line():
+    star = Topology.from_graph(nx.star_graph(3))
+    plan = faulty(MessageLoss(p=0.5), weight_policy="self")
+    clock = training(star, faults=plan)
+    draws = FaultDraws.of(plan, star, RngTree(3))
+    clock.after(0)
+    for leaf in (1, 2, 3):
+        arrives = draws.at(0).delivers(0, leaf)
+        assert clock.now[leaf] == pytest.approx(W + (L + 3 * X if arrives else 0))
+    heard = any(draws.at(0).delivers(leaf, 0) for leaf in (1, 2, 3))
+    assert clock.now[0] == pytest.approx(W + (L + X if heard else 0))
+    assert len({round(float(now), 6) for now in clock.now[1:]}) == 2  # both happen
+
+
+def test_a_slow_peer_that_is_waited_for_slows_the_network():
+    ring = Topology.from_graph(nx.cycle_graph(5))
+    slow = faulty(Straggler(share=0.2, slowdown=3, policy="wait"))
+    clock = training(ring, faults=slow)
+    clock.after(0)
+    way = L + 2 * X
+    peer = int(np.argmax(clock.now))  # itself or a neighbour
+    assert clock.now[peer] == pytest.approx(3 * W + way)
+    assert sorted(clock.now)[:3] == pytest.approx([W + way, W + way, 3 * W])
+    idle = training(ring, faults=faulty(Straggler(share=0.2, slowdown=3)))
+    idle.after(1)
+    assert idle.now.max() == pytest.approx(2 * (W + way))
+    assert idle.now.min() == pytest.approx(2 * (W + way))  # it mixes all the same
+
+
+def test_a_peer_that_is_down_stands_still_and_returns_to_its_neighbours_round():
+    events = ((1, 3, "down"), (3, 3, "up"))
+    clock = training(path4(), faults=faulty(ScheduledChurn(events=events)))
+    times = [(clock.after(t), clock.now.copy())[1] for t in range(4)]
+    assert times[1][3] == times[2][3] == times[0][3]
+    both = L + 2 * X
+    # peer 2 sends one message less while peer 3 is down
+    assert times[2][0] == pytest.approx(3 * (W + L) + (2 + 1 + 2) * X)
+    # from where peer 2 was, then work, then the row of peer 2
+    assert times[3][3] == pytest.approx(times[2][2] + W + both)
+
+
+def test_training_after_a_request_is_in_later_rounds_of_the_network():
+    plan = faulty(ScheduledChurn(events=((0, 3, "down"), (5, 3, "up"))))
+    early, late = (training(path4(), faults=plan, ahead=a) for a in (0, 5))
+    assert early.after(0) < late.after(0) + 1e-9
+    assert early.now[3] == 0.0
+    assert late.now[3] > 0.0
+
+
+def test_a_plan_in_which_nothing_happens_takes_the_same_time():
+    ring = Topology.from_graph(nx.cycle_graph(6))
+    plain = training(ring, UNLIKE)
+    quiet = training(ring, UNLIKE, faults=faulty(MessageLoss(p=0.0)))
+    for t in range(5):
+        assert quiet.after(t) == plain.after(t)
 
 
 def test_rounds_may_be_skipped_and_repeated():
