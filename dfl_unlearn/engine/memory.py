@@ -7,10 +7,10 @@ data take already is measured, not guessed. ``benchmarks/memory.py`` compares it
 the measured peak.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ import numpy as np
 from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.engine.config import ExecutionConfig, SimulationConfig
 from dfl_unlearn.engine.local import resolve_chunk, resolve_kernel
+from dfl_unlearn.engine.private import record_plan
 from dfl_unlearn.engine.shard import slot_names
 from dfl_unlearn.errors import ResourceError
 from dfl_unlearn.models.flat import FlatModel
@@ -26,7 +27,9 @@ SHARE = 0.8  # of the available memory that an estimate may take
 WORKER_BYTES = 194 * 10**6  # a Ray worker with torch, shared pages counted once
 RAY_BYTES = 350 * 10**6  # Ray's own processes
 _SCORE_BYTES = 2**26  # logits held at once while scoring, in engine.figures
-_MEAN_BYTES = 8  # the mean over peers is taken of a copy in float64
+_CACHE_BYTES = 2**29  # inputs in float64 that are kept, in curvature.operators
+_SLICE_BYTES = 2**25  # else they are converted piece by piece
+_FEWER = "fewer peers or a smaller model"
 
 _large: ContextVar[bool] = ContextVar("large", default=False)
 
@@ -141,70 +144,98 @@ def training_memory(
     Returns:
         The estimate.
     """
+    config = replace(config, record=record_plan(config))
     state = data.n * model.size * config.item_size
-    slots = len(slot_names(config))
-    crossing = len(config.trainer.mixed)
-    fewer = "fewer peers or a smaller model"
+    slots, mixed = len(slot_names(config)), len(config.trainer.mixed)
     kept = config.record.checkpoint_rounds(config.rounds, state)
     parts = [
         Part(
-            name="copies while evaluating",
-            # the new copy beside the one before, then its mean or its digest
-            nbytes=state * (2 + slots)
-            + max(state * _MEAN_BYTES // config.item_size, 2 * state),
-            remedy=fewer,
-        ),
-        Part(
             name=f"{len(kept)} checkpoints of the record",
             nbytes=state * len(kept),
-            remedy="a smaller record.memory_budget, or record without 'checkpoints'",
+            remedy="a smaller record.memory_budget or no 'checkpoints' in it",
         ),
-        Part(
-            name="scores on the test set",
-            nbytes=_scoring(data, model, config),
-            remedy="fewer test rows",
+        # moments that do not come together: the largest counts
+        max(
+            _evaluation(data, model, config, state, slots),
+            _ending(data, config, state, slots),
+            _saving(state, slots, stored),
+            key=lambda part: part.nbytes,
         ),
     ]
     if not config.common_init:
         parts.append(
             Part(name="initial states", nbytes=2 * state, remedy="common_init=True")
         )
-    if stored:
-        parts.append(Part(name="the file of the state", nbytes=state, remedy=fewer))
+    buffers = Part(
+        name="the state in two buffers",
+        nbytes=state * (1 + slots + mixed),
+        remedy=_FEWER,
+    )
     work = Part(
         name="batches and gradients of a chunk",
         nbytes=_chunk(data, model, config),
         remedy="a smaller batch_size or chunk_peers",
     )
-    buffers = state * (2 * crossing + slots - (crossing - 1))
-    if execution.engine == "inline":
-        state_part = Part(name="state in two buffers", nbytes=buffers, remedy=fewer)
-        return _estimate(data, model, [state_part, work, *parts])
-    return _estimate(
-        data,
-        model,
-        [
-            *parts,
-            *_workers(data, model, config, execution, work.nbytes, buffers, degree),
-        ],
+    if execution.engine == "ray":
+        parts += _workers(data, config, execution, state, buffers, work, degree)
+    else:  # "auto" moves to Ray only later, if at all
+        parts += [buffers, work]
+    return MemoryEstimate(
+        what=f"{data.n} peers x {model.size} parameters",
+        held=resident_memory(),
+        parts=tuple(part for part in parts if part.nbytes > 0),
     )
+
+
+def _evaluation(
+    data: PeerData, model: FlatModel, config: SimulationConfig, state: int, slots: int
+) -> Part:
+    """Return what an evaluation takes, at its worst moment."""
+    whole = state * (1 + slots)
+    flags = 3 * state // config.item_size
+    checked = 2 * whole + state + flags  # the copy before, the new one, all finite?
+    averaged = whole + 8 * state // config.item_size  # the mean is taken in float64
+    scored = whole + _scoring(data, model, config)
+    remedy = "fewer test rows" if scored > max(checked, averaged) else _FEWER
+    return Part(
+        name="copies and scores of an evaluation",
+        nbytes=max(checked, averaged, scored),
+        remedy=remedy,
+    )
+
+
+def _ending(data: PeerData, config: SimulationConfig, state: int, slots: int) -> Part:
+    """Return what the end of training takes: the residual and the digest."""
+    inputs = 0
+    if "training_residual" in config.record.parts:
+        inputs = 8 * data.store.inputs.numel()
+        inputs = inputs if inputs <= _CACHE_BYTES else _SLICE_BYTES
+    return Part(
+        name="residual and digest at the end",
+        nbytes=state * (1 + slots) + 2 * state + inputs,
+        remedy="record without 'training_residual'" if inputs > state else _FEWER,
+    )
+
+
+def _saving(state: int, slots: int, stored: bool) -> Part:
+    """Return what writing a checkpoint takes: two copies, its bytes twice."""
+    nbytes = 4 * state * (1 + slots) if stored else 0
+    return Part(name="writing a checkpoint", nbytes=nbytes, remedy=_FEWER)
 
 
 def _workers(
     data: PeerData,
-    model: FlatModel,
     config: SimulationConfig,
     execution: ExecutionConfig,
-    work: int,
-    buffers: int,
+    state: int,
+    buffers: Part,
+    work: Part,
     degree: float,
 ) -> list[Part]:
     """Return what Ray, its workers and the driver's copies for them take."""
-    blocks = -(-data.n // config.block_peers)
-    workers = min(execution.workers, blocks)
-    state = data.n * model.size * config.item_size
-    # rows of others: at most all of them, at most every edge's
-    others = min(workers - 1, degree)
+    workers = min(execution.workers, -(-data.n // config.block_peers))
+    # rows of other workers that each holds: at most all, at most one per edge
+    others = int(state * min(workers - 1, degree))
     store = data.store.inputs.nbytes + data.store.labels.nbytes
     fewer = "fewer workers, or engine='inline'"
     return [
@@ -216,27 +247,17 @@ def _workers(
         ),
         Part(
             name="the workers' rows in two buffers",
-            nbytes=int(buffers + state * 2 * len(config.trainer.mixed) * others),
+            nbytes=buffers.nbytes + 2 * len(config.trainer.mixed) * others,
             remedy=fewer,
         ),
         Part(name="the workers' data", nbytes=store, remedy="fewer rows per peer"),
-        Part(name="the workers' batches", nbytes=work * workers, remedy=fewer),
+        Part(name="the workers' batches", nbytes=work.nbytes * workers, remedy=fewer),
         Part(
-            name="the driver's copy and rows on their way",
-            nbytes=int(state * (2 + others)),
-            remedy="fewer peers or a smaller model",
+            name="the driver's copy, and rows on their way",
+            nbytes=2 * state * len(slot_names(config)) + 2 * state + others,
+            remedy=_FEWER,
         ),
     ]
-
-
-def _estimate(
-    data: PeerData, model: FlatModel, parts: Sequence[Part]
-) -> MemoryEstimate:
-    return MemoryEstimate(
-        what=f"{data.n} peers x {model.size} parameters",
-        held=resident_memory(),
-        parts=tuple(part for part in parts if part.nbytes > 0),
-    )
 
 
 def _chunk(data: PeerData, model: FlatModel, config: SimulationConfig) -> int:
