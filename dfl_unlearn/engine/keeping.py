@@ -2,10 +2,10 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
+from dfl_unlearn._stopping import StoppedError, asked, stops_between_rounds
 from dfl_unlearn.accounting.ledger import PrivacyLedger
-from dfl_unlearn.engine import stopping
 from dfl_unlearn.engine.checkpoint import Identity, write_checkpoint
 from dfl_unlearn.engine.config import ExecutionConfig
 from dfl_unlearn.engine.figures import Evaluated
@@ -49,18 +49,26 @@ class Keeper:
             }
 
     @contextmanager
-    def between_rounds(self) -> Iterator[None]:
-        """Let a signal wait for the end of its round, where there is a folder."""
-        if self._folder is None:
-            yield
-            return
+    def telling_how(self) -> Iterator[None]:
+        """Say of a signal that ends a block how to go on.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            StoppedError: The same, with a remedy.
+        """
         try:
-            with stopping.stops_between_rounds():
-                yield
-        except stopping.StoppedError as stop:
-            if self._how() in str(stop):
-                raise
-            raise stopping.StoppedError(stop.signum, f"{stop}; {self._how()}") from stop
+            yield
+        except StoppedError as stop:
+            text = str(stop)
+            if self._folder is not None and self._how() not in text:
+                text = f"{text}; {self._how()}"
+            raise StoppedError(stop.signum, text) from None
+
+    def between_rounds(self) -> AbstractContextManager[None]:
+        """Let a signal wait for the end of its round, where there is a folder."""
+        return nullcontext() if self._folder is None else stops_between_rounds()
 
     def evaluated(self, row: Evaluated) -> None:
         """Write a row of figures, unless it is there from before an interruption."""
@@ -86,7 +94,7 @@ class Keeper:
         if done >= rounds:
             return
         self._spent, self._rounds = self._spent + seconds, self._rounds + 1
-        signum, limit = stopping.asked(), self._execution.max_wall_s
+        signum, limit = asked(), self._execution.max_wall_s
         late = limit is not None and time.monotonic() - self._began > limit
         if self._kept is None:
             self._kept = done - 1
@@ -104,7 +112,7 @@ class Keeper:
             )
             self._kept = done
         if signum is not None:
-            raise stopping.StoppedError(
+            raise StoppedError(
                 signum, f"interrupted after round {done} of {rounds}; {self._how()}"
             )
         if late:

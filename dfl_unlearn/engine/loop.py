@@ -94,7 +94,7 @@ def train(
     progress = ProgressLog(config.rounds, label=label) if execution.progress else None
     hooks = [*callbacks, *([progress] if progress else [])]
     try:
-        with limited_threads(config.threads):
+        with keeper.telling_how(), limited_threads(config.threads):
             used = arithmetic_of(model, config) | (arithmetic or {})
             setup = EngineSetup(
                 schedule=schedule_of(topology, config),

@@ -49,6 +49,7 @@ from dfl_unlearn.errors import (
 from dfl_unlearn.models.flat import FlatModel
 from dfl_unlearn.models.zoo import models
 from dfl_unlearn.rng import RngTree, noise_self_check
+from dfl_unlearn.store.files import write_file
 from dfl_unlearn.store.folder import RunFolder
 from dfl_unlearn.topology.graph import Topology
 
@@ -115,10 +116,28 @@ def save_run(run: TrainedRun, path: str | Path) -> TrainedRun:
 
 
 def open_folder(path: str | Path) -> RunFolder:
-    """Return an existing run folder, or a new one where there is none."""
+    """Return an existing run folder, or a new one where there is none.
+
+    Args:
+        path: The folder; an empty one becomes a run folder.
+
+    Returns:
+        The folder.
+    """
     path = Path(path)
+    if _is_empty(path):
+        write_file(path / "lock", b"")
     return (
         RunFolder(path) if path.exists() else RunFolder.create(path.parent, path.name)
+    )
+
+
+def _is_empty(path: Path) -> bool:
+    """Return whether a folder holds nothing, as a kill while it is made leaves it."""
+    return (
+        path.is_dir()
+        and not path.is_symlink()
+        and all(place.name.startswith(".lock.tmp-") for place in path.iterdir())
     )
 
 
@@ -189,7 +208,7 @@ def check_storable(config: SimulationConfig, path: str | Path) -> None:
             holds a run already, finished or not.
     """
     config_to(config)
-    if not Path(path).exists():
+    if not Path(path).exists() or _is_empty(Path(path)):
         return
     folder = RunFolder(path)
     if folder.is_done:

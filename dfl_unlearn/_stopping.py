@@ -63,7 +63,7 @@ def stopped_by_signals() -> Iterator[None]:
     try:
         yield
     finally:
-        _watch.installed = False
+        _watch.asked, _watch.installed = None, False
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in {**before, signal.SIGALRM: alarm}.items():
             if handler is not None:
