@@ -18,7 +18,7 @@ it sends no model: such a peer is left out of mixing like one that is down, and 
 stamps of the base class refuse it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -333,7 +333,7 @@ class FaultyTransport(Transport):
         self._attempt(kind, waiting, payload_bytes, {}, 0, again=again)
         self.clock += 1
 
-    def carry(self, kind: str, payload_bytes: int, sends: Sequence[Send]) -> None:
+    def carry(self, kind: str, payload_bytes: int, sends: Iterable[Send]) -> None:
         """Carry messages whose way was drawn ahead; the clock goes with them.
 
         Args:

@@ -1,5 +1,6 @@
 """The log of a protocol's messages: who sent how much to whom, and in which step."""
 
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -64,6 +65,7 @@ class MessageLog:
         self.guarded = guarded
         self._steps: list[tuple[str, NDArray[np.int64], NDArray[np.int64], int]] = []
         self._passages: dict[int, Passage] = {}
+        self._works: list[tuple[int, NDArray[np.int64], NDArray[np.float64]]] = []
 
     def append(
         self,
@@ -85,6 +87,36 @@ class MessageLog:
         if passage is not None:
             self._passages[len(self._steps)] = passage
         self._steps.append((kind, sources, targets, nbytes))
+
+    def work(self, peers: NDArray[np.int64], samples: NDArray[np.float64]) -> None:
+        """Note what peers compute before the next communication step.
+
+        The simulated clock reads it; it is not kept on disk.
+
+        Args:
+            peers: Who, each once, shape ``(k,)``.
+            samples: Per-sample gradients of each, a Hessian-vector product counted
+                twice, shape ``(k,)``.
+        """
+        self._works.append((len(self._steps), peers, samples))
+
+    @property
+    def works(self) -> list[tuple[NDArray[np.int64], NDArray[np.float64]]]:
+        """What was computed: peers and their per-sample gradients, in order."""
+        return [(peers, samples) for _, peers, samples in self._works]
+
+    def events(self) -> Iterator[tuple[Any, ...]]:
+        """Iterate over work (peers, samples) and steps (sources, targets, bytes)."""
+        works = deque(self._works)
+        for step, (_, sources, targets, nbytes) in enumerate(self._steps):
+            while works and works[0][0] <= step:
+                yield works.popleft()[1:]
+            passage = self._passages.get(step)
+            # nobody waits for a message that never arrives
+            came = slice(None) if passage is None else passage.arrived >= 0
+            yield sources[came], targets[came], nbytes
+        for _, peers, samples in works:
+            yield peers, samples
 
     def __len__(self) -> int:
         """Number of messages."""

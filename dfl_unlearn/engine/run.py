@@ -36,6 +36,9 @@ class History:
             error) of every peer, shape ``(E, N)``.
         consensus: Mean squared distance to the average, shape ``(E,)``.
         seconds: Elapsed training time, shape ``(E,)``; not part of the digest.
+        simulated_seconds: When the last peer was done, on the clock of
+            ``engine.clock``, shape ``(E,)``; not part of the digest. None in runs
+            made before there was one.
     """
 
     rounds: NDArray[np.int64]
@@ -43,6 +46,7 @@ class History:
     accuracy: NDArray[np.float64]
     consensus: NDArray[np.float64]
     seconds: NDArray[np.float64]
+    simulated_seconds: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

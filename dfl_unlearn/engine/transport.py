@@ -126,6 +126,19 @@ class Transport:
             )
         self._step(kind, [(source, target)], payload_bytes)
 
+    def work(
+        self, samples: NDArray[np.float64], peers: NDArray[np.int64] | None = None
+    ) -> None:
+        """Note what peers compute before they send on, for the simulated clock.
+
+        Args:
+            samples: Per-sample gradients of each peer, a Hessian-vector product
+                counted twice, shape ``(k,)``.
+            peers: Who, each once; None is all peers in order.
+        """
+        everyone = np.arange(self.topology.n)
+        self.log.work(everyone if peers is None else peers, samples)
+
     def correct(self, peers: Iterable[int] | None = None) -> None:
         """Note that peers hold the corrected model; from now on no older one is sent.
 

@@ -15,6 +15,7 @@ from dfl_unlearn.accounting.ledger import PrivacyLedger
 from dfl_unlearn.data.coalesce import coalesce as put_together
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.data.peers import PeerData
+from dfl_unlearn.engine.clock import protocol_seconds
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.simulator import retrain
 from dfl_unlearn.engine.threads import limited_threads
@@ -254,6 +255,13 @@ def carried_out(
             payload_bytes=log.nbytes,
             max_edge_bytes=log.max_edge_bytes(),
             wall_seconds=seconds,
+            simulated_seconds=protocol_seconds(
+                log,
+                run.config.clock.pace(run.topology.n, run.rng),
+                samples=outcome.cost.gradient_evaluations,
+                requester=request.requester,
+                rounding=outcome.cost.rounds / 2,
+            ),
         ),
     )
 

@@ -39,6 +39,8 @@ class Cost:
         hvps: Per-sample Hessian-vector products.
         solver_iterations: Iterations of linear solvers.
         wall_seconds: Elapsed time.
+        simulated_seconds: From the request until the last peer is done, on the clock
+            of ``engine.clock``: what the network would take, not this program.
         record_bytes: Bytes of the training record that was read.
     """
 
@@ -51,6 +53,7 @@ class Cost:
     hvps: int = 0
     solver_iterations: int = 0
     wall_seconds: float = 0.0
+    simulated_seconds: float = 0.0
     record_bytes: int = 0
 
     _PEAKS: ClassVar[frozenset[str]] = frozenset({"max_edge_bytes", "record_bytes"})

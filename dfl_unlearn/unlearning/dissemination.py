@@ -12,6 +12,7 @@ from torch import Tensor
 from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.engine.backends.contract import EngineSetup
 from dfl_unlearn.engine.backends.inline import Inline
+from dfl_unlearn.engine.clock import samples_each
 from dfl_unlearn.engine.fault_exclusion import WithoutPeers
 from dfl_unlearn.engine.faulty_transport import FaultyTransport
 from dfl_unlearn.engine.private import charge_rounds
@@ -46,11 +47,13 @@ def recover(
         The new state and the number of per-sample gradients taken.
     """
     rows = rows.to(run.state.params.dtype).clone()
-    payload = run.model.size * rows.element_size()
+    payload = run.model.size * rows.element_size() * len(run.config.trainer.mixed)
+    each = samples_each(data, run.config)
     released = PeerState(params=rows, round=run.state.round)
     if not isinstance(transport, FaultyTransport):
         state, gradients = continue_training(run, data, released, rounds)
         for _ in range(rounds):
+            transport.work(each)
             transport.exchange("recovery", payload)
         return state, gradients
     old, gradients = run.state.params, 0
@@ -71,6 +74,7 @@ def recover(
             PeerState(params=params, slots=state.slots, round=state.round),
             WithoutPeers(transport.draws, away, now),
         )
+        transport.work(each)
         transport.exchange("recovery", payload)
         gradients += samples_per_round(data, run.config)
     return state, gradients

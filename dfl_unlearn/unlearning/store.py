@@ -1,6 +1,7 @@
 """Outcomes in a run folder: kept as trials, read again, or made the run's own state."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -243,7 +244,8 @@ def _read(
             params=tensors.pop("params"), slots=tensors, round=known["round"]
         ),
         certificate=certificate,
-        cost=Cost(**known["cost"]),
+        # older folders had no simulated clock
+        cost=Cost(**{"simulated_seconds": math.nan, **known["cost"]}),
         ledger=PrivacyLedger.load(
             folder.path(f"{at}/{LEDGER}"),
             budget=run.config.privacy_budget,

@@ -66,6 +66,7 @@ class Token:
         self._steps = 0
         self._edge: list[bool] = []
         self.gradients = 0
+        self.work = np.zeros(len(route.holders))
         self.start_norm = 0.0
 
     def walk(self, watch: Watch | None = None) -> Tensor:
@@ -89,6 +90,7 @@ class Token:
         kept = frozenset() if route.faulty is None else route.faulty.kept
         copies = {0: self._copy(theta)}
         for hop, holder in enumerate(route.holders.tolist()):
+            taken = self.gradients
             if hop and route.parent(hop) != hop - 1:
                 theta = self._back_to(copies[route.parent(hop)])
             if hop == 0 or not route.acts[hop]:
@@ -102,6 +104,7 @@ class Token:
                     self._edge.append(before >= protocol.radius)
             else:
                 theta = theta - self._step(self._elsewhere(theta, holder, hop))
+            self.work[hop] = self.gradients - taken
             if watch is not None and hop and route.acts[hop]:
                 watch(hop, theta)
             if hop in kept:

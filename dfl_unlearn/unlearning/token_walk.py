@@ -4,6 +4,7 @@ Where the token goes is drawn before anything is computed, from the run's keys a
 it depends on no data, and the number of visits is known when noise is calibrated.
 """
 
+from collections import deque
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -85,12 +86,15 @@ class Route:
             law=self.law,
         )
 
-    def send(self, transport: Transport, payload_bytes: int) -> NDArray[np.int64]:
+    def send(
+        self, transport: Transport, payload_bytes: int, work: NDArray[np.float64]
+    ) -> NDArray[np.int64]:
         """Carry the token along the route, edge by edge.
 
         Args:
             transport: Checks and counts the messages.
             payload_bytes: Size of the token.
+            work: Per-sample gradients that the holder takes at every hop, ``(T,)``.
 
         Returns:
             Messages of every hop, shape ``(T,)``; none at the start and where the
@@ -99,11 +103,18 @@ class Route:
         messages = np.zeros(len(self.holders), dtype=np.int64)
         if self.faulty is not None:
             assert isinstance(transport, FaultyTransport)
-            transport.carry("token", payload_bytes, self.faulty.sends)
+            sends = deque(self.faulty.sends)
+            for t, hop in enumerate(self.faulty.hops):
+                while sends and sends[0].round < hop.round:
+                    transport.carry("token", payload_bytes, [sends.popleft()])
+                if t:
+                    transport.work(work[t : t + 1], np.array([hop.holder]))
+            transport.carry("token", payload_bytes, sends)
             transport.clock = max(transport.clock, self.faulty.end)
             return np.array([h.messages for h in self.faulty.hops], dtype=np.int64)
         for t, (here, there) in enumerate(pairwise(self.holders.tolist()), start=1):
             if here == there:
+                transport.work(work[t : t + 1], np.array([there]))
                 continue
             path = (
                 shortest_path(transport.topology, here, there)
@@ -113,6 +124,7 @@ class Route:
             for i, j in pairwise(path):
                 transport.send(i, j, "token", payload_bytes)
             messages[t] = len(path) - 1
+            transport.work(work[t : t + 1], np.array([there]))
         return messages
 
 

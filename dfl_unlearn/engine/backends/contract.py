@@ -58,6 +58,8 @@ class RoundInfo:
         gradient_norms: Sum over the local steps of the norm of the data term's
             gradient, shape ``(N,)``.
         seconds: Elapsed time of the round.
+        simulated_seconds: When the last peer was done with it, since the start, on
+            the clock of ``engine.clock``; the training loop fills it in.
         faults: How often what went wrong; see ``fault_draws.RoundFaults.counts``.
     """
 
@@ -65,6 +67,7 @@ class RoundInfo:
     loss: NDArray[np.float64]
     gradient_norms: NDArray[np.float64]
     seconds: float
+    simulated_seconds: float = 0.0
     faults: Mapping[str, int] = field(default_factory=dict)
 
 

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 from dfl_unlearn import _validate
 from dfl_unlearn.accounting.certificate import Assumption, certify
 from dfl_unlearn.data.forget import ForgetRequest
+from dfl_unlearn.engine.clock import samples_each
 from dfl_unlearn.engine.config import trainers
 from dfl_unlearn.engine.faulty_transport import FaultyTransport
 from dfl_unlearn.engine.private import charge_rounds
@@ -83,7 +84,10 @@ class Retrain:
         charge_rounds(run.ledger, run.config.private, run.config.rounds)
         retrained = retrain(run, data, seed_offset=self.seed_offset)
         payload = run.model.size * retrained.state.params.element_size()
+        payload *= len(run.config.trainer.mixed)
+        each = samples_each(data, run.config)
         for t in range(run.config.rounds):
+            transport.work(each)
             if isinstance(transport, FaultyTransport):
                 transport.exchange("training", payload, again=t)
             else:

@@ -377,7 +377,7 @@ class RrDu:
         theta = token.walk(watch)
         transport.mark("charged")
         tensors = 3 if self.optimizer == "adam" else 1
-        sent = route.send(transport, 8 * run.model.size * tensors)
+        sent = route.send(transport, 8 * run.model.size * tensors, token.work)
         transport.mark("released")
         row = theta.to(run.state.params.dtype)
         last = int(route.holders[route.last])
