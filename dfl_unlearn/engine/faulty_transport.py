@@ -102,6 +102,7 @@ class FaultyTransport(Transport):
         states: State of the request -> round in which it was reached.
         sends: Sends, copies included.
         duplicates: Copies that arrived after the first one, and were dropped.
+        stale: Models from before the request that somebody tried to send after it.
     """
 
     def __init__(
@@ -129,7 +130,7 @@ class FaultyTransport(Transport):
         self.members = np.ones(topology.n, dtype=np.bool_)
         self.applied = np.full(topology.n, -1, dtype=np.int64)
         self.states: dict[str, int] = {}
-        self.sends = self.duplicates = 0
+        self.sends = self.duplicates = self.stale = 0
         self._everyone = [list(near) for near in self._neighbours]
         self._numbers = np.zeros(topology.n, dtype=np.int64)
         self._handing: _Handing | None = None
@@ -420,6 +421,11 @@ class FaultyTransport(Transport):
             coming[edge] = min(came, coming.get(edge, came))
         numbers = [waiting[edge] for edge in edges]
         self._log(kind, edges, numbers, arrived, payload_bytes, self.clock)
+
+    def _refuse_stale(self, kind: str, sources: NDArray[np.int64]) -> None:
+        """Count a model from before the last correction, and refuse it."""
+        self.stale += int(np.count_nonzero(~self.current[sources]))
+        super()._refuse_stale(kind, sources)
 
     def _log(
         self,

@@ -23,8 +23,8 @@ class Progress:
         end: Network round after the protocol.
         sends: Sends of messages, copies included.
         duplicates: Copies that arrived after the first one, and were dropped.
-        stale: Models from before the request that were sent after its release; they
-            are refused, so there are none.
+        stale: Models from before the request that somebody tried to send after its
+            release; the transport refuses them.
         generations: Tokens of the request, replaced ones included; 0 without a token.
         dropped: Older tokens that came up again and were dropped.
     """
@@ -176,6 +176,7 @@ def progress_of(
         end=transport.clock,
         sends=transport.sends,
         duplicates=transport.duplicates,
+        stale=transport.stale,
         generations=generations,
         dropped=dropped,
     )

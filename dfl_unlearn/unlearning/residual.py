@@ -43,8 +43,9 @@ def with_pending(outcome: Outcome) -> Outcome:
     missing = progress.missing
     residual = residual_influence(outcome.run, outcome.request, missing, progress.end)
     pending = tuple(i for i in missing if residual[i][0] != 0)
+    notes = (f"request in a network with faults: {progress.text()}", *outcome.notes)
     if not pending:
-        return replace(outcome, residual_influence=residual)
+        return replace(outcome, residual_influence=residual, notes=notes)
     text = incomplete_text(pending, residual, progress.left)
     known = outcome.certificate
     return replace(
@@ -53,7 +54,7 @@ def with_pending(outcome: Outcome) -> Outcome:
         pending=pending,
         residual_influence=residual,
         certificate=None if known is None else incomplete(known, pending, text),
-        notes=(text, *outcome.notes),
+        notes=(text, *notes),
     )
 
 

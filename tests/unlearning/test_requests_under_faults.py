@@ -8,8 +8,17 @@ import numpy as np
 import pytest
 import torch
 from networks import blobs, full_batch
+from safetensors.torch import load_file
 
-from dfl_unlearn import ForgetRequest, NewtonFisher, RrDu, simulate, unlearn
+from dfl_unlearn import (
+    ForgetRequest,
+    NewtonFisher,
+    RrDu,
+    evaluate,
+    simulate,
+    unlearn,
+    write_report,
+)
 from dfl_unlearn.engine.fault_exclusion import WithoutPeers
 from dfl_unlearn.engine.faults import (
     Delay,
@@ -32,10 +41,12 @@ from dfl_unlearn.errors import (
 )
 from dfl_unlearn.models.zoo import models
 from dfl_unlearn.record.plan import RecordPlan
+from dfl_unlearn.story import comparison_lines
 from dfl_unlearn.topology.graph import Topology
 from dfl_unlearn.unlearning.dissemination import recover
 from dfl_unlearn.unlearning.protocols.fine_tune import FineTune
 from dfl_unlearn.unlearning.protocols.retrain import Retrain
+from dfl_unlearn.unlearning.store import commit_outcome, load_outcomes
 
 DATA = {n: blobs([8] * n, dtype=np.float64) for n in range(4, 10)}
 PROTOCOLS = {
@@ -466,6 +477,48 @@ def test_every_way_of_handing_out_reaches_all(how):
     run = ring(6, plan_of(models=[MessageLoss(p=0.2)], patience=500))
     outcome = unlearn(run, asked(), NewtonFisher(dissemination=how))
     assert outcome.status == "complete"
+
+
+# --- kept in a folder, shown to readers -----
+
+
+def test_an_incomplete_outcome_is_read_back_as_it_was(tmp_path):
+    t = unlearn(ring(6, plan_of()), asked(), NewtonFisher()).progress
+    run = ring(6, plan_of((t.states["released"], 3, "leave"))).save(tmp_path / "a")
+    outcome = unlearn(run, asked(), NewtonFisher(), folder=run.folder)
+    (back,) = load_outcomes(run)
+    assert back.pending == outcome.pending == (3,)
+    assert back.progress == outcome.progress
+    assert back.residual_influence == outcome.residual_influence
+    assert back.certificate == outcome.certificate
+    assert list(back.messages) == list(outcome.messages)
+    after = commit_outcome(outcome)
+    assert dict(after.carried_out[0].pending) == {3: outcome.residual_influence[3][0]}
+    assert after.network_round == outcome.progress.end
+    assert outcome.as_run().network_round == after.network_round
+
+
+def test_an_outcome_that_waits_for_a_peer_is_not_committed(tmp_path):
+    t = unlearn(ring(6, plan_of(patience=9)), asked(), NewtonFisher()).progress
+    plan = plan_of((t.states["released"], 3, "down"), patience=9)
+    run = ring(6, plan).save(tmp_path / "a")
+    outcome = unlearn(run, asked(), NewtonFisher(), folder=run.folder)
+    with pytest.raises(RefusedError, match="3 still pending on request r0"):
+        commit_outcome(outcome)
+
+
+def test_exports_and_tables_name_who_was_not_corrected(tmp_path):
+    t = unlearn(ring(6, plan_of()), asked(), NewtonFisher()).progress
+    run = ring(6, plan_of((t.states["released"], 3, "leave")))
+    outcome = unlearn(run, asked(), NewtonFisher())
+    names = {key.split("/")[0] for key in load_file(outcome.export(tmp_path / "m"))}
+    assert names == {"peer0", "peer1", "peer2", "peer3.pending", "peer4", "peer5"}
+    assert "incomplete" in outcome._repr_html_()
+    lines = "\n".join(comparison_lines([outcome], [evaluate(outcome)]))
+    assert "pending" in lines
+    assert "acknowledged (5/6)" in outcome.notes[1]
+    page = write_report(outcome, tmp_path / "r.html").read_text()
+    assert "peer 3 left at round" in page
 
 
 # --- queues -----
