@@ -237,14 +237,17 @@ def members_assumed(run: TrainedRun, transport: Transport) -> list[Assumption]:
     if not isinstance(transport, FaultyTransport):
         return []
     count = int(transport.members.sum())
+    drawn = "who is there and what arrives is drawn without looking at data"
+    gone = (
+        "the others have left for good and their data with them: the target is that "
+        "of the peers that take part; "
+    )
     return [
         Assumption(
             name="peers that take part",
             value=f"{count} of {run.topology.n}",
             source="proven",
-            note="the others have left for good and their data with them: the target "
-            "is that of the peers that take part; who is there and what arrives is "
-            "drawn without looking at data",
+            note=(gone if count < run.topology.n else "") + drawn,
         )
     ]
 

@@ -39,10 +39,12 @@ from dfl_unlearn.errors import (
     UnknownPeerError,
     UnsupportedRequestError,
 )
+from dfl_unlearn.evaluation.audit import audit_epsilon
 from dfl_unlearn.models.zoo import models
 from dfl_unlearn.record.plan import RecordPlan
 from dfl_unlearn.story import comparison_lines
 from dfl_unlearn.topology.graph import Topology
+from dfl_unlearn.unlearning.contracts import unlearners
 from dfl_unlearn.unlearning.dissemination import recover
 from dfl_unlearn.unlearning.protocols.fine_tune import FineTune
 from dfl_unlearn.unlearning.protocols.retrain import Retrain
@@ -477,6 +479,25 @@ def test_every_way_of_handing_out_reaches_all(how):
     run = ring(6, plan_of(models=[MessageLoss(p=0.2)], patience=500))
     outcome = unlearn(run, asked(), NewtonFisher(dissemination=how))
     assert outcome.status == "complete"
+
+
+@pytest.mark.parametrize("name", unlearners.names())
+def test_every_protocol_is_made_for_faults_or_refused(name):
+    run = ring(6, plan_of(models=[MessageLoss(p=0.1)]))
+    protocol = unlearners.build(name)
+    if not getattr(protocol, "serves_faults", False):
+        with pytest.raises(UnsupportedRequestError, match="rr-du or retrain"):
+            unlearn(run, asked(), protocol)
+        return
+    outcome = unlearn(run, asked(), protocol)
+    assert outcome.progress.missing == ()
+    assert outcome.certificate.status != "pending"
+
+
+def test_an_audit_of_a_network_with_faults_is_refused():
+    run = ring(6, plan_of(models=[MessageLoss(p=0.1)]))
+    with pytest.raises(UnsupportedRequestError, match=r"without training\.faults"):
+        audit_epsilon(run, asked(), NewtonFisher(), replicas=40)
 
 
 # --- kept in a folder, shown to readers -----
