@@ -20,6 +20,7 @@ from dfl_unlearn.data.partition import partitions
 from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.data.sources import datasets
 from dfl_unlearn.engine.config import ExecutionConfig, SimulationConfig, trainers
+from dfl_unlearn.engine.fault_rounds import check_network
 from dfl_unlearn.engine.faults import FaultModel, fault_models
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.simulator import kept_open, retrain, simulate
@@ -280,6 +281,7 @@ def build_parts(experiment: Experiment) -> tuple[Topology, PeerData, FlatModel]:
     """Build network, data and model of an experiment; writes nothing."""
     section = experiment.topology
     topology = load_topology(section.use, mixing=section.mixing, **section.fields)
+    check_network(experiment.training, topology)
     source = experiment.data
     data = PeerData.load(
         source.use,
