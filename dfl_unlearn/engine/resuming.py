@@ -179,6 +179,7 @@ def reopen(
         DataMismatchError: If other data are given.
         StoreCorruptError: If the manifest is damaged.
     """
+    folder.remove_leftovers()
     try:
         finish_commit(folder)
         manifest = read_manifest(folder)
