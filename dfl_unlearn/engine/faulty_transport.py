@@ -19,11 +19,11 @@ stamps of the base class refuse it.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dfl_unlearn.engine.deliveries import Edge, Handing, Send, arrival
 from dfl_unlearn.engine.fault_draws import FaultDraws
 from dfl_unlearn.engine.fault_realized import RoundFaults
 from dfl_unlearn.engine.faults import ScheduledChurn
@@ -42,52 +42,9 @@ from dfl_unlearn.errors import (
 )
 from dfl_unlearn.topology.graph import Topology
 
-Edge = tuple[int, int]
-
 
 class PeerLeftError(Exception):
     """A peer left for good in the middle of a sum; inside the program only."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Send:
-    """One send of a message that was planned ahead.
-
-    Attributes:
-        round: Network round.
-        source: Sending peer.
-        target: Receiving peer.
-        arrived: Round in which it arrives, -1 if never.
-        copy: False for the first send of a message, True for a resend of it.
-    """
-
-    round: int
-    source: int
-    target: int
-    arrived: int
-    copy: bool
-
-
-def arrival(draws: FaultDraws, t: int, source: int, target: int, copy: int = 0) -> int:
-    """Return when a message that is sent in round t arrives.
-
-    Args:
-        draws: What goes wrong.
-        t: Round in which it is sent.
-        source: Sending peer.
-        target: Receiving peer.
-        copy: Number of the message among those on this edge in this round.
-
-    Returns:
-        The round, or -1: it was lost, or came to a peer that was down.
-    """
-    faults = draws.at(t)
-    if not faults.delivers(source, target, copy):
-        return -1
-    late = faults.delay(source, target, copy)
-    if late and not draws.at(t + late).up[target]:
-        return -1
-    return t + late
 
 
 class FaultyTransport(Transport):
@@ -133,7 +90,7 @@ class FaultyTransport(Transport):
         self.sends = self.duplicates = self.stale = 0
         self._everyone = [list(near) for near in self._neighbours]
         self._numbers = np.zeros(topology.n, dtype=np.int64)
-        self._handing: _Handing | None = None
+        self._handing: Handing | None = None
 
     @property
     def now(self) -> RoundFaults:
@@ -251,7 +208,7 @@ class FaultyTransport(Transport):
             )
         self._hold_back(kind)
         parents = {c: p for level in self._levels(source) for p, c in level}
-        self._handing = _Handing(source, kind, payload_bytes, how, parents, generator)
+        self._handing = Handing(source, kind, payload_bytes, how, parents, generator)
         self.required = self._request
         begin = self.clock
         while self.lacking.any() and self.clock - begin < self.patience:
@@ -450,54 +407,6 @@ class FaultyTransport(Transport):
         """Return the number of a sender's next message."""
         self._numbers[source] += 1
         return int(self._numbers[source]) - 1
-
-
-class _Handing:
-    """What is being handed out, and which copies are on their way."""
-
-    def __init__(
-        self,
-        source: int,
-        kind: str,
-        nbytes: int,
-        how: Dissemination,
-        parents: dict[int, int],
-        generator: np.random.Generator | None,
-    ) -> None:
-        self.source, self.kind, self.nbytes, self.how = source, kind, nbytes, how
-        self.numbers: dict[Edge, int] = {}
-        self.coming: dict[Edge, int] = {}
-        self._parents, self._generator = parents, generator
-
-    def forget(self, peers: Sequence[int]) -> None:
-        """Let peers that lost their state be sent a new copy."""
-        for book in (self.numbers, self.coming):
-            for edge in [edge for edge in book if edge[1] in peers]:
-                del book[edge]
-
-    def edges(
-        self,
-        neighbours: list[list[int]],
-        senders: NDArray[np.bool_],
-        lacking: NDArray[np.bool_],
-    ) -> list[Edge]:
-        """Return who sends to whom in a round."""
-        if self.how == "push":
-            assert self._generator is not None
-            draws = self._generator.random(len(neighbours))
-            return [
-                (i, near[int(draws[i] * len(near))])
-                for i in np.flatnonzero(senders).tolist()
-                if (near := neighbours[i])
-            ]
-        found = []
-        for j in np.flatnonzero(lacking).tolist():
-            near = [i for i in neighbours[j] if senders[i]]
-            if self.how == "tree":
-                parent = self._parents.get(j)
-                near = [parent] if parent in near else near[:1]
-            found += [(i, j) for i in near]
-        return found
 
 
 def _listed(peers: Sequence[int] | NDArray[np.int64]) -> str:

@@ -23,8 +23,8 @@ from itertools import pairwise
 import numpy as np
 from scipy.sparse import csr_array
 
+from dfl_unlearn.engine.deliveries import Send, arrival
 from dfl_unlearn.engine.fault_draws import FaultDraws
-from dfl_unlearn.engine.faulty_transport import Send, arrival
 from dfl_unlearn.topology.graph import Topology
 from dfl_unlearn.topology.walks import shortest_path
 

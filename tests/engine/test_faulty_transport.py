@@ -4,6 +4,7 @@ import networkx as nx
 import numpy as np
 import pytest
 
+from dfl_unlearn.engine.deliveries import arrival
 from dfl_unlearn.engine.fault_draws import FaultDraws
 from dfl_unlearn.engine.faults import (
     Delay,
@@ -13,11 +14,7 @@ from dfl_unlearn.engine.faults import (
     NetworkSplit,
     ScheduledChurn,
 )
-from dfl_unlearn.engine.faulty_transport import (
-    FaultyTransport,
-    PeerLeftError,
-    arrival,
-)
+from dfl_unlearn.engine.faulty_transport import FaultyTransport, PeerLeftError
 from dfl_unlearn.engine.message_log import MessageLog
 from dfl_unlearn.engine.transport import HEADER_BYTES, Transport
 from dfl_unlearn.errors import (
@@ -110,10 +107,8 @@ def test_a_step_takes_as_many_rounds_as_its_slowest_message():
 def test_a_split_is_waited_out():
     transport = transport_of(NetworkSplit(start=0, end=9, peers=(0, 1, 2)))
     transport.broadcast(0, "noised model", 8, "flood")
-    assert (
-        transport.applied.tolist() == [0, 0, 1, 9, 9, 9]
-        or (transport.applied[[3, 4, 5]] >= 9).all()
-    )
+    assert transport.applied[:3].tolist() == [0, 0, 1]
+    assert transport.applied[3:].min() == 9
     assert not transport.lacking.any()
 
 
