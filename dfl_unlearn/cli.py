@@ -103,6 +103,7 @@ def demo(
     name: Annotated[str, typer.Option(help="Name of the run folder.")] = "demo",
     engine: Engine = None,
     workers: Workers = None,
+    allow_large: Large = False,
     runs: Runs = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -117,7 +118,8 @@ def demo(
     from dfl_unlearn.experiment import DEMO, read_experiment
 
     experiment = read_experiment({**DEMO, "name": name})
-    _conduct(_executed(experiment, engine, workers), page=True)
+    experiment = _executed(experiment, engine, workers, allow_large=allow_large)
+    _conduct(experiment, page=True)
 
 
 @app.command()
@@ -298,6 +300,7 @@ def unlearn(
             help="With --commit: keep states from before the request on disk.",
         ),
     ] = False,
+    allow_large: Large = False,
     runs: Runs = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -312,6 +315,7 @@ def unlearn(
     _set(runs, as_json, quiet, debug)
     from dfl_unlearn._configfile import parse_override
     from dfl_unlearn._strict import read_strict
+    from dfl_unlearn.engine.memory import large_allowed
     from dfl_unlearn.engine.run import load_run
     from dfl_unlearn.evaluation.view import evaluate
     from dfl_unlearn.unlearning.apply import unlearn as carry_out
@@ -333,15 +337,16 @@ def unlearn(
     folder = trained.folder
     done: list[dict[str, Any]] = []
     for given_request in [requests] if coalesce else [[one] for one in requests]:
-        outcome = carry_out(
-            trained,
-            given_request,
-            how,
-            reference=not no_reference,
-            coalesce=coalesce,
-            screening=Screening() if screen else None,
-            folder=folder,
-        )
+        with large_allowed(allow_large):
+            outcome = carry_out(
+                trained,
+                given_request,
+                how,
+                reference=not no_reference,
+                coalesce=coalesce,
+                screening=Screening() if screen else None,
+                folder=folder,
+            )
         table = evaluate(outcome)
         if outcome.status == "held_for_review" and commit:
             _tell_outcome(outcome, table)  # what is refused next

@@ -21,6 +21,7 @@ from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.data.sources import datasets
 from dfl_unlearn.engine.config import ExecutionConfig, SimulationConfig, trainers
 from dfl_unlearn.engine.faults import FaultModel, fault_models
+from dfl_unlearn.engine.memory import large_allowed
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.simulator import kept_open, retrain, simulate
 from dfl_unlearn.engine.stored_influence import keep_influence
@@ -233,7 +234,8 @@ def run_experiment(
         f"training {topology.n} peers on {topology.name} with {data.name}, "
         f"{experiment.training.rounds} rounds"
     )
-    with kept_open(experiment.execution):
+    execution = experiment.execution
+    with kept_open(execution), large_allowed(execution.allow_large):
         run = simulate(
             topology,
             data,
