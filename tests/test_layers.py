@@ -23,6 +23,7 @@ LAYERS = (
     ("results",),
     ("plots",),
     ("report", "story", "sections"),
+    ("conduct",),
     ("experiment",),
     ("cli",),
     ("__main__",),

@@ -9,6 +9,7 @@ from dfl_unlearn import _validate
 from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.engine.callbacks import Callback, notify
 from dfl_unlearn.engine.config import ExecutionConfig, SimulationConfig
+from dfl_unlearn.engine.fault_rounds import check_network
 from dfl_unlearn.engine.figures import peer_scores, versions
 from dfl_unlearn.engine.loop import (
     continue_training,
@@ -106,6 +107,7 @@ def simulate(
         raise InvalidArgumentError(
             f"config.schedule: must have {data.n} peers, got {config.schedule.n}"
         )
+    check_network(config, topology)
     training_memory(
         data, model, config, execution, stored=folder is not None, topology=topology
     ).check(allow_large=execution.allow_large)

@@ -6,11 +6,11 @@ generator is noticed before anything is computed. It also notes the ledger's las
 a ledger that is shorter has lost charges; a longer one was charged since.
 
 While a forget request is committed the manifest also holds the one to come, under
-``next``: the state file says which of the two is in force, so a crash leaves either the
-run before or the run after.
+``next``. A commit that was interrupted is carried out to its end when the folder is
+opened next (``engine.commit``); while another process is at it, the state file says
+which of the two is in force.
 """
 
-import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 
 from dfl_unlearn.accounting.ledger import PrivacyLedger
 from dfl_unlearn.data.peers import PeerData
+from dfl_unlearn.engine.commit import FINAL, LEDGER, NEXT, settle_commit
 from dfl_unlearn.engine.config import SimulationConfig
+from dfl_unlearn.engine.fault_rounds import MEAN_MOVED
 from dfl_unlearn.engine.figures import versions
 from dfl_unlearn.engine.run import CarriedOut, TrainedRun, state_digest
 from dfl_unlearn.engine.state import PeerState
@@ -80,11 +82,7 @@ __all__ = [
     "save_run",
 ]
 
-_log = logging.getLogger(__name__)
-
 FORMAT = 1
-FINAL = "state/final.safetensors"
-LEDGER = "ledger.jsonl"
 
 
 def save_run(run: TrainedRun, path: str | Path) -> TrainedRun:
@@ -177,6 +175,7 @@ def finish_run(
     if run.record is not None:
         write_record(folder, run.record)
     state = state_digest(run.state)
+    _write_fault_event(folder, run)
     folder.write_json(
         "manifest.json",
         {
@@ -194,6 +193,23 @@ def finish_run(
     )
     folder.finish(run.digest)
     return replace(run, folder=folder.root)
+
+
+def _write_fault_event(folder: RunFolder, run: TrainedRun) -> None:
+    """Write one row that says in how many rounds the peers' mean was not kept."""
+    moved = run.info.get("faults", {}).get(MEAN_MOVED, ())
+    known = (row.get("what") for row in folder.records() if row["type"] == "event")
+    if moved and MEAN_MOVED not in known:
+        folder.append(
+            {
+                "type": "event",
+                "round": moved[0],
+                "what": MEAN_MOVED,
+                "peer": -1,
+                "detail": f"{len(moved)} of {run.state.round} rounds did not keep the "
+                "peers' mean, this one first; manifest.json, info.faults, has all",
+            }
+        )
 
 
 def check_storable(config: SimulationConfig, path: str | Path) -> None:
@@ -380,7 +396,9 @@ def carried_out_to(past: CarriedOut) -> dict[str, Any]:
 
 
 def read_manifest(folder: RunFolder) -> dict[str, Any]:
-    """Return a manifest as it was written, ``next`` included.
+    """Return a manifest as it was written, after a commit that was interrupted is done.
+
+    ``next`` is there only while another process commits.
 
     Args:
         folder: A run folder.
@@ -391,6 +409,7 @@ def read_manifest(folder: RunFolder) -> dict[str, Any]:
     Raises:
         StoreCorruptError: If it has another format.
     """
+    settle_commit(folder)
     manifest: dict[str, Any] = folder.read_json("manifest.json")
     if manifest.get("format") != FORMAT:
         raise StoreCorruptError(
@@ -412,13 +431,8 @@ def read_state(folder: RunFolder) -> tuple[dict[str, Any], PeerState]:
     manifest = read_manifest(folder)
     tensors = folder.read_tensors(FINAL)
     params = tensors.pop("params")
-    coming = manifest.pop("next", None)
+    coming = manifest.pop(NEXT, None)  # another process is committing
     if coming and coming["state"] == state_digest(PeerState(params=params)):
-        _log.warning(
-            "%s: a commit was interrupted after the new state was written; state from "
-            "before the request may still lie there until the next commit",
-            folder.root,
-        )
         manifest = coming
     state = PeerState(params=params, slots=tensors, round=manifest["round"])
     return manifest, state

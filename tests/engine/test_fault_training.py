@@ -2,13 +2,15 @@
 
 from dataclasses import replace
 
+import networkx as nx
 import numpy as np
 import pytest
 import torch
 from networks import blobs
 from oracles import faults as oracle
+from scipy.sparse import csr_array
 
-from dfl_unlearn import load_topology
+from dfl_unlearn import PeerData, load_topology
 from dfl_unlearn.engine.config import ExecutionConfig, LocalSteps, SimulationConfig
 from dfl_unlearn.engine.faults import (
     Delay,
@@ -27,6 +29,8 @@ from dfl_unlearn.engine.trainers.d_sgd import DSgd
 from dfl_unlearn.engine.trainers.dp_gossip import DpGossip
 from dfl_unlearn.engine.trainers.gradient_tracking import GradientTracking
 from dfl_unlearn.errors import InvalidArgumentError, UnknownPeerError
+from dfl_unlearn.store.folder import RunFolder
+from dfl_unlearn.topology.graph import Topology
 
 N = 8
 DATA = blobs([6, 9, 5, 12, 7, 8, 10, 6])
@@ -62,22 +66,12 @@ def trained(config, *models, policy="symmetric_drop", topology=RING, **execution
 
 def written_out(run, count, form, start):
     """What a loop over messages gives for a full-batch run."""
-    model, draws = run.model, run.faults()
-
-    def gradients(x):
-        rows = []
-        for i in range(N):
-            leaf = torch.from_numpy(x[i]).requires_grad_()
-            model.loss(leaf, DATA.local(i)).backward()
-            rows.append(leaf.grad.numpy())
-        return np.array(rows)
-
     return oracle.train(
         start,
         RING.weights.toarray(),
-        draws.at,
+        run.faults().at,
         count,
-        gradients,
+        oracle.gradients_of(run),
         0.3,
         policy=run.config.faults.weight_policy,
         oldest=run.config.faults.oldest,
@@ -107,6 +101,105 @@ def test_training_equals_a_loop_over_messages(models, policy, form):
     np.testing.assert_allclose(run.state.params, expected, rtol=1e-10, atol=1e-12)
     plain = simulate(RING, DATA, "logistic", config)
     assert not np.allclose(plain.state.params, expected, rtol=1e-4)
+
+
+class Alternating:
+    """A ring and a star in turn."""
+
+    n, connected_within, stochastic = N, 1, "doubly"
+
+    def __init__(self):
+        self._both = [load_topology(name, n=N) for name in ("ring", "star")]
+
+    def at(self, t):
+        return self._both[t % 2]
+
+
+@pytest.mark.parametrize("policy", ["symmetric_drop", "self", "push_sum"])
+def test_networks_that_change_fail_as_they_are_in_the_round(policy):
+    schedule = Alternating()
+    config = replace(FULL, schedule=schedule)
+    run = trained(config, MessageLoss(p=0.3), CHURN, policy=policy)
+    expected = oracle.train(
+        run.record.initial.numpy(),
+        lambda t: schedule.at(t).weights.toarray(),
+        run.faults().at,
+        FULL.rounds,
+        oracle.gradients_of(run),
+        0.3,
+        policy=policy,
+    )
+    np.testing.assert_allclose(run.state.params, expected, rtol=1e-10, atol=1e-12)
+    with pytest.raises(InvalidArgumentError, match="no delay with a schedule"):
+        trained(config, LATE)
+
+
+@pytest.mark.parametrize("policy", ["self", "push_sum"])
+def test_one_way_edges_need_a_policy_that_needs_no_pairs(policy):
+    arcs = load_topology("exponential", n=N)
+    run = trained(FULL, MessageLoss(p=0.3), policy=policy, topology=arcs)
+    expected = oracle.train(
+        run.record.initial.numpy(),
+        arcs.weights.toarray(),
+        run.faults().at,
+        FULL.rounds,
+        oracle.gradients_of(run),
+        0.3,
+        policy=policy,
+    )
+    np.testing.assert_allclose(run.state.params, expected, rtol=1e-10, atol=1e-12)
+    with pytest.raises(InvalidArgumentError, match="weights that are not symmetric"):
+        trained(FULL, MessageLoss(p=0.3), topology=arcs)
+
+
+def test_one_peer_may_be_down_as_well():
+    events = ScheduledChurn(events=((1, 0, "down"), (3, 0, "up")))
+    data = blobs([30])
+    config = replace(FULL, faults=plan(events, MessageLoss(p=0.5)))
+    found = [
+        simulate(Topology.single(), data, "logistic", replace(config, rounds=r)).state
+        for r in (1, 2, 3, 4)
+    ]
+    assert torch.equal(found[0].params, found[2].params)
+    assert not torch.equal(found[2].params, found[3].params)
+
+
+def test_a_plan_says_what_it_breaks():
+    trainer = DSgd()
+    assert plan().breaks(trainer) == ()
+    assert plan(Duplicate(p=0.1), Reorder(p=0.1)).breaks(trainer) == ()
+    wait = Straggler(share=0.5, slowdown=3, policy="wait")
+    assert plan(wait).breaks(trainer) == ()
+    changes = "the weights differ from round to round: messages are missing"
+    skips = "peers skip local work in some rounds"
+    assert plan(MessageLoss(p=0.1)).breaks(trainer) == (changes,)
+    assert plan(CHURN).breaks(trainer) == (changes, skips)
+    assert plan(MessageLoss(p=0.1), policy="self").breaks(trainer) == (
+        changes,
+        "weights are row-stochastic only: weight_policy='self' with message-loss",
+    )
+    assert "push_sum" in plan(CHURN, policy="push_sum").breaks(trainer)[1]
+    assert any("old" in text for text in plan(LATE).breaks(trainer))
+    assert any("crash" in text for text in plan(EVENTS).breaks(trainer))
+
+
+@pytest.mark.parametrize(
+    ("models", "policy"),
+    [
+        ((MessageLoss(p=0.3), CHURN), "symmetric_drop"),
+        ((CHURN, NetworkSplit(start=3, end=6, peers=(0, 1))), "self"),
+        ((MessageLoss(p=0.3),), "self"),
+        ((Delay(probabilities=(1.0,), max_staleness=2), MessageLoss(p=0.3)), "self"),
+        ((Delay(probabilities=(0.5, 0.5), max_staleness=0),), "symmetric_drop"),
+        ((Delay(probabilities=(0.5, 0.5), max_staleness=0),), "self"),
+        ((MessageLoss(p=0.3),), "push_sum"),
+        ((EVENTS,), "symmetric_drop"),
+    ],
+)
+def test_what_a_plan_promises_of_the_mean_is_what_its_rounds_do(models, policy):
+    run = trained(replace(FULL, rounds=20), *models, policy=policy)
+    marked = run.info["faults"]["mean_moved"]
+    assert run.config.faults.keeps_mean is (not marked)
 
 
 @pytest.mark.parametrize("config", [FULL, BATCHES])
@@ -170,6 +263,14 @@ def test_a_peer_that_is_down_keeps_every_bit_of_its_state():
                 for now, before in zip(found[t], found[t - 1], strict=True)
             ]
             assert all(same) if t in frozen else not any(same), (peer, t)
+
+
+def test_no_gradient_is_noted_where_none_was_taken():
+    run = trained(BATCHES, CHURN, Straggler(share=0.5, slowdown=3))
+    norms = run.record.gradient_norms
+    works = np.array([run.faults().at(t).works for t in range(BATCHES.rounds)])
+    np.testing.assert_array_equal(norms > 0, works)
+    assert not works.all()
 
 
 def test_the_restarted_peer_takes_the_average_and_forgets_its_momentum():
@@ -272,6 +373,11 @@ def test_a_run_is_the_same_when_it_is_made_again(models, policy, tmp_path):
     assert loaded.config == stored.config
     assert loaded.config.faults == run.config.faults
     assert loaded.network_round == run.state.round
+    assert loaded.info["faults"] == run.info["faults"]
+    events = [r for r in RunFolder(tmp_path / "run").records() if r["type"] == "event"]
+    assert [(e["what"], e["round"]) for e in events] == [
+        ("mean_moved", r) for r in run.info["faults"]["mean_moved"][:1]
+    ]
     assert loaded.faults().at(3).counts() == run.faults().at(3).counts()
 
 
@@ -294,6 +400,46 @@ def test_rows_sent_before_training_went_on_are_in_no_inbox():
     after, _ = continue_training(run, DATA, moved, 1)
     # Nothing fresh has arrived: everybody is alone, nobody meets an old row.
     assert (after.params - moved.params).abs().max() < 5
+
+
+@pytest.mark.parametrize("form", ["atc", "cta"])
+def test_relabelling_the_peers_relabels_a_run_with_named_faults(form):
+    order = np.array([3, 0, 6, 2, 7, 5, 1, 4])  # new peer k is old peer order[k]
+    place = np.argsort(order)
+    weights = RING.weights.toarray()[np.ix_(order, order)]
+    graph = nx.relabel_nodes(RING.graph, dict(enumerate(place.tolist())))
+    plain = nx.Graph()
+    plain.add_nodes_from(range(N))
+    plain.add_edges_from(graph.edges)
+    topology = Topology(graph=plain, weights=csr_array(weights))
+    data = PeerData.from_tensors(
+        [(DATA.local(i).inputs, DATA.local(i).labels) for i in order],
+        test=(DATA.test.inputs, DATA.test.labels),
+        num_classes=DATA.num_classes,
+    )
+
+    def named(new):
+        at = place if new else np.arange(N)
+        events = tuple((t, int(at[i]), what) for t, i, what in EVENTS.events)
+        side = tuple(int(at[i]) for i in (0, 1, 2))
+        return plan(
+            ScheduledChurn(events=events), NetworkSplit(start=5, end=9, peers=side)
+        )
+
+    config = replace(FULL, trainer=DSgd(form=form), common_init=True)
+    old = simulate(RING, DATA, "logistic", replace(config, faults=named(False)))
+    new = simulate(topology, data, "logistic", replace(config, faults=named(True)))
+    torch.testing.assert_close(
+        new.state.params, old.state.params[torch.from_numpy(order)], rtol=1e-11, atol=0
+    )
+
+
+def test_the_network_of_a_split_round_is_in_parts():
+    run = trained(FULL, NetworkSplit(start=2, end=4, peers=(0, 1, 2)))
+    apart, whole = run.faults().at(2).topology, run.faults().at(4).topology
+    assert nx.number_connected_components(apart.graph) == 2
+    assert apart.stochastic == "doubly"
+    np.testing.assert_array_equal(whole.weights.toarray(), RING.weights.toarray())
 
 
 def test_peers_that_are_not_there_are_refused():
