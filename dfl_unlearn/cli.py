@@ -368,7 +368,10 @@ def unlearn(
     trained = load_run(_folder(run_name))
     folder = trained.folder
     done: list[dict[str, Any]] = []
+    last: Outcome | None = None
     for given_request in [requests] if coalesce else [[one] for one in requests]:
+        if last is not None and not commit:
+            trained = last.as_run()
         with large_allowed(allow_large):
             outcome = carry_out(
                 trained,
@@ -380,14 +383,13 @@ def unlearn(
                 folder=folder,
             )
         table = evaluate(outcome)
-        if outcome.status == "held_for_review" and commit:
+        if outcome.status != "complete" and commit:
             _tell_outcome(outcome, table)  # what is refused next
         if commit:
             trained = commit_outcome(outcome, keep_checkpoints=keep_checkpoints)
             outcome = replace(outcome, certificate=kept_certificate(outcome))
-        else:
-            trained = outcome.as_run()
         _tell_outcome(outcome, table)
+        last = outcome
         done.append(_outcome_json(outcome, table) | {"committed": commit})
     if _common.as_json:
         _print(_json(done[0] if len(done) == 1 else {"outcomes": done}))
@@ -868,6 +870,7 @@ def _outcome_json(outcome: "Outcome", table: "ResultsTable") -> dict[str, Any]:
         if certificate is None
         else json.loads(certificate.to_json()),
         "status": outcome.status,
+        "pending": {str(i): outcome.residual_influence[i][0] for i in outcome.pending},
         "notes": list(outcome.notes),
         "cost": asdict(outcome.cost),
         "metrics": [row for row in table.rows if row["peer"] == -1],

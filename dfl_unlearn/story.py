@@ -83,6 +83,8 @@ def comparison_lines(
             claim = outcome.certificate.status
             if outcome.certificate.epsilon:
                 claim += f" eps={round_up(outcome.certificate.epsilon):g}"
+        if outcome.status == "incomplete" and claim != "pending":
+            claim += ", incomplete"
         cost = outcome.cost
         lines.append(
             f"  {outcome.protocol_name:<15}{claim:<24}"

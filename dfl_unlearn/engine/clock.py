@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 
 from dfl_unlearn import _validate
 from dfl_unlearn.data.peers import PeerData
-from dfl_unlearn.engine.fault_draws import FaultDraws, RoundFaults
+from dfl_unlearn.engine.fault_draws import FaultDraws
+from dfl_unlearn.engine.fault_realized import RoundFaults
 from dfl_unlearn.engine.transport import HEADER_BYTES, MessageLog
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.topology.graph import Topology

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.engine.config import SimulationConfig
+from dfl_unlearn.engine.fault_draws import FaultDraws
 from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.models.flat import FlatModel
 from dfl_unlearn.record.training import TrainingRecord
@@ -35,6 +36,7 @@ class EngineSetup:
         rng: The run's draws.
         ahead: Rounds by which the network's clock, which faults go by, is ahead of the
             rounds of training.
+        draws: What goes wrong, where it is not what the configuration's plan draws.
     """
 
     schedule: TopologySchedule
@@ -43,6 +45,7 @@ class EngineSetup:
     config: SimulationConfig
     rng: RngTree
     ahead: int = 0
+    draws: FaultDraws | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
