@@ -26,6 +26,7 @@ class Size:
     peers: int
     model: str
     rows: int = 60
+    rounds: int = 20
     test: int = 2000
     options: dict[str, Any]
     workers: int = 0
@@ -34,6 +35,7 @@ class Size:
 
 MLP = {"hidden": (64,)}
 SIZES = {
+    "mlp-300": Size(peers=300, model="mlp", rows=20, rounds=6, test=200, options=MLP),
     "logistic-1000": Size(peers=1000, model="logistic", options={}),
     "mlp-1000": Size(peers=1000, model="mlp", options=MLP),
     "logistic-5000": Size(peers=5000, model="logistic", rows=20, options={}),
@@ -111,14 +113,14 @@ def one(name: str) -> dict[str, Any]:
     model = models.build(
         size.model, input_shape=(28, 28), num_classes=10, **size.options
     )
-    config = SimulationConfig(rounds=20)
+    config = SimulationConfig(rounds=size.rounds)
     execution = (
         ExecutionConfig(engine="ray", workers=size.workers)
         if size.workers
         else ExecutionConfig()
     )
     estimate = training_memory(
-        data, model, config, execution, stored=size.folder, degree=2
+        data, model, config, execution, stored=size.folder, topology=topology
     )
     print(estimate, file=sys.stderr)
     with TemporaryDirectory() as place:

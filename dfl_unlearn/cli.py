@@ -104,6 +104,7 @@ def demo(
     name: Annotated[str, typer.Option(help="Name of the run folder.")] = "demo",
     engine: Engine = None,
     workers: Workers = None,
+    allow_large: Large = False,
     runs: Runs = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -118,7 +119,8 @@ def demo(
     from dfl_unlearn.experiment import DEMO, read_experiment
 
     experiment = read_experiment({**DEMO, "name": name})
-    _conduct(_executed(experiment, engine, workers), page=True)
+    experiment = _executed(experiment, engine, workers, allow_large=allow_large)
+    _conduct(experiment, page=True)
 
 
 @app.command()
@@ -179,6 +181,14 @@ def resume(
         int | None,
         typer.Option(help="Rounds in all, not below what was planned."),
     ] = None,
+    replay: Annotated[
+        bool,
+        typer.Option(
+            "--replay",
+            help="Where the state with the committed requests is lost, carry them out "
+            "again, to the same bits.",
+        ),
+    ] = False,
     drop_line: Annotated[
         int | None,
         typer.Option(
@@ -217,7 +227,11 @@ def resume(
         workers,
         allow_large=allow_large,
     )
-    if rounds is None and RunFolder(folder).path("config.json").is_file():
+    if (
+        rounds is None
+        and not replay
+        and RunFolder(folder).path("config.json").is_file()
+    ):
         from dfl_unlearn.experiment import resume_experiment, unfinished_experiment
 
         experiment = unfinished_experiment(folder)
@@ -230,7 +244,12 @@ def resume(
                 ),
             )
             return
-    trained = go_on(folder, rounds=rounds, execution=execution)
+    if replay:
+        from dfl_unlearn.unlearning.replaying import resume_replaying
+
+        trained = resume_replaying(folder, rounds=rounds, execution=execution)
+    else:
+        trained = go_on(folder, rounds=rounds, execution=execution)
     if _common.as_json:
         _print(
             _json(
@@ -313,6 +332,7 @@ def unlearn(
             help="With --commit: keep states from before the request on disk.",
         ),
     ] = False,
+    allow_large: Large = False,
     runs: Runs = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -327,6 +347,7 @@ def unlearn(
     _set(runs, as_json, quiet, debug)
     from dfl_unlearn._configfile import parse_override
     from dfl_unlearn._strict import read_strict
+    from dfl_unlearn.engine.memory import large_allowed
     from dfl_unlearn.engine.run import load_run
     from dfl_unlearn.evaluation.view import evaluate
     from dfl_unlearn.unlearning.apply import unlearn as carry_out
@@ -351,15 +372,16 @@ def unlearn(
     for given_request in [requests] if coalesce else [[one] for one in requests]:
         if last is not None and not commit:
             trained = last.as_run()
-        outcome = carry_out(
-            trained,
-            given_request,
-            how,
-            reference=not no_reference,
-            coalesce=coalesce,
-            screening=Screening() if screen else None,
-            folder=folder,
-        )
+        with large_allowed(allow_large):
+            outcome = carry_out(
+                trained,
+                given_request,
+                how,
+                reference=not no_reference,
+                coalesce=coalesce,
+                screening=Screening() if screen else None,
+                folder=folder,
+            )
         table = evaluate(outcome)
         if outcome.status != "complete" and commit:
             _tell_outcome(outcome, table)  # what is refused next

@@ -19,17 +19,23 @@ from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.engine.config import ExecutionConfig, SimulationConfig
 from dfl_unlearn.engine.local import resolve_chunk, resolve_kernel
 from dfl_unlearn.engine.private import record_plan
+from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.shard import slot_names
 from dfl_unlearn.errors import ResourceError
 from dfl_unlearn.models.flat import FlatModel
+from dfl_unlearn.record.plan import RecordPlan
+from dfl_unlearn.topology.graph import Topology
 
 SHARE = 0.8  # of the available memory that an estimate may take
-WORKER_BYTES = 194 * 10**6  # a Ray worker with torch, shared pages counted once
-RAY_BYTES = 350 * 10**6  # Ray's own processes
+# A Ray worker, pages that it shares not counted [measured]: with torch for CPUs, and
+# with a build for GPUs, whose start touches more.
+WORKER_BYTES = (194 * 10**6, 400 * 10**6)
+RAY_BYTES = 350 * 10**6  # Ray's own processes [measured]
 _SCORE_BYTES = 2**26  # logits held at once while scoring, in engine.figures
 _CACHE_BYTES = 2**29  # inputs in float64 that are kept, in curvature.operators
 _SLICE_BYTES = 2**25  # else they are converted piece by piece
 _FEWER = "fewer peers or a smaller model"
+_BOUND = "mode='norm_bound'"
 
 _large: ContextVar[bool] = ContextVar("large", default=False)
 
@@ -88,11 +94,11 @@ class MemoryEstimate:
             return
         largest = sorted(self.parts, key=lambda part: -part.nbytes)[:3]
         named = ", ".join(f"{part.name} {size(part.nbytes)}" for part in largest)
-        remedies = [part.remedy for part in largest if part.remedy]
+        remedies = dict.fromkeys(part.remedy for part in largest if part.remedy)
         raise ResourceError(
             f"{self.what} need about {size(self.coming)} ({size(room)} available, of "
             f"which {SHARE:.0%} may be taken): {named}; use "
-            + "; ".join([*dict.fromkeys(remedies), "or allow_large"])
+            + "; ".join([*remedies, "or start all the same: allow_large"])
         )
 
     def __str__(self) -> str:
@@ -129,7 +135,7 @@ def training_memory(
     execution: ExecutionConfig,
     *,
     stored: bool = False,
-    degree: float = 4.0,
+    topology: Topology | None = None,
 ) -> MemoryEstimate:
     """Return what a training run is going to take.
 
@@ -139,7 +145,8 @@ def training_memory(
         config: The training.
         execution: The engine.
         stored: Whether the run is written into a folder.
-        degree: Mean number of neighbours, for the rows that workers exchange.
+        topology: The network, for the rows that Ray's workers exchange; None takes it
+            that each needs all.
 
     Returns:
         The estimate.
@@ -177,7 +184,9 @@ def training_memory(
         remedy="a smaller batch_size or chunk_peers",
     )
     if execution.engine == "ray":
-        parts += _workers(data, config, execution, state, buffers, work, degree)
+        others = _exchanged(data, config, execution, topology)
+        others *= model.size * config.item_size
+        parts += _workers(data, config, execution, state, others, buffers, work)
     else:  # "auto" moves to Ray only later, if at all
         parts += [buffers, work]
     return MemoryEstimate(
@@ -223,26 +232,77 @@ def _saving(state: int, slots: int, stored: bool) -> Part:
     return Part(name="writing a checkpoint", nbytes=nbytes, remedy=_FEWER)
 
 
+def retraining_memory(run: TrainedRun, execution: ExecutionConfig) -> MemoryEstimate:
+    """Return what training a run's network again is going to take; nothing is kept.
+
+    Args:
+        run: The run, which stays.
+        execution: The engine.
+
+    Returns:
+        The estimate.
+    """
+    config = replace(run.config, record=RecordPlan(parts=frozenset()))
+    return training_memory(
+        run.data, run.model, config, execution, topology=run.topology
+    )
+
+
+def influence_memory(run: TrainedRun, *, kept: int) -> MemoryEstimate:
+    """Return what an exact influence trace is going to take.
+
+    Args:
+        run: The run that is replayed.
+        kept: Rounds whose derivatives are kept; 0 keeps their norms only.
+
+    Returns:
+        The estimate.
+    """
+    config, n, size = run.config, run.data.n, run.model.size
+    state, wide = n * size * config.item_size, 8 * n * size
+    slots = len(slot_names(config))
+    derivatives = wide * (1 + slots)
+    return MemoryEstimate(
+        what=f"the exact influence on {n} peers x {size} parameters",
+        held=resident_memory(),
+        parts=(
+            Part(
+                name="the replay in two buffers, two states between rounds",
+                nbytes=state * (5 + 3 * slots + len(config.trainer.mixed)),
+                remedy=_BOUND,
+            ),
+            Part(
+                name="derivatives before and after a round, in float64",
+                nbytes=2 * derivatives,
+                remedy=_BOUND,
+            ),
+            Part(
+                name=f"derivatives of {kept} rounds",
+                nbytes=2 * wide * kept,
+                remedy="vectors=False, or a larger every",
+            ),
+        ),
+    )
+
+
 def _workers(
     data: PeerData,
     config: SimulationConfig,
     execution: ExecutionConfig,
     state: int,
+    others: int,
     buffers: Part,
     work: Part,
-    degree: float,
 ) -> list[Part]:
     """Return what Ray, its workers and the driver's copies for them take."""
     workers = min(execution.workers, -(-data.n // config.block_peers))
-    # rows of other workers that each holds: at most all, at most one per edge
-    others = int(state * min(workers - 1, degree))
     store = data.store.inputs.nbytes + data.store.labels.nbytes
     fewer = "fewer workers, or engine='inline'"
     return [
         Part(name="Ray itself", nbytes=RAY_BYTES, remedy="engine='inline'"),
         Part(
             name=f"{workers} workers with torch",
-            nbytes=workers * WORKER_BYTES,
+            nbytes=workers * worker_memory(data),
             remedy=fewer,
         ),
         Part(
@@ -258,6 +318,27 @@ def _workers(
             remedy=_FEWER,
         ),
     ]
+
+
+def _exchanged(
+    data: PeerData,
+    config: SimulationConfig,
+    execution: ExecutionConfig,
+    topology: Topology | None,
+) -> int:
+    """Return how many rows of other workers' peers all workers hold together."""
+    from dfl_unlearn.engine.backends.ray import split_blocks
+
+    cut = split_blocks(data.sizes, config, execution.workers)
+    if topology is None:
+        return data.n * (len(cut) - 1)
+    weights, total = topology.weights, 0
+    for blocks in cut:
+        first = int(blocks[0]) * config.block_peers
+        last = min((int(blocks[-1]) + 1) * config.block_peers, data.n)
+        needed = np.unique(weights[first:last].indices)
+        total += int(((needed < first) | (needed >= last)).sum())
+    return total
 
 
 def _chunk(data: PeerData, model: FlatModel, config: SimulationConfig) -> int:
@@ -291,6 +372,26 @@ def _scoring(data: PeerData, model: FlatModel, config: SimulationConfig) -> int:
     return rows * width * config.item_size + 3 * logits
 
 
+def worker_memory(data: PeerData) -> int:
+    """Return what a worker takes before it has any rows.
+
+    That is about what this process has for itself, without its data.
+
+    Args:
+        data: What this process holds that a worker does not.
+
+    Returns:
+        Bytes, within what was measured.
+    """
+    import psutil
+
+    own = int(psutil.Process().memory_full_info().uss)
+    for batch in (data.store, data.test):
+        own -= batch.inputs.nbytes + batch.labels.nbytes
+    least, most = WORKER_BYTES
+    return min(max(own, least), most)
+
+
 def resident_memory() -> int:
     """Return the bytes that this process holds now."""
     import psutil
@@ -322,7 +423,7 @@ def available_memory() -> int:
 def size(nbytes: float) -> str:
     """Return bytes as people read them, e.g. ``1.6 TB``."""
     for unit in ("B", "kB", "MB", "GB"):
-        if nbytes < 1000:
+        if nbytes < 999.5:
             return f"{nbytes:.3g} {unit}"
         nbytes /= 1000
     return f"{nbytes:.3g} TB"

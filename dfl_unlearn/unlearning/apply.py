@@ -16,6 +16,8 @@ from dfl_unlearn.data.coalesce import coalesce as put_together
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.engine.clock import protocol_seconds
+from dfl_unlearn.engine.config import ExecutionConfig
+from dfl_unlearn.engine.memory import retraining_memory
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.simulator import retrain
 from dfl_unlearn.engine.threads import limited_threads
@@ -73,6 +75,8 @@ def unlearn(
         The outcome (of the last request).
 
     Raises:
+        ResourceError: If the reference would not fit into memory; a block of
+            ``engine.memory.large_allowed`` starts all the same.
         InvalidForgetSetError: If a request does not fit the data, or several cannot
             be coalesced.
         UnsupportedRequestError: If the protocol does not serve this kind of request.
@@ -182,6 +186,8 @@ def _attempted(
     _check(run, request, protocol, name)
     if screening is not None:
         screening.check(run, request, protocol)
+    if reference is True:
+        retraining_memory(run, ExecutionConfig()).check()
     store = None
     if folder is not None:
         from dfl_unlearn.unlearning.attempts import OutcomeFolder
