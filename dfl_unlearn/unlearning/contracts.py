@@ -97,6 +97,8 @@ class Outcome:
         residual_influence: Norm of that influence, or None where it is not known, and
             how it was got, by peer; for every peer that has not taken the model.
         progress: How far the request came, in a network with faults; else None.
+        keep_checkpoints: Whether a commit leaves states from before the request on
+            disk; the certificate is ``certified_conditional`` at most then.
     """
 
     run: TrainedRun
@@ -115,6 +117,7 @@ class Outcome:
     pending: tuple[int, ...] = ()
     residual_influence: Mapping[int, Residual] = field(default_factory=dict)
     progress: Progress | None = None
+    keep_checkpoints: bool = False
 
     @property
     def protocol_name(self) -> str:
