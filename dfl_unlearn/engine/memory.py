@@ -327,7 +327,7 @@ def _exchanged(
     topology: Topology | None,
 ) -> int:
     """Return how many rows of other workers' peers all workers hold together."""
-    from dfl_unlearn.engine.backends.ray import split_blocks
+    from dfl_unlearn.engine.backends.ray_split import split_blocks
 
     cut = split_blocks(data.sizes, config, execution.workers)
     if topology is None:
