@@ -354,6 +354,8 @@ def protocol_seconds(
 
     Messages are taken in the log's order: each leaves when its sender is done with all
     it was sent and computed before, so steps that do not touch each other overlap.
+    In a network with faults this is a lower bound: rounds in which an attempt waits for
+    peers that are down, or for a token's sign of life, take no time here.
 
     Args:
         log: All messages, and who computed what between them.

@@ -28,7 +28,7 @@ from dfl_unlearn.engine.faults import (
     Straggler,
 )
 from dfl_unlearn.engine.run import load_run
-from dfl_unlearn.engine.simulator import simulate
+from dfl_unlearn.engine.simulator import resume, simulate
 from dfl_unlearn.engine.trainers.d_sgd import DSgd
 from dfl_unlearn.engine.trainers.gradient_tracking import GradientTracking
 from dfl_unlearn.engine.transport import HEADER_BYTES, Transport
@@ -378,3 +378,21 @@ def test_a_history_without_simulated_seconds_is_read(run, tmp_path):
 
 def test_all_clocks_start_at_zero():
     assert PeerClocks(CLOCK.pace(3, RngTree(0))).end == 0.0
+
+
+def test_a_run_that_goes_on_keeps_its_clock(run, tmp_path):
+    config = replace(RUN, clock=UNLIKE)
+    simulate("ring", run.data, "logistic", config, folder=tmp_path / "a")
+    longer = resume(tmp_path / "a", rounds=8, data=run.data)
+    whole = simulate("ring", run.data, "logistic", replace(config, rounds=8))
+    ours, theirs = longer.history, whole.history
+    assert ours.simulated_seconds.tolist() == theirs.simulated_seconds.tolist()
+
+
+@pytest.mark.parametrize("protocol", ["retrain", "fine-tune"])
+def test_messages_of_more_training_carry_all_that_the_trainer_mixes(protocol):
+    config = SimulationConfig(rounds=3, trainer=GradientTracking())
+    tracked = simulate("ring", blobs([12, 7, 9, 10]), "logistic", config)
+    outcome = unlearn(tracked, REQUEST, protocol)
+    sizes = {message.nbytes for message in outcome.messages}
+    assert sizes == {2 * 4 * tracked.model.size + HEADER_BYTES}
