@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
 import typer
 
@@ -94,6 +94,20 @@ Engine = Annotated[
 Workers = Annotated[
     int | None, typer.Option(help="Ray workers  [default: one per core with auto]")
 ]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT",
+        help="Running Ray cluster to join  [default: start Ray here, on loopback]",
+    ),
+]
+RayAllowRemote = Annotated[
+    bool,
+    typer.Option(
+        "--ray-allow-remote",
+        help="Let other machines take part: they can run code as you.",
+    ),
+]
 RunName = Annotated[
     str, typer.Argument(metavar="RUN", help="A run's name, or the path of its folder.")
 ]
@@ -104,6 +118,9 @@ def demo(
     name: Annotated[str, typer.Option(help="Name of the run folder.")] = "demo",
     engine: Engine = None,
     workers: Workers = None,
+    allow_large: Large = False,
+    ray_address: RayAddress = None,
+    ray_allow_remote: RayAllowRemote = False,
     runs: Runs = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -118,7 +135,9 @@ def demo(
     from dfl_unlearn.experiment import DEMO, read_experiment
 
     experiment = read_experiment({**DEMO, "name": name})
-    _conduct(_executed(experiment, engine, workers), page=True)
+    remote = _Remote(ray_address, ray_allow_remote)
+    experiment = _executed(experiment, engine, workers, remote, allow_large=allow_large)
+    _conduct(experiment, page=True)
 
 
 @app.command()
@@ -145,6 +164,8 @@ def run(
     ] = False,
     engine: Engine = None,
     workers: Workers = None,
+    ray_address: RayAddress = None,
+    ray_allow_remote: RayAllowRemote = False,
     allow_large: Large = False,
     runs: Runs = None,
     as_json: AsJson = False,
@@ -163,7 +184,8 @@ def run(
     experiment = load_experiment(file, overrides or ())
     if name is not None:
         experiment = replace(experiment, name=name)
-    experiment = _executed(experiment, engine, workers, allow_large=allow_large)
+    remote = _Remote(ray_address, ray_allow_remote)
+    experiment = _executed(experiment, engine, workers, remote, allow_large=allow_large)
     if dry_run:
         build_parts(experiment)
         config = to_config(experiment)
@@ -197,6 +219,8 @@ def resume(
     ] = None,
     engine: Engine = None,
     workers: Workers = None,
+    ray_address: RayAddress = None,
+    ray_allow_remote: RayAllowRemote = False,
     allow_large: Large = False,
     runs: Runs = None,
     as_json: AsJson = False,
@@ -219,10 +243,12 @@ def resume(
     if drop_line is not None:
         kept = RunFolder(folder).drop_line(drop_line)
         _say(f"line {drop_line} is left out; what it was is in {kept.name}")
+    remote = _Remote(ray_address, ray_allow_remote)
     execution = _execution(
         ExecutionConfig(progress=not _common.quiet),
         engine,
         workers,
+        remote,
         allow_large=allow_large,
     )
     if (
@@ -235,7 +261,7 @@ def resume(
         experiment = unfinished_experiment(folder)
         if experiment is not None:
             _conduct(
-                _executed(experiment, engine, workers, allow_large=allow_large),
+                _executed(experiment, engine, workers, remote, allow_large=allow_large),
                 page=True,
                 how=lambda one, **more: resume_experiment(
                     folder, execution=one.execution, **more
@@ -330,6 +356,7 @@ def unlearn(
             help="Keep states from before the request on disk, with --commit.",
         ),
     ] = False,
+    allow_large: Large = False,
     runs: Runs = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -344,6 +371,7 @@ def unlearn(
     _set(runs, as_json, quiet, debug)
     from dfl_unlearn._configfile import parse_override
     from dfl_unlearn._strict import read_strict
+    from dfl_unlearn.engine.memory import large_allowed
     from dfl_unlearn.engine.run import load_run
     from dfl_unlearn.evaluation.view import evaluate
     from dfl_unlearn.unlearning.apply import unlearn as carry_out
@@ -364,27 +392,30 @@ def unlearn(
     trained = load_run(_folder(run_name))
     folder = trained.folder
     done: list[dict[str, Any]] = []
+    last: Outcome | None = None
     try:
         for given_request in [requests] if coalesce else [[one] for one in requests]:
-            outcome = carry_out(
-                trained,
-                given_request,
-                how,
-                reference=not no_reference,
-                coalesce=coalesce,
-                screening=Screening() if screen else None,
-                keep_checkpoints=keep_checkpoints,
-                folder=folder,
-            )
+            if last is not None and not commit:
+                trained = last.as_run()
+            with large_allowed(allow_large):
+                outcome = carry_out(
+                    trained,
+                    given_request,
+                    how,
+                    reference=not no_reference,
+                    coalesce=coalesce,
+                    screening=Screening() if screen else None,
+                    keep_checkpoints=keep_checkpoints,
+                    folder=folder,
+                )
             table = evaluate(outcome)
-            if outcome.status == "held_for_review" and commit:
+            if outcome.status != "complete" and commit:
                 _tell_outcome(outcome, table)  # what is refused next
             if commit:
                 trained = commit_outcome(outcome)
                 outcome = replace(outcome, certificate=kept_certificate(outcome))
-            else:
-                trained = outcome.as_run()
             _tell_outcome(outcome, table)
+            last = outcome
             done.append(_outcome_json(outcome, table) | {"committed": commit})
     finally:
         if _common.as_json and 0 < len(done) < (1 if coalesce else len(requests)):
@@ -698,16 +729,24 @@ def _quiet_libraries() -> Iterator[None]:
         logger.removeHandler(handler)
 
 
+class _Remote(NamedTuple):
+    """What the options say about other machines; a file never gives permission."""
+
+    address: str | None
+    allowed: bool
+
+
 def _executed(
     experiment: "Experiment",
     engine: str | None,
     workers: int | None,
+    remote: _Remote,
     *,
     allow_large: bool = False,
 ) -> "Experiment":
     """Return an experiment with what the options say about its execution."""
     execution = _execution(
-        experiment.execution, engine, workers, allow_large=allow_large
+        experiment.execution, engine, workers, remote, allow_large=allow_large
     )
     return replace(experiment, execution=execution)
 
@@ -716,11 +755,15 @@ def _execution(
     execution: "ExecutionConfig",
     engine: str | None,
     workers: int | None,
+    remote: _Remote,
     *,
     allow_large: bool = False,
 ) -> "ExecutionConfig":
     """Return an execution with what the options say."""
     changes: dict[str, Any] = {"allow_large": True} if allow_large else {}
+    changes |= {"ray_allow_remote": remote.allowed}
+    if remote.address is not None:
+        changes |= {"ray_address": remote.address}
     if engine is not None:
         changes |= {"engine": engine}
     if workers is not None:
@@ -868,6 +911,7 @@ def _outcome_json(outcome: "Outcome", table: "ResultsTable") -> dict[str, Any]:
         if certificate is None
         else json.loads(certificate.to_json()),
         "status": outcome.status,
+        "pending": {str(i): outcome.residual_influence[i][0] for i in outcome.pending},
         "notes": list(outcome.notes),
         "cost": asdict(outcome.cost),
         "metrics": [row for row in table.rows if row["peer"] == -1],

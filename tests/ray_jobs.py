@@ -51,12 +51,18 @@ def clean(config=JOB):
     return _CLEAN[repr(config)]
 
 
-def on_ray(*, config=JOB, workers=3, callbacks=(), **fields):
+def on_ray(*, config=JOB, workers=3, callbacks=(), folder=None, **fields):
     execution = ExecutionConfig(
         engine="ray", workers=workers, **{"checkpoint_every": 10, **fields}
     )
     return simulate(
-        RING, ROWS, "logistic", config, execution=execution, callbacks=callbacks
+        RING,
+        ROWS,
+        "logistic",
+        config,
+        execution=execution,
+        callbacks=callbacks,
+        folder=folder,
     )
 
 

@@ -11,7 +11,7 @@ from dfl_unlearn.engine.config import ExecutionConfig
 from dfl_unlearn.engine.figures import Evaluated
 from dfl_unlearn.engine.progress import Progress
 from dfl_unlearn.engine.stored_parts import round_row
-from dfl_unlearn.errors import ResourceError
+from dfl_unlearn.errors import ResourceError, StalledError
 from dfl_unlearn.store.folder import RunFolder
 
 CHECKPOINT_SECONDS = 30.0
@@ -50,13 +50,15 @@ class Keeper:
 
     @contextmanager
     def telling_how(self) -> Iterator[None]:
-        """Say of a signal that ends a block how to go on.
+        """Say of what ends a block, a signal or the engine's end, how to go on.
 
         Yields:
             Nothing.
 
         Raises:
             StoppedError: The same, with a remedy.
+            StalledError: Likewise, where workers gave no answer.
+            ResourceError: Likewise, where they or Ray itself died.
         """
         try:
             yield
@@ -65,6 +67,21 @@ class Keeper:
             if self._folder is not None and self._how() not in text:
                 text = f"{text}; {self._how()}"
             raise StoppedError(stop.signum, text) from None
+        except StalledError as error:
+            raise StalledError(self._and_how(error)) from error.__cause__
+        except ResourceError as error:
+            if type(error) is not ResourceError:  # of the folder itself
+                raise
+            raise ResourceError(self._and_how(error)) from error.__cause__
+
+    def _and_how(self, error: Exception) -> str:
+        text = str(error)
+        if self._folder is None or self._how() in text:
+            return text
+        return (
+            f"{text.removesuffix('.')}. Rounds up to the last checkpoint are saved; "
+            f"{self._how()}"
+        )
 
     def between_rounds(self) -> AbstractContextManager[None]:
         """Let a signal wait for the end of its round, where there is a folder."""

@@ -2,9 +2,11 @@
 
 python ray_program.py digests WORKERS...   one line per engine: name, digest
 python ray_program.py daemon NAME ROUND    a run whose daemon dies after a round
+    python ray_program.py signal NAME ROUND FOLDER   a signal comes after a round
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -12,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from ray_jobs import ROUGH, After, clean, daemon, kill, on_ray
 
+from dfl_unlearn._stopping import StoppedError, stopped_by_signals
 from dfl_unlearn.engine.backends.fault_hook import FAULT
 from dfl_unlearn.engine.backends.ray_runtime import ray_session
 from dfl_unlearn.errors import DflUnlearnError
@@ -34,16 +37,27 @@ def digests(*workers):
 CONFIG = {"config": ROUGH}
 
 
-def daemon_dies(name, round_):
+def daemon_dies(name, round_, folder):
     """End with the error's code when Ray's own process is killed after a round."""
-    blow = After(int(round_), lambda: kill(daemon(name)))
+    ends(After(int(round_), lambda: kill(daemon(name))), folder)
+
+
+def signal_comes(name, round_, folder):
+    """End with the signal's code, in the middle of a round."""
+    number = getattr(signal, name)
+    ends(After(int(round_), lambda: os.kill(os.getpid(), number), wait=0.05), folder)
+
+
+def ends(blow, folder):
     os.environ[FAULT] = "delay:100"
     try:
-        on_ray(callbacks=[blow])
-    except DflUnlearnError as error:
+        with stopped_by_signals():
+            on_ray(callbacks=[blow], folder=folder)
+    except (DflUnlearnError, StoppedError) as error:
         say(type(error).__name__, str(error))
         sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":
-    {"digests": digests, "daemon": daemon_dies}[sys.argv[1]](*sys.argv[2:])
+    modes = {"digests": digests, "daemon": daemon_dies, "signal": signal_comes}
+    modes[sys.argv[1]](*sys.argv[2:])

@@ -1,7 +1,8 @@
-"""Ray's own processes are killed: a clear error soon, and nothing left running."""
+"""Ray's own processes are killed, or signals come: nothing is left running."""
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -9,6 +10,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ray_jobs import ROWS, clean
+
+from dfl_unlearn import resume
 
 PROGRAM = Path(__file__).parent / "ray_program.py"
 
@@ -27,22 +31,37 @@ def rest_of(marker):
     return found
 
 
-@pytest.mark.parametrize("name", ["gcs_server", "raylet"])
-@pytest.mark.parametrize("round_", [3, 20])
-def test_a_dead_daemon_ends_the_run_with_an_error(name, round_):
+def ended(how, name, round_, folder):
+    """What a program of its own says and its exit code; it must leave nothing."""
     marker = f"{name}-{round_}-{os.getpid()}"
-    folder = Path(tempfile.gettempdir())
-    before = set(folder.glob("dfl-ray-*"))
-    # Starting takes what it takes; from the blow on 60 s must do.
+    short = tempfile.mkdtemp(prefix="dfl-")  # for sockets; a test's own is too long
     answer = subprocess.run(
-        [sys.executable, PROGRAM, "daemon", name, str(round_)],
-        env={**os.environ, "DFL_TEST_MARK": marker},
+        [sys.executable, PROGRAM, how, name, str(round_), str(folder)],
+        env={**os.environ, "DFL_TEST_MARK": marker, "TMPDIR": short},
         capture_output=True,
         text=True,
         check=False,
         timeout=240,
     )
-    assert answer.returncode == 5, answer.stderr[-2000:]
-    assert re.search(rf"ResourceError Ray's {name} .* has ended", answer.stdout)
     assert rest_of(marker) == []
-    assert set(folder.glob("dfl-ray-*")) <= before
+    assert not list(Path(short).glob("dfl-ray-*"))
+    shutil.rmtree(short, ignore_errors=True)
+    assert "resume with: dfl-unlearn resume" in answer.stdout, answer.stderr[-2000:]
+    return answer.stdout, answer.returncode
+
+
+@pytest.mark.parametrize("name", ["gcs_server", "raylet"])
+@pytest.mark.parametrize("round_", [3, 20])
+def test_a_dead_daemon_ends_the_run_with_an_error(name, round_, tmp_path):
+    said, code = ended("daemon", name, round_, tmp_path / "a")
+    assert code == 5
+    assert re.search(rf"ResourceError Ray's {name} .* has ended", said)
+    assert resume(tmp_path / "a", data=ROWS).digest == clean().digest
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_signal_ends_a_run_on_ray_after_its_round(name, code, tmp_path):
+    said, found = ended("signal", name, 12, tmp_path / "a")
+    assert found == code
+    assert "StoppedError interrupted after round 13 of 30" in said
+    assert resume(tmp_path / "a", data=ROWS).digest == clean().digest

@@ -5,8 +5,9 @@ import signal
 
 import psutil
 import pytest
-from ray_jobs import ROUGH, After, clean, hooked, kill, on_ray, worker_processes
+from ray_jobs import ROUGH, ROWS, After, clean, hooked, kill, on_ray, worker_processes
 
+from dfl_unlearn import resume
 from dfl_unlearn.engine.backends import ray as backend
 from dfl_unlearn.engine.backends import ray_crew
 from dfl_unlearn.engine.backends.fault_hook import FAULT, Death, Faults, read_faults
@@ -80,7 +81,7 @@ def test_a_run_takes_over_the_workers_of_the_one_before(session):
 
 
 @pytest.mark.ray
-def test_no_finished_block_for_too_long_ends_the_run(session):
+def test_no_finished_block_for_too_long_ends_the_run(session, tmp_path):
     stopped = []
 
     def stop():
@@ -92,14 +93,21 @@ def test_no_finished_block_for_too_long_ends_the_run(session):
         with pytest.raises(
             StalledError,
             match=r"^no block finished for 2 s \(round 5, waiting for blocks "
-            r"0, 1, 2, 3, 4, 5; workers alive: 3\)",
+            r"0, 1, 2, 3, 4, 5; workers alive: 3\). Rounds up to the last checkpoint "
+            r"are saved; resume with: dfl-unlearn resume .*/a$",
         ) as caught:
-            on_ray(callbacks=[After(4, stop)], stall_timeout_s=2.0)
+            on_ray(
+                callbacks=[After(4, stop)],
+                stall_timeout_s=2.0,
+                checkpoint_every=3,
+                folder=tmp_path / "a",
+            )
         assert caught.value.exit_code == 7
     finally:
         for process in stopped:
             if process.is_running():
                 process.resume()
+    assert resume(tmp_path / "a", data=ROWS).digest == clean().digest
 
 
 @pytest.mark.ray

@@ -2,6 +2,7 @@
 
 import pytest
 
+from dfl_unlearn import cli
 from dfl_unlearn.engine.backends import ray_runtime
 from dfl_unlearn.engine.backends.ray_runtime import ray_session
 from dfl_unlearn.engine.config import ExecutionConfig
@@ -53,3 +54,16 @@ def test_the_new_execution_settings_are_checked():
         ExecutionConfig(ray_address="127.0.0.1:6379")
     with pytest.raises(InvalidArgumentError, match="stall_timeout_s: must be"):
         ExecutionConfig(stall_timeout_s=0)
+
+
+def test_a_file_gives_no_permission_to_join(tmp_path, capsys):
+    file = tmp_path / "ring.toml"
+    file.write_text(
+        'name = "a"\n[topology]\nuse = "ring"\nn = 4\n'
+        '[data]\nuse = "gaussian-classes"\n[execution]\nengine = "ray"\n'
+        'ray_address = "127.0.0.1:1"\nray_allow_remote = true\n'
+    )
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["run", str(file), "--runs", str(tmp_path)])
+    assert stop.value.code == 4
+    assert "needs ray_allow_remote=True (--ray-allow-remote)" in capsys.readouterr().err
