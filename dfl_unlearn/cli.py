@@ -20,8 +20,13 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from dfl_unlearn import __version__
-from dfl_unlearn._validate import clean
-from dfl_unlearn.errors import DflUnlearnError, InvalidArgumentError, MissingInputError
+from dfl_unlearn._validate import clean, show
+from dfl_unlearn.errors import (
+    DflUnlearnError,
+    InvalidArgumentError,
+    MissingInputError,
+    ResourceError,
+)
 
 if TYPE_CHECKING:
     from dfl_unlearn.data.forget import ForgetRequest
@@ -81,6 +86,16 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 Large = Annotated[
     bool,
     typer.Option("--allow-large", help="Start although memory may not suffice."),
+]
+MaxGraph = Annotated[
+    int | None,
+    typer.Option(
+        "--max-graph-mb",
+        metavar="N",
+        min=1,
+        max=16384,
+        help="Largest graph file that is read  [default: 256]",
+    ),
 ]
 Engine = Annotated[
     str | None,
@@ -144,6 +159,7 @@ def run(
     engine: Engine = None,
     workers: Workers = None,
     allow_large: Large = False,
+    max_graph_mb: MaxGraph = None,
     runs: Runs = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -163,11 +179,11 @@ def run(
         experiment = replace(experiment, name=name)
     experiment = _executed(experiment, engine, workers, allow_large=allow_large)
     if dry_run:
-        build_parts(experiment)
+        build_parts(experiment, max_graph_mb=max_graph_mb)
         config = to_config(experiment)
         _print(_json(config) if _common.as_json else to_toml(config).rstrip())
         return
-    _conduct(experiment, page=not no_report)
+    _conduct(experiment, page=not no_report, max_graph_mb=max_graph_mb)
 
 
 @app.command()
@@ -333,7 +349,7 @@ def report(
         if kind not in ("png", "svg", "gif"):
             raise InvalidArgumentError(
                 "--figures: must be png, svg, gif or several of them with commas, got "
-                f"{clean(kind)!r}"
+                f"{show(kind)}"
             )
     trained = load_run(_folder(run_name))
     outcomes = load_outcomes(trained)
@@ -383,6 +399,8 @@ def audit(
     request: Annotated[
         str | None, typer.Option(metavar="ID", help="Only this request, e.g. r0.")
     ] = None,
+    allow_large: Large = False,
+    max_graph_mb: MaxGraph = None,
     runs: Runs = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -400,7 +418,10 @@ def audit(
 
     if Path(source).suffix in (".toml", ".json"):
         experiment = load_experiment(source, [])
-        trained, *_ = run_experiment(experiment, _common.runs)
+        experiment = _executed(experiment, None, None, allow_large=allow_large)
+        trained, *_ = run_experiment(
+            experiment, _common.runs, max_graph_mb=max_graph_mb
+        )
     else:
         trained = load_run(_folder(source))
     assert trained.folder is not None
@@ -433,7 +454,7 @@ def list_(
     _set(None, as_json, False, debug)
     if kind is not None and kind not in KINDS:
         raise InvalidArgumentError(
-            f"KIND: must be one of {', '.join(KINDS)}, got {clean(kind)!r}"
+            f"KIND: must be one of {', '.join(KINDS)}, got {show(kind)}"
         )
     found = {k: _entries(_registry(k)) for k in ([kind] if kind else KINDS)}
     if _common.as_json:
@@ -529,6 +550,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """
     signal.signal(signal.SIGTERM, _terminated)
     try:
+        _refuse_controls(sys.argv[1:] if arguments is None else arguments)
         with _quiet_libraries():
             app(args=arguments, standalone_mode=True)
     except DflUnlearnError as error:
@@ -542,6 +564,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except Exception as error:
         if _common.debug:
             raise
+        if _out_of_memory(error):
+            _complain(
+                "ResourceError: out of memory "
+                f"({clean_lines(str(error)) or 'no more could be had'}); use fewer "
+                "peers, a smaller model or a machine with more"
+            )
+            sys.exit(ResourceError.exit_code)
         import platform
 
         _complain(
@@ -552,6 +581,28 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         )
         sys.exit(1)
     sys.exit(0)
+
+
+def _refuse_controls(arguments: Sequence[str]) -> None:
+    """Refuse words that would write to the terminal when an error repeats them.
+
+    Raises:
+        InvalidArgumentError: If a word has control characters; a line end may be part
+            of a value.
+    """
+    for word in arguments:
+        if any((ord(c) < 32 and c not in "\t\n") or 127 <= ord(c) < 160 for c in word):
+            raise InvalidArgumentError(
+                f"argument: must have no control characters, got {ascii(word)[:200]}; "
+                "type it again"
+            )
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Tell whether NumPy or torch was refused memory by the system."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
 
 
 def clean_lines(text: str) -> str:
@@ -607,7 +658,9 @@ def _executed(
     return replace(experiment, execution=execution)
 
 
-def _conduct(experiment: "Experiment", *, page: bool) -> None:
+def _conduct(
+    experiment: "Experiment", *, page: bool, max_graph_mb: int | None = None
+) -> None:
     from dfl_unlearn.experiment import run_experiment
     from dfl_unlearn.sections import ReportSection
     from dfl_unlearn.story import comparison_lines, influence_lines, training_lines
@@ -620,7 +673,9 @@ def _conduct(experiment: "Experiment", *, page: bool) -> None:
     tell: Callable[[str], None] | None = None
     if not _common.quiet:
         tell = lambda line: _complain(f"... {clean(line)}")  # noqa: E731
-    trained, outcomes, tables = run_experiment(experiment, _common.runs, tell=tell)
+    trained, outcomes, tables = run_experiment(
+        experiment, _common.runs, tell=tell, max_graph_mb=max_graph_mb
+    )
     assert trained.folder is not None
     if _common.as_json:
         _print(
@@ -785,7 +840,7 @@ def _requests(
         rows = [int(part) for part in indices.split(",")]
     except ValueError:
         raise InvalidArgumentError(
-            f"--indices: must be integers with commas between, got {clean(indices)!r}"
+            f"--indices: must be integers with commas between, got {show(indices)}"
         ) from None
     return [ForgetRequest.samples(peer, indices=rows)]
 
