@@ -615,6 +615,14 @@ def _set(runs: Path | None, as_json: bool, quiet: bool, debug: bool) -> None:
     _common.quiet, _common.debug = quiet or as_json, debug
 
 
+class _CleanFormatter(logging.Formatter):
+    """Log lines without control characters, whatever a name in them holds."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        return clean_lines(super().format(record))
+
+
 def _terminated(signum: int, frame: object) -> NoReturn:
     sys.exit(128 + signum)
 
@@ -625,7 +633,7 @@ def _quiet_libraries() -> Iterator[None]:
     level = os.environ.get("DFL_UNLEARN_LOG", "WARNING").upper()
     logger = logging.getLogger("dfl_unlearn")
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_CleanFormatter("%(levelname)s %(name)s: %(message)s"))
     logger.addHandler(handler)
     logger.setLevel(level if level in logging.getLevelNamesMapping() else "WARNING")
     before = warnings.showwarning

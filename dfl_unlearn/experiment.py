@@ -7,6 +7,7 @@ can be refused without training is refused before anything is written.
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -126,6 +127,7 @@ _REGISTRIES: dict[Any, Registry[Any]] = {
     UnlearningProtocol: unlearners,
 }
 _FORMS = {ForgetRequest: RequestForm}
+_INDEX = re.compile(r"[0-9]{1,9}")
 # What a file cannot give: objects, and fields that the experiment itself fills in.
 _NOT_IN_FILES = {SimulationConfig: ("schedule",)}
 
@@ -176,6 +178,11 @@ def read_experiment(table: Mapping[str, Any], where: str = "") -> Experiment:
         if name in topologies:
             if "seed" in settings_of(topologies.get(name)):
                 table["topology"] = {"seed": seed, **topology}
+        elif Path(name).suffix.lower() == ".toml":  # a preset: its family has the keys
+            mixing = topology.get("mixing")
+            fields = {k: v for k, v in topology.items() if k not in ("use", "mixing")}
+            del table["topology"]
+            graph = TopologySection(use=name, mixing=mixing, fields=fields)
         elif name in graph_names() or Path(name).suffix:
             form = read_strict(GraphForm, table.pop("topology"), where, path="topology")
             graph = form.build()
@@ -418,8 +425,13 @@ def _override(table: dict[str, Any], keys: Sequence[str], value: Any) -> None:
     path = ".".join(keys)
     for depth, key in enumerate(keys):
         last = depth == len(keys) - 1
+        if isinstance(at, dict) and _INDEX.fullmatch(key) and key not in at:
+            raise ConfigError(
+                f"{path}: must lead to an entry of a list at {key!r}, got no list "
+                "there; add the entry to the file first"
+            )
         if isinstance(at, list):
-            if not key.isdigit() or int(key) >= len(at):
+            if not _INDEX.fullmatch(key) or int(key) >= len(at):
                 raise ConfigError(
                     f"{path}: must be an index below {len(at)} at {key!r}; "
                     "add the entry to the file first"

@@ -597,6 +597,18 @@ WORDS = {
         ["seed.x=1"],
         r"ConfigError: seed\.x: must lead to a table before 'x'|seed",
     ),
+    "an override of a list that is not there": (
+        ["report.3.x=1"],
+        r"ConfigError: report\.3\.x: must lead to an entry of a list at '3', got",
+    ),
+    "an index that is no number": (
+        ["forget.\u00b2.peer=1"],
+        r"forget\.\u00b2\.peer: must be an index below 1",
+    ),
+    "an index of 5000 digits": (
+        [f"forget.{'9' * 5000}.peer=1"],
+        r"must be an index below 1",
+    ),
     "an override beyond a list": (
         ["forget.7.peer=1"],
         r"ConfigError: forget\.7\.peer: must be an index below 1 at '7'",
