@@ -1,4 +1,4 @@
-"""Finished runs on disk: written file by file, each whole or not at all.
+"""Runs on disk: written file by file, each whole or not at all.
 
 ``manifest.json`` says how data and model are made again, which rows are forgotten and
 which state belongs to it; all are checked by their fingerprints, so a changed file or
@@ -6,27 +6,42 @@ generator is noticed before anything is computed. It also notes the ledger's las
 a ledger that is shorter has lost charges; a longer one was charged since.
 
 While a forget request is committed the manifest also holds the one to come, under
-``next``: the state file says which of the two is in force, so a crash leaves either the
-run before or the run after.
+``next``. A commit that was interrupted is carried out to its end when the folder is
+opened next (``engine.commit``); while another process is at it, the state file says
+which of the two is in force.
 """
 
-import logging
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import networkx as nx
 import numpy as np
-import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from dfl_unlearn.accounting.ledger import PrivacyBudget, PrivacyLedger
-from dfl_unlearn.data.forget import ForgetRequest
+from dfl_unlearn.accounting.ledger import PrivacyLedger
 from dfl_unlearn.data.peers import PeerData
-from dfl_unlearn.engine.config import LocalSteps, SimulationConfig, trainers
-from dfl_unlearn.engine.run import CarriedOut, History, TrainedRun, state_digest
+from dfl_unlearn.engine.commit import FINAL, LEDGER, NEXT, settle_commit
+from dfl_unlearn.engine.config import SimulationConfig
+from dfl_unlearn.engine.fault_rounds import MEAN_MOVED
+from dfl_unlearn.engine.figures import versions
+from dfl_unlearn.engine.run import CarriedOut, TrainedRun, state_digest
 from dfl_unlearn.engine.state import PeerState
+from dfl_unlearn.engine.stored_forms import (
+    config_from,
+    config_to,
+    request_from,
+    request_to,
+)
+from dfl_unlearn.engine.stored_parts import (
+    read_history,
+    read_record,
+    read_topology,
+    record_entry,
+    write_history,
+    write_record,
+    write_topology,
+)
 from dfl_unlearn.errors import (
     InvalidArgumentError,
     MissingInputError,
@@ -35,18 +50,39 @@ from dfl_unlearn.errors import (
 )
 from dfl_unlearn.models.flat import FlatModel
 from dfl_unlearn.models.zoo import models
-from dfl_unlearn.record.plan import RecordPlan
-from dfl_unlearn.record.training import Dynamics, TrainingRecord
 from dfl_unlearn.rng import RngTree, noise_self_check
+from dfl_unlearn.store.files import write_file
 from dfl_unlearn.store.folder import RunFolder
 from dfl_unlearn.topology.graph import Topology
 
-_log = logging.getLogger(__name__)
+__all__ = [
+    "FINAL",
+    "FORMAT",
+    "LEDGER",
+    "begun_manifest",
+    "carried_out_from",
+    "carried_out_to",
+    "check_noise",
+    "check_storable",
+    "config_from",
+    "config_to",
+    "data_and_model",
+    "data_entry",
+    "finish_run",
+    "noted_head",
+    "open_folder",
+    "read_ledger",
+    "read_manifest",
+    "read_network",
+    "read_run",
+    "read_state",
+    "remove_unused_ledger",
+    "request_from",
+    "request_to",
+    "save_run",
+]
 
 FORMAT = 1
-FINAL = "state/final.safetensors"
-LEDGER = "ledger.jsonl"
-_ROUND = "record/round-{:06d}.safetensors"
 
 
 def save_run(run: TrainedRun, path: str | Path) -> TrainedRun:
@@ -60,24 +96,120 @@ def save_run(run: TrainedRun, path: str | Path) -> TrainedRun:
         The run, bound to the folder and with a ledger that is durable there.
 
     Raises:
-        InvalidArgumentError: If the folder holds a finished run already.
+        InvalidArgumentError: If the folder holds a run already.
+    """
+    check_storable(run.config, path)
+    folder = open_folder(path)
+    with folder.locked():
+        remove_unused_ledger(folder)
+        write_topology(folder, run.topology)
+        ledger = run.ledger.fork(folder.path(LEDGER))
+        if run.history is not None:
+            write_history(folder, run.history)
+        begun = begun_manifest(
+            folder.name, run.topology, run.data, run.model, run.config
+        )
+        begun["carried_out"] = [carried_out_to(past) for past in run.carried_out]
+        return finish_run(folder, begun, replace(run, ledger=ledger))
+
+
+def open_folder(path: str | Path) -> RunFolder:
+    """Return an existing run folder, or a new one where there is none.
+
+    Args:
+        path: The folder; an empty one becomes a run folder.
+
+    Returns:
+        The folder.
     """
     path = Path(path)
-    check_storable(run.config, path)
-    folder = (
+    if _is_empty(path):
+        write_file(path / "lock", b"")
+    return (
         RunFolder(path) if path.exists() else RunFolder.create(path.parent, path.name)
     )
-    with folder.locked():
-        folder.write_json("manifest.json", _manifest(run, folder.name))
-        _write_topology(folder, run.topology)
-        folder.write_tensors(FINAL, {"params": run.state.params, **run.state.slots})
-        if run.record is not None:
-            _write_record(folder, run.record)
-        if run.history is not None:
-            _write_history(folder, run.history)
-        ledger = run.ledger.fork(folder.path(LEDGER))
-        folder.finish(run.digest)
-    return replace(run, folder=folder.root, ledger=ledger)
+
+
+def _is_empty(path: Path) -> bool:
+    """Return whether a folder holds nothing, as a kill while it is made leaves it."""
+    return (
+        path.is_dir()
+        and not path.is_symlink()
+        and all(place.name.startswith(".lock.tmp-") for place in path.iterdir())
+    )
+
+
+def remove_unused_ledger(folder: RunFolder) -> None:
+    """Remove the ledger of a run that was killed before it could begin.
+
+    Args:
+        folder: A folder without a manifest, locked.
+
+    Raises:
+        InvalidArgumentError: If something was charged in it.
+    """
+    place = folder.path(LEDGER)
+    if place.exists():
+        if place.stat().st_size:
+            raise InvalidArgumentError(
+                f"folder: must not hold another run's ledger, got {place}; choose "
+                "another name"
+            )
+        place.unlink()
+
+
+def finish_run(
+    folder: RunFolder, manifest: Mapping[str, Any], run: TrainedRun
+) -> TrainedRun:
+    """Write what only a finished run has, ``done.json`` last; may be done again.
+
+    Args:
+        folder: The run's folder, locked; network, ledger and rows are there.
+        manifest: What is known of the run from before.
+        run: The finished run; its ledger is the folder's.
+
+    Returns:
+        The run, bound to the folder.
+    """
+    folder.write_tensors(FINAL, {"params": run.state.params, **run.state.slots})
+    if run.record is not None:
+        write_record(folder, run.record)
+    state = state_digest(run.state)
+    _write_fault_event(folder, run)
+    folder.write_json(
+        "manifest.json",
+        {
+            **manifest,
+            "round": run.state.round,
+            "ahead": run.ahead,
+            "state": state,
+            "final": {"state": state, "digest": run.digest},
+            "training": config_to(run.config),
+            "record": None if run.record is None else record_entry(run.record),
+            "ledger": list(run.ledger.head),
+            "versions": versions(),
+            "info": {**manifest["info"], **run.info},
+        },
+    )
+    folder.finish(run.digest)
+    return replace(run, folder=folder.root)
+
+
+def _write_fault_event(folder: RunFolder, run: TrainedRun) -> None:
+    """Write one row that says in how many rounds the peers' mean was not kept."""
+    moved = run.info.get("faults", {}).get(MEAN_MOVED, ())
+    known = (row.get("what") for row in folder.records() if row["type"] == "event")
+    if moved and MEAN_MOVED not in known:
+        folder.append(
+            {
+                "type": "event",
+                "round": moved[0],
+                "what": MEAN_MOVED,
+                "peer": -1,
+                "detail": f"{len(moved)} of {run.state.round} rounds did not keep the "
+                "peers' mean, this one first; manifest.json, info.faults, has all",
+            }
+        )
 
 
 def check_storable(config: SimulationConfig, path: str | Path) -> None:
@@ -89,12 +221,20 @@ def check_storable(config: SimulationConfig, path: str | Path) -> None:
 
     Raises:
         InvalidArgumentError: If the configuration cannot be written, or the folder
-            holds a finished run already.
+            holds a run already, finished or not.
     """
     config_to(config)
-    if Path(path).exists() and RunFolder(path).is_done:
+    if not Path(path).exists() or _is_empty(Path(path)):
+        return
+    folder = RunFolder(path)
+    if folder.is_done:
         raise InvalidArgumentError(
             f"folder: must not hold a finished run, got {path}; choose another name"
+        )
+    if folder.path("manifest.json").exists():
+        raise InvalidArgumentError(
+            f"folder: must not hold a run that was interrupted, got {path}; go on with "
+            f"it by resume({str(path)!r}), or choose another name"
         )
 
 
@@ -119,7 +259,7 @@ def read_run(
     if not folder.is_done:
         raise StoreCorruptError(
             f"{folder.root}: must hold a finished run, got no done.json; the run was "
-            "interrupted, make it again"
+            f"interrupted, go on with: dfl-unlearn resume {folder.root}"
         )
     try:
         return _read(folder, data, model)
@@ -134,17 +274,8 @@ def _read(
     folder: RunFolder, data: PeerData | None, model: FlatModel | None
 ) -> TrainedRun:
     manifest, state = read_state(folder)
-    then, now = tuple(manifest["noise_self_check"]), noise_self_check()
-    if then != now:
-        raise NoiseStreamChangedError(
-            f"{folder.root}/manifest.json: keyed noise must start {then}, got {now}; "
-            f"use the NumPy it was made with ({manifest['versions']['numpy']})"
-        )
-    if data is None:
-        data = _build_data(manifest)
-    if model is None:
-        model = _build_model(manifest)
-    data = _marked(data, manifest["data"])
+    check_noise(folder, manifest)
+    data, model = data_and_model(manifest, data, model)
     if data.fingerprint() != manifest["data"]["fingerprint"]:
         raise StoreCorruptError(
             f"{folder.root}/manifest.json: data must have the fingerprint "
@@ -162,34 +293,99 @@ def _read(
             f"{manifest['state'][:16]}..., got {known[:16]}...; the file was changed"
         )
     config = config_from(manifest["training"])
-    ledger_path = folder.path(LEDGER)
     return TrainedRun(
-        topology=_read_topology(folder, manifest),
+        topology=read_topology(folder, manifest),
         data=data,
         model=model,
         config=config,
         state=state,
-        record=_read_record(folder, manifest["record"]),
-        history=_read_history(folder),
-        ledger=PrivacyLedger.load(
-            ledger_path,
-            budget=config.privacy_budget,
-            expected_head=noted_head(manifest),
-        ),
+        record=read_record(folder, manifest["record"]),
+        history=read_history(folder, config),
+        ledger=read_ledger(folder, manifest, config),
         rng=RngTree(config.seed),
-        digest=manifest["state"]  # of a committed state there is no other
-        if manifest["forgotten"]
-        else folder.read_json("done.json")["digest"],
+        digest=_digest(folder, manifest),
         folder=folder.root,
         info=manifest["info"],
-        carried_out=tuple(
-            CarriedOut(
-                request_id=past["request"],
-                round=past["round"],
-                rows={int(owner): rows for owner, rows in past["rows"].items()},
-            )
-            for past in manifest.get("carried_out", ())  # none in older folders
-        ),
+        carried_out=carried_out_from(manifest),
+        ahead=int(manifest.get("ahead", 0)),  # none in older folders
+    )
+
+
+def check_noise(folder: RunFolder, manifest: Mapping[str, Any]) -> None:
+    """Refuse to go on where keyed draws are not what they were.
+
+    Args:
+        folder: The run's folder.
+        manifest: Its manifest.
+
+    Raises:
+        NoiseStreamChangedError: If the self-check gives other values.
+    """
+    then, now = tuple(manifest["noise_self_check"]), noise_self_check()
+    if then != now:
+        raise NoiseStreamChangedError(
+            f"{folder.root}/manifest.json: keyed noise must start {then}, got {now}; "
+            f"use the NumPy it was made with ({manifest['versions']['numpy']})"
+        )
+
+
+def data_and_model(
+    manifest: Mapping[str, Any], data: PeerData | None, model: FlatModel | None
+) -> tuple[PeerData, FlatModel]:
+    """Return a run's data, forgotten rows marked, and its model.
+
+    Args:
+        manifest: Says how they are made again.
+        data: Given where they cannot be.
+        model: As ``data``.
+
+    Returns:
+        Both; the caller compares the fingerprint.
+    """
+    data = _build_data(manifest) if data is None else data
+    model = _build_model(manifest) if model is None else model
+    return _marked(data, manifest["data"]), model
+
+
+def read_ledger(
+    folder: RunFolder, manifest: Mapping[str, Any], config: SimulationConfig
+) -> PrivacyLedger:
+    """Return a run's ledger, bound to its file; it may have grown since it was noted.
+
+    Args:
+        folder: The run's folder.
+        manifest: Notes the head.
+        config: Gives the budget.
+
+    Returns:
+        The ledger.
+    """
+    return PrivacyLedger.load(
+        folder.path(LEDGER),
+        budget=config.privacy_budget,
+        expected_head=noted_head(manifest),
+    )
+
+
+def _digest(folder: RunFolder, manifest: Mapping[str, Any]) -> str:
+    """Return the digest of the state in force; a committed state's is its own."""
+    final = manifest.get("final")  # none in older folders
+    if final is not None and final["state"] == manifest["state"]:
+        return str(final["digest"])
+    if manifest["forgotten"]:
+        return str(manifest["state"])
+    return str(folder.read_json("done.json")["digest"])
+
+
+def carried_out_from(manifest: Mapping[str, Any]) -> tuple[CarriedOut, ...]:
+    """Return the requests that a run's state carries, oldest first."""
+    return tuple(
+        CarriedOut(
+            request_id=past["request"],
+            round=past["round"],
+            rows={int(owner): rows for owner, rows in past["rows"].items()},
+        )
+        for past in manifest.get("carried_out", ())  # none in older folders
     )
 
 
@@ -197,6 +393,30 @@ def carried_out_to(past: CarriedOut) -> dict[str, Any]:
     """Return what the manifest says of a request that a state carries."""
     rows = {str(owner): number for owner, number in past.rows.items()}
     return {"request": past.request_id, "round": past.round, "rows": rows}
+
+
+def read_manifest(folder: RunFolder) -> dict[str, Any]:
+    """Return a manifest as it was written, after a commit that was interrupted is done.
+
+    ``next`` is there only while another process commits.
+
+    Args:
+        folder: A run folder.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        StoreCorruptError: If it has another format.
+    """
+    settle_commit(folder)
+    manifest: dict[str, Any] = folder.read_json("manifest.json")
+    if manifest.get("format") != FORMAT:
+        raise StoreCorruptError(
+            f"{folder.root}/manifest.json: format must be {FORMAT}, got "
+            f"{manifest.get('format')}; read it with the version that wrote it"
+        )
+    return manifest
 
 
 def read_state(folder: RunFolder) -> tuple[dict[str, Any], PeerState]:
@@ -207,25 +427,12 @@ def read_state(folder: RunFolder) -> tuple[dict[str, Any], PeerState]:
 
     Returns:
         The manifest, without ``next``, and the state.
-
-    Raises:
-        StoreCorruptError: If the manifest has another format.
     """
-    manifest = folder.read_json("manifest.json")
-    if manifest.get("format") != FORMAT:
-        raise StoreCorruptError(
-            f"{folder.root}/manifest.json: format must be {FORMAT}, got "
-            f"{manifest.get('format')}; read it with the version that wrote it"
-        )
+    manifest = read_manifest(folder)
     tensors = folder.read_tensors(FINAL)
     params = tensors.pop("params")
-    coming = manifest.pop("next", None)
+    coming = manifest.pop(NEXT, None)  # another process is committing
     if coming and coming["state"] == state_digest(PeerState(params=params)):
-        _log.warning(
-            "%s: a commit was interrupted after the new state was written; state from "
-            "before the request may still lie there until the next commit",
-            folder.root,
-        )
         manifest = coming
     state = PeerState(params=params, slots=tensors, round=manifest["round"])
     return manifest, state
@@ -243,7 +450,7 @@ def read_network(path: str | Path) -> tuple[Topology, SimulationConfig, int]:
     folder = RunFolder(path)
     manifest, state = read_state(folder)
     config = config_from(manifest["training"])
-    return _read_topology(folder, manifest), config, state.round
+    return read_topology(folder, manifest), config, state.round
 
 
 def noted_head(known: Mapping[str, Any]) -> tuple[int, str] | None:
@@ -261,95 +468,49 @@ def noted_head(known: Mapping[str, Any]) -> tuple[int, str] | None:
     return int(seq), str(digest)
 
 
-def config_to(config: SimulationConfig) -> dict[str, Any]:
-    """Return a configuration as JSON values; ``config_from`` reads it.
+def begun_manifest(
+    name: str,
+    topology: Topology,
+    data: PeerData,
+    model: FlatModel,
+    config: SimulationConfig,
+) -> dict[str, Any]:
+    """Return the manifest of a run that has trained no round yet.
 
     Args:
-        config: The configuration.
+        name: The run's name.
+        topology: The network.
+        data: What each peer holds.
+        model: The model.
+        config: How it will be trained.
 
     Returns:
-        Field name -> value; the trainer stands under ``use``.
-
-    Raises:
-        InvalidArgumentError: If it has a schedule, which cannot be written.
+        JSON values.
     """
-    if config.schedule is not None:
-        raise InvalidArgumentError(
-            f"config.schedule: must be None to store a run, got "
-            f"{type(config.schedule).__name__}; give the network as topology"
-        )
-    values = {f.name: getattr(config, f.name) for f in fields(config)}
-    del values["schedule"]
-    return values | {
-        "trainer": {"use": trainers.name_of(config.trainer)} | _fields(config.trainer),
-        "local": _fields(config.local),
-        "record": _fields(config.record) | {"parts": sorted(config.record.parts)},
-        "privacy_budget": _fields(config.privacy_budget),
-    }
-
-
-def config_from(values: Mapping[str, Any]) -> SimulationConfig:
-    """Return the configuration that ``config_to`` wrote."""
-    trainer = dict(values["trainer"])
-    record = dict(values["record"])
-    return SimulationConfig(
-        **{
-            **values,
-            "trainer": trainers.build(trainer.pop("use"), **trainer),
-            "local": LocalSteps(**values["local"]),
-            "record": RecordPlan(**{**record, "parts": frozenset(record["parts"])}),
-            "privacy_budget": PrivacyBudget(**values["privacy_budget"]),
-        }
-    )
-
-
-def request_to(request: ForgetRequest) -> dict[str, Any]:
-    """Return a request as JSON values; ``request_from`` reads it."""
-    return _fields(request)
-
-
-def request_from(values: Mapping[str, Any]) -> ForgetRequest:
-    """Return the request that ``request_to`` wrote."""
-    return ForgetRequest(
-        **{
-            **values,
-            "items": tuple(tuple(rows) for rows in values["items"]),
-            "peers": tuple(values["peers"]),
-            "coalesced": tuple(values.get("coalesced", ())),  # none in older folders
-        }
-    )
-
-
-def _fields(value: Any) -> dict[str, Any]:
-    return {f.name: getattr(value, f.name) for f in fields(value)}
-
-
-def _manifest(run: TrainedRun, name: str) -> dict[str, Any]:
-    from dfl_unlearn.engine.simulator import versions
-
     return {
         "format": FORMAT,
         "run": name,
-        "round": run.state.round,
-        "state": state_digest(run.state),
-        "training": config_to(run.config),
-        "data": data_entry(run.data),
-        "model": None if run.model.recipe is None else dict(run.model.recipe),
+        "round": 0,
+        "ahead": 0,
+        "state": None,
+        "training": config_to(config),
+        "data": data_entry(data),
+        "model": None if model.recipe is None else dict(model.recipe),
         "topology": {
-            "name": run.topology.name,
-            "stochastic": run.topology.stochastic,
-            "directed": run.topology.directed,
-            "edges": run.topology.edges.tolist(),
-            "labels": list(run.topology.labels),
-            "fingerprint": run.topology.fingerprint(),
+            "name": topology.name,
+            "stochastic": topology.stochastic,
+            "directed": topology.directed,
+            "edges": topology.edges.tolist(),
+            "labels": list(topology.labels),
+            "fingerprint": topology.fingerprint(),
         },
-        "record": None if run.record is None else _record_plan(run.record),
+        "record": None,
         "forgotten": [],
-        "carried_out": [carried_out_to(past) for past in run.carried_out],
-        "ledger": list(run.ledger.head),
+        "carried_out": [],
+        "ledger": None,
         "noise_self_check": list(noise_self_check()),
         "versions": versions(),
-        "info": dict(run.info),
+        "info": {},
     }
 
 
@@ -403,155 +564,3 @@ def _build_model(manifest: Mapping[str, Any]) -> FlatModel:
     recipe = dict(recipe)
     recipe["input_shape"] = tuple(recipe["input_shape"])
     return models.build(recipe.pop("use"), **recipe)
-
-
-def _write_topology(folder: RunFolder, topology: Topology) -> None:
-    from dfl_unlearn.topology.files import save_graph
-
-    save_graph(topology, folder.path("topology.graphml"))
-    weights = topology.weights
-    folder.write_tensors(
-        "weights.safetensors",
-        {
-            "indptr": weights.indptr.astype(np.int64),
-            "indices": weights.indices.astype(np.int64),
-            "values": weights.data.astype(np.float64),
-        },
-    )
-
-
-def _read_topology(folder: RunFolder, manifest: Mapping[str, Any]) -> Topology:
-    """Build the network from its edges and its matrix."""
-    known = manifest["topology"]
-    parts = folder.read_tensors("weights.safetensors")
-    n = len(known["labels"])
-    weights = sp.csr_array(
-        (parts["values"].numpy(), parts["indices"].numpy(), parts["indptr"].numpy()),
-        shape=(n, n),
-    )
-    graph = nx.DiGraph() if known["directed"] else nx.Graph()
-    graph.add_nodes_from(range(n))
-    graph.add_edges_from((i, j) for i, j in known["edges"])
-    topology = Topology(
-        graph=graph,
-        weights=weights,
-        name=known["name"],
-        labels=tuple(known["labels"]),
-        stochastic=known["stochastic"],
-    )
-    if topology.fingerprint() != known["fingerprint"]:
-        raise StoreCorruptError(
-            f"{folder.root}/weights.safetensors: network must have the fingerprint "
-            f"{known['fingerprint'][:16]}..., got {topology.fingerprint()[:16]}...; "
-            "the file was changed"
-        )
-    return topology
-
-
-def _record_plan(record: TrainingRecord) -> dict[str, Any]:
-    dynamics = _fields(record.dynamics)
-    return {
-        "parts": sorted(record.plan.parts),
-        "every": record.plan.every,
-        "memory_budget": record.plan.memory_budget,
-        "checkpoints": sorted(record.checkpoints),
-        "training_residual": {
-            str(t): value for t, value in record.training_residual.items()
-        },
-        "common_initial": record.initial is not None and record.initial.stride(0) == 0,
-        "dynamics": {
-            **dynamics,
-            "local_steps": dynamics["local_steps"].tolist(),
-            "scale": dynamics["scale"].tolist(),
-            "smoothness": None
-            if record.dynamics.smoothness is None
-            else _fields(record.dynamics.smoothness),
-        },
-    }
-
-
-def _write_record(folder: RunFolder, record: TrainingRecord) -> None:
-    folder.write_json("record/plan.json", _record_plan(record))
-    arrays: dict[str, Any] = {"step_sizes": record.step_sizes}
-    if record.gradient_norms is not None:
-        arrays["gradient_norms"] = record.gradient_norms
-    folder.write_tensors("record/norms.safetensors", arrays)
-    if record.initial is not None:
-        common = record.initial.stride(0) == 0
-        rows = record.initial[:1] if common else record.initial
-        folder.write_tensors(_ROUND.format(0), {"params": rows.contiguous()})
-    for t, params in record.checkpoints.items():
-        folder.write_tensors(_ROUND.format(t), {"params": params})
-
-
-def _read_record(
-    folder: RunFolder, known: Mapping[str, Any] | None
-) -> TrainingRecord | None:
-    if known is None:
-        return None
-    from dfl_unlearn._assumption import Assumption
-
-    arrays = folder.read_tensors("record/norms.safetensors")
-    dynamics = dict(known["dynamics"])
-    smoothness = dynamics["smoothness"]
-    n = len(dynamics["scale"])
-    initial = None
-    if "initial_state" in known["parts"]:
-        initial = folder.read_tensors(_ROUND.format(0))["params"]
-        if known["common_initial"]:
-            initial = initial.expand(n, -1)
-    norms = arrays.get("gradient_norms")
-    return TrainingRecord(
-        plan=RecordPlan(
-            parts=frozenset(known["parts"]),
-            every=known["every"],
-            memory_budget=known["memory_budget"],
-        ),
-        dynamics=Dynamics(
-            **{
-                **dynamics,
-                "local_steps": np.array(dynamics["local_steps"]),
-                "scale": np.array(dynamics["scale"]),
-                "smoothness": None if smoothness is None else Assumption(**smoothness),
-            }
-        ),
-        step_sizes=arrays["step_sizes"].numpy(),
-        initial=initial,
-        checkpoints={
-            t: folder.read_tensors(_ROUND.format(t))["params"]
-            for t in known["checkpoints"]
-        },
-        gradient_norms=None if norms is None else norms.numpy(),
-        training_residual={
-            int(t): value for t, value in known.get("training_residual", {}).items()
-        },
-    )
-
-
-def _write_history(folder: RunFolder, history: History) -> None:
-    for e, done in enumerate(history.rounds):
-        folder.append(
-            {
-                "type": "round",
-                "round": int(done),
-                "loss": history.loss[e].tolist(),
-                "accuracy": [
-                    None if np.isnan(a) else a for a in history.accuracy[e].tolist()
-                ],
-                "consensus": float(history.consensus[e]),
-                "seconds": float(history.seconds[e]),
-            }
-        )
-
-
-def _read_history(folder: RunFolder) -> History | None:
-    rows = [r for r in folder.records() if r["type"] == "round"]
-    if not rows:
-        return None
-    return History(
-        rounds=np.array([r["round"] for r in rows], dtype=np.int64),
-        loss=np.array([r["loss"] for r in rows], dtype=np.float64),
-        accuracy=np.array([r["accuracy"] for r in rows], dtype=np.float64),
-        consensus=np.array([r["consensus"] for r in rows], dtype=np.float64),
-        seconds=np.array([r["seconds"] for r in rows], dtype=np.float64),
-    )

@@ -6,7 +6,6 @@ Rules: robustness.md §4, §5 and §7; what lies where: contracts.md §14.
 """
 
 import fcntl
-import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -28,18 +27,20 @@ from dfl_unlearn.errors import (
     UnsafeFormatError,
 )
 from dfl_unlearn.store.files import (
+    TensorForm,
     cause,
     from_json,
     from_safetensors,
+    make_folder,
     sync_folder,
     to_json,
     to_safetensors,
     write_file,
     writing,
 )
-from dfl_unlearn.store.lines import append_line, decode_line, encode_line
+from dfl_unlearn.store.lines import LineFile
+from dfl_unlearn.store.log import LOG, attach
 
-_LOG = logging.getLogger(__name__)
 _RESULTS = "results.jsonl"
 _DONE = "done.json"
 _LOCK = "lock"
@@ -98,7 +99,7 @@ class RunFolder:
         self.root = path.resolve()
         self._lock: int | None = None
         self._depth = 0
-        self._tail_checked = False
+        self._results = LineFile(self.path(_RESULTS), self.locked)
         self._unsynced = 0
 
     @classmethod
@@ -177,6 +178,8 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Hold the folder for writing; the same object may hold it twice.
 
+        Meanwhile what the package logs is also written to ``log.jsonl``.
+
         Yields:
             Nothing; the lock is released at the end, or by the system with the process.
 
@@ -190,12 +193,14 @@ class RunFolder:
                     f"{self.root} is in use by {self._holder()}; if that process is "
                     "gone, the lock is released by itself"
                 )
+            self._log = attach(self.path(LOG))
         self._depth += 1
         try:
             yield
         finally:
             self._depth -= 1
             if self._depth == 0 and self._lock is not None:
+                self._log.detach()
                 os.close(self._lock)
                 self._lock = None
 
@@ -213,10 +218,7 @@ class RunFolder:
             Where it was written.
         """
         place = self.path(rel)
-        with writing(place, len(data)):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            if place.parent != self.root:
-                sync_folder(place.parent.parent)
+        make_folder(place.parent)
         write_file(place, data, private=private)
         return place
 
@@ -316,19 +318,23 @@ class RunFolder:
         """
         return self.write_bytes(rel, to_safetensors(rel, tensors), private=True)
 
-    def read_tensors(self, rel: str) -> dict[str, Tensor]:
+    def read_tensors(
+        self, rel: str, *, expected: Mapping[str, TensorForm] | None = None
+    ) -> dict[str, Tensor]:
         """Return the tensors of a safetensors file.
 
         Args:
             rel: Place inside the folder.
+            expected: Name -> (dtype, shape) of exactly the tensors it must hold,
+                checked before any is allocated; None accepts what the file says.
 
         Returns:
             Name -> tensor on the CPU.
 
         Raises:
-            InputFileError: If the file is missing.
+            InputFileError: If the file is missing or unreadable.
             StoreCorruptError: If it is damaged, its header is over 16 MiB, or it has
-                a type that is never written here.
+                a type that is never written here, or other tensors than expected.
         """
         place = self.path(rel)
         if not place.is_file():
@@ -337,12 +343,28 @@ class RunFolder:
                 "is incomplete, make the run again"
             )
         try:
-            return from_safetensors(place)
+            return from_safetensors(place, expected)
+        except OSError as error:
+            raise InputFileError(
+                f"{place}: must be a readable file, got {cause(error)}; check its "
+                "rights"
+            ) from error
         except ValueError as error:
             raise StoreCorruptError(
                 f"{place}: must be an intact safetensors file, got "
                 f"{_validate.clean(str(error))}; it is damaged, make the run again"
             ) from error
+
+    def remove_leftovers(self, rel: str = "") -> None:
+        """Remove what killed writes left half-written; the folder must be held.
+
+        Args:
+            rel: A folder inside; "" is all of it.
+        """
+        place = self.path(rel) if rel else self.root
+        for file in place.rglob(".*.tmp-*"):
+            with writing(file):
+                file.unlink(missing_ok=True)
 
     # --- results, one checked line each -------------------------------------------
 
@@ -355,48 +377,42 @@ class RunFolder:
         Args:
             record: JSON values; ``type`` says what it is.
         """
-        if not self._tail_checked:
-            with self.locked():
-                for _ in self.records():
-                    pass
-            self._tail_checked = True
-        line = encode_line(_RESULTS, record)
         self._unsynced += 1
         durable = record.get("type") not in _FREQUENT or self._unsynced >= _SYNC_EVERY
-        append_line(self.path(_RESULTS), line, durable=durable)
+        self._results.append(record, durable=durable)
         if durable:
             self._unsynced = 0
+
+    def sync(self) -> None:
+        """Make all records of ``results.jsonl`` durable."""
+        self._results.sync()
+        self._unsynced = 0
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Iterate over the records of ``results.jsonl``, each checked.
 
         A damaged last line, as a crash leaves it, is moved to ``results.torn-<n>``,
-        unless another process holds the folder and may still be writing it.
+        unless another process holds the folder and may still be writing it. A damaged
+        line before it is a ``StoreCorruptError`` that names line and byte offset.
 
-        Yields:
+        Returns:
             One record after the other.
-
-        Raises:
-            StoreCorruptError: If a line before the last is damaged.
         """
-        place = self.path(_RESULTS)
-        if not place.exists():
-            return
-        offset = 0
-        with place.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                record = decode_line(line)
-                if record is None:
-                    if file.read(1):
-                        raise StoreCorruptError(
-                            f"{place}: line {number} (byte offset {offset}) must match "
-                            f"its checksum, got {_validate.show(line[:40])}; the file "
-                            "was changed or damaged, make the run again"
-                        )
-                    self._set_aside(offset, line)
-                    return
-                yield record
-                offset += len(line)
+        self.path(_RESULTS)  # not a link
+        return self._results.records()
+
+    def drop_line(self, number: int) -> Path:
+        """Take a damaged line out of ``results.jsonl``, so that the rest can be read.
+
+        The file itself is not edited: a repaired copy takes its place.
+
+        Args:
+            number: Which line, from 1, as the error named it.
+
+        Returns:
+            ``results.dropped-<n>``, where the line is kept.
+        """
+        return self._results.drop(number)
 
     def finish(self, digest: str) -> None:
         """Declare the run complete; call it last.
@@ -404,9 +420,7 @@ class RunFolder:
         Args:
             digest: The run's digest.
         """
-        place = self.path(_RESULTS)
-        if place.exists():
-            append_line(place, b"", durable=True)
+        self.sync()
         self.write_json(_DONE, {"digest": digest, "format": 1})
 
     @property
@@ -430,31 +444,17 @@ class RunFolder:
             os.close(handle)
             return None
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"{os.getpid()} {now}\n".encode(), 0)
+        note = f"{os.getpid()} {now}\n".encode()
+        try:
+            with writing(place, len(note)):
+                os.ftruncate(handle, 0)
+                os.pwrite(handle, note, 0)
+        except BaseException:
+            os.close(handle)
+            raise
         return handle
 
     def _holder(self) -> str:
         text = self.path(_LOCK).read_bytes()[:80].decode(errors="replace").strip()
         known = re.fullmatch(r"(\d+) (\S+)", _validate.clean(text))
         return f"pid {known[1]} since {known[2]}" if known else "another process"
-
-    def _set_aside(self, offset: int, line: bytes) -> None:
-        """Move a damaged last line out of the results, if nobody else is writing."""
-        try:
-            with self.locked():
-                number = 1
-                while self.path(f"results.torn-{number}").exists():
-                    number += 1
-                torn = self.write_bytes(f"results.torn-{number}", line)
-                with self.path(_RESULTS).open("r+b") as file:
-                    file.truncate(offset)
-                    os.fsync(file.fileno())
-        except RunLockedError:
-            return
-        _LOG.warning(
-            "%s: the last line was cut off (%d bytes) and is now in %s",
-            self.path(_RESULTS),
-            len(line),
-            torn.name,
-        )

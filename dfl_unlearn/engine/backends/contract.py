@@ -4,8 +4,9 @@ Any backend runs the same block functions in the same blocks, so the results are
 same bits.
 """
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,16 +19,30 @@ from dfl_unlearn.record.training import TrainingRecord
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.topology.graph import TopologySchedule
 
+if TYPE_CHECKING:
+    from dfl_unlearn.engine.backends.recorder import Recorder
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSetup:
-    """Everything a backend needs besides the state it starts from."""
+    """Everything a backend needs besides the state it starts from.
+
+    Attributes:
+        schedule: The network of every round when nothing fails.
+        data: What the peers hold.
+        model: What they train.
+        config: How.
+        rng: The run's draws.
+        ahead: Rounds by which the network's clock, which faults go by, is ahead of the
+            rounds of training.
+    """
 
     schedule: TopologySchedule
     data: PeerData
     model: FlatModel
     config: SimulationConfig
     rng: RngTree
+    ahead: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,19 +55,26 @@ class RoundInfo:
         gradient_norms: Sum over the local steps of the norm of the data term's
             gradient, shape ``(N,)``.
         seconds: Elapsed time of the round.
+        faults: How often what went wrong; see ``fault_draws.RoundFaults.counts``.
     """
 
     round: int
     loss: NDArray[np.float64]
     gradient_norms: NDArray[np.float64]
     seconds: float
+    faults: Mapping[str, int] = field(default_factory=dict)
 
 
 class Backend(Protocol):
     """Holds the stacked state, whole or in row blocks, and advances it."""
 
-    def start(self, setup: EngineSetup, state: PeerState) -> None:
-        """Take over a state; it is not written to."""
+    def start(
+        self, setup: EngineSetup, state: PeerState, recorder: "Recorder | None" = None
+    ) -> None:
+        """Take over a state, and a record that was begun; the state is not written to.
+
+        Without a recorder one is started.
+        """
         ...
 
     def advance(self, t: int) -> RoundInfo:
