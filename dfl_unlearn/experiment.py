@@ -341,7 +341,8 @@ def _naming(**sections: tuple[str, ...]) -> Iterator[None]:
     except (InvalidArgumentError, InvalidTypeError) as error:
         name = str(error).partition(":")[0].partition("[")[0]
         found = [section for section, names in sections.items() if name in names]
-        raise type(error)(f"{(found or [next(iter(sections))])[0]}.{error}") from error
+        place = f"{found[0]}." if found else f"{next(iter(sections))}: "
+        raise type(error)(f"{place}{error}") from error
 
 
 def write_results(

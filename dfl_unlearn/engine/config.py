@@ -67,7 +67,9 @@ class LocalSteps:
                 )
         _validate.integer(steps=self.steps, at_least=1, at_most=100_000)
         if self.batch_size is not None:
-            _validate.integer(batch_size=self.batch_size, at_least=1)
+            _validate.integer(
+                batch_size=self.batch_size, at_least=1, at_most=1_000_000_000
+            )
         _validate.number(learning_rate=self.learning_rate, above=0)
         _validate.one_of(
             ("constant", "cosine", "inverse_sqrt"), lr_schedule=self.lr_schedule
