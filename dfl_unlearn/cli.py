@@ -29,6 +29,7 @@ from dfl_unlearn.errors import (
 )
 
 if TYPE_CHECKING:
+    from dfl_unlearn.conduct import Refusal
     from dfl_unlearn.data.forget import ForgetRequest
     from dfl_unlearn.engine.config import ExecutionConfig
     from dfl_unlearn.experiment import Experiment
@@ -205,6 +206,7 @@ def resume(
     engine: Engine = None,
     workers: Workers = None,
     allow_large: Large = False,
+    max_graph_mb: MaxGraph = None,
     runs: Runs = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -212,8 +214,9 @@ def resume(
 ) -> None:
     """Go on with a run that was interrupted, or train a finished one further.
 
-    The digest is that of a run that was never interrupted. Example: [bold]dfl-unlearn
-    resume demo[/bold], [bold]dfl-unlearn resume ring --rounds 400 --engine ray[/bold].
+    An experiment also gets its requests, metrics and page. The digest is that of a run
+    that was never interrupted. Example: [bold]dfl-unlearn resume demo[/bold],
+    [bold]dfl-unlearn resume ring --rounds 400 --engine ray[/bold].
     """
     _set(runs, as_json, quiet, debug)
     from dfl_unlearn.engine.config import ExecutionConfig
@@ -231,6 +234,20 @@ def resume(
         workers,
         allow_large=allow_large,
     )
+    if rounds is None and RunFolder(folder).path("config.json").is_file():
+        from dfl_unlearn.experiment import resume_experiment, unfinished_experiment
+
+        experiment = unfinished_experiment(folder)
+        if experiment is not None:
+            _conduct(
+                _executed(experiment, engine, workers, allow_large=allow_large),
+                page=True,
+                how=lambda one, **more: resume_experiment(
+                    folder, execution=one.execution, **more
+                ),
+                max_graph_mb=max_graph_mb,
+            )
+            return
     trained = go_on(folder, rounds=rounds, execution=execution)
     if _common.as_json:
         _print(
@@ -401,9 +418,9 @@ def report(
 ) -> None:
     """Draw the figures and the page of a run again, all its trials included."""
     _set(runs, as_json, quiet, debug)
+    from dfl_unlearn.conduct import write_results
     from dfl_unlearn.engine.run import load_run
     from dfl_unlearn.evaluation.view import evaluate
-    from dfl_unlearn.experiment import write_results
     from dfl_unlearn.sections import ReportSection
     from dfl_unlearn.store.folder import RunFolder
     from dfl_unlearn.unlearning.store import load_outcomes
@@ -742,8 +759,13 @@ def _execution(
 
 
 def _conduct(
-    experiment: "Experiment", *, page: bool, max_graph_mb: int | None = None
+    experiment: "Experiment",
+    *,
+    page: bool,
+    how: Callable[..., Any] | None = None,
+    max_graph_mb: int | None = None,
 ) -> None:
+    """Carry out an experiment and tell what came of it; ends with 4 after a refusal."""
     from dfl_unlearn.experiment import run_experiment
     from dfl_unlearn.sections import ReportSection
     from dfl_unlearn.story import comparison_lines, influence_lines, training_lines
@@ -756,8 +778,11 @@ def _conduct(
     tell: Callable[[str], None] | None = None
     if not _common.quiet:
         tell = lambda line: _complain(f"... {clean(line)}")  # noqa: E731
-    trained, outcomes, tables = run_experiment(
-        experiment, _common.runs, tell=tell, max_graph_mb=max_graph_mb
+    refusals: list[Refusal] = []
+    if how is None:
+        how = lambda one, **more: run_experiment(one, _common.runs, **more)  # noqa: E731
+    trained, outcomes, tables = how(
+        experiment, tell=tell, refusals=refusals, max_graph_mb=max_graph_mb
     )
     assert trained.folder is not None
     if _common.as_json:
@@ -770,9 +795,19 @@ def _conduct(
                         _outcome_json(o, t)
                         for o, t in zip(outcomes, tables, strict=True)
                     ],
+                    "refused": [
+                        {
+                            "request": r.request_id,
+                            "protocol": r.protocol,
+                            "error": type(r.error).__name__,
+                            "message": str(r.error),
+                        }
+                        for r in refusals
+                    ],
                 }
             )
         )
+        _end_refused(refusals)
         return
     blocks = [training_lines(trained)]
     if outcomes:
@@ -799,6 +834,15 @@ def _conduct(
     _say(f"      dfl-unlearn audit {trained.folder.name} --replicas 100")
     _say(f"      dfl-unlearn run {folder}/config.toml topology.use=complete")
     _say("      dfl-unlearn list")
+    _end_refused(refusals)
+
+
+def _end_refused(refusals: "Sequence[Refusal]") -> None:
+    """End with the code of a refusal, if there was one; the rest was done."""
+    for refused in refusals:
+        _complain(f"refused: {refused}")
+    if refusals:
+        sys.exit(refusals[0].error.exit_code)
 
 
 def _audits(outcomes: "Sequence[Outcome]", **options: Any) -> list[dict[str, Any]]:

@@ -177,6 +177,7 @@ def reopen(
         DataMismatchError: If other data are given.
         StoreCorruptError: If the manifest is damaged.
     """
+    folder.remove_leftovers()
     try:
         manifest = read_manifest(folder)
         if config is not None:

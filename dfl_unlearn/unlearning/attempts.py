@@ -224,6 +224,11 @@ def named_in(
     return replace(request, request_id=f"r{number}")
 
 
+def same_protocol(one: UnlearningProtocol, other: UnlearningProtocol) -> bool:
+    """Tell whether two protocols are equal as they are written down."""
+    return to_json("", _form(one)) == to_json("", _form(other))
+
+
 def _attempt_of(protocol: UnlearningProtocol, run: TrainedRun) -> dict[str, Any]:
     """Return what makes an attempt the same one: protocol, state and ledger."""
     attempt = {
