@@ -714,6 +714,7 @@ def _quiet_libraries() -> Iterator[None]:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_CleanFormatter("%(levelname)s %(name)s: %(message)s"))
     logger.addHandler(handler)
+    level_before = logger.level
     logger.setLevel(level if level in logging.getLevelNamesMapping() else "WARNING")
     before = warnings.showwarning
 
@@ -726,6 +727,7 @@ def _quiet_libraries() -> Iterator[None]:
     finally:
         warnings.showwarning = before
         logger.removeHandler(handler)
+        logger.setLevel(level_before)
 
 
 def _executed(

@@ -24,7 +24,7 @@ from dfl_unlearn.data.sources import datasets
 from dfl_unlearn.engine.config import ExecutionConfig, SimulationConfig, trainers
 from dfl_unlearn.engine.faults import FaultModel, fault_models
 from dfl_unlearn.engine.run import TrainedRun
-from dfl_unlearn.engine.simulator import kept_open, resume, simulate
+from dfl_unlearn.engine.simulator import check_start, kept_open, resume, simulate
 from dfl_unlearn.engine.stored import read_manifest
 from dfl_unlearn.engine.trainers.contract import Trainer
 from dfl_unlearn.errors import (
@@ -236,6 +236,7 @@ def run_experiment(
         The run, the outcomes, and one table of metrics per outcome.
     """
     parts = build_parts(experiment, max_graph_mb=max_graph_mb)
+    check_start(*parts, experiment.training, experiment.execution)
     resolved_requests(experiment, parts[1])
     folder = RunFolder.create(runs, experiment.name)
     config = to_config(experiment)

@@ -97,16 +97,7 @@ def simulate(
             num_classes=data.num_classes,
         )
     _validate.of_type(FlatModel, why="e.g. model='logistic'", model=model)
-    if topology.n != data.n:
-        raise TopologyError(
-            f"topology: must have one peer per part of the data, got {topology.n} "
-            f"peers and data for {data.n}; use load_topology(..., n={data.n})"
-        )
-    if config.schedule is not None and config.schedule.n != data.n:
-        raise InvalidArgumentError(
-            f"config.schedule: must have {data.n} peers, got {config.schedule.n}"
-        )
-    _check_memory(data, model, config, execution)
+    check_start(topology, data, model, config, execution)
     if folder is None:
         rng = RngTree(config.seed)
         run = train(
@@ -225,6 +216,39 @@ def retrain(
         rng,
         label="retraining",
     )
+
+
+def check_start(
+    topology: Topology,
+    data: PeerData,
+    model: FlatModel,
+    config: SimulationConfig,
+    execution: ExecutionConfig,
+) -> None:
+    """Refuse what cannot be trained, before anything is computed or written.
+
+    Args:
+        topology: The network.
+        data: What each peer holds.
+        model: The model.
+        config: Everything that changes results.
+        execution: What changes speed and display only.
+
+    Raises:
+        TopologyError: If the network and the data have different numbers of peers.
+        InvalidArgumentError: If a schedule has another number of peers.
+    """
+    if topology.n != data.n:
+        raise TopologyError(
+            f"topology: must have one peer per part of the data, got {topology.n} "
+            f"peers and data for {data.n}; use load_topology(..., n={data.n})"
+        )
+    if config.schedule is not None and config.schedule.n != data.n:
+        raise InvalidArgumentError(
+            f"config.schedule: must have {data.n} peers, got {config.schedule.n}"
+        )
+    config.faults.check(data.n)
+    _check_memory(data, model, config, execution)
 
 
 def _check_memory(
