@@ -195,6 +195,14 @@ def resume(
         int | None,
         typer.Option(help="Rounds in all, not below what was planned."),
     ] = None,
+    replay: Annotated[
+        bool,
+        typer.Option(
+            "--replay",
+            help="Where the state with the committed requests is lost, carry them out "
+            "again, to the same bits.",
+        ),
+    ] = False,
     drop_line: Annotated[
         int | None,
         typer.Option(
@@ -234,7 +242,11 @@ def resume(
         workers,
         allow_large=allow_large,
     )
-    if rounds is None and RunFolder(folder).path("config.json").is_file():
+    if (
+        rounds is None
+        and not replay
+        and RunFolder(folder).path("config.json").is_file()
+    ):
         from dfl_unlearn.experiment import resume_experiment, unfinished_experiment
 
         experiment = unfinished_experiment(folder)
@@ -248,7 +260,12 @@ def resume(
                 max_graph_mb=max_graph_mb,
             )
             return
-    trained = go_on(folder, rounds=rounds, execution=execution)
+    if replay:
+        from dfl_unlearn.unlearning.replaying import resume_replaying
+
+        trained = resume_replaying(folder, rounds=rounds, execution=execution)
+    else:
+        trained = go_on(folder, rounds=rounds, execution=execution)
     if _common.as_json:
         _print(
             _json(

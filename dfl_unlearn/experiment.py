@@ -22,6 +22,7 @@ from dfl_unlearn.data.partition import partitions
 from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.data.sources import datasets
 from dfl_unlearn.engine.config import ExecutionConfig, SimulationConfig, trainers
+from dfl_unlearn.engine.fault_rounds import check_network
 from dfl_unlearn.engine.faults import FaultModel, fault_models
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.simulator import check_start, kept_open, resume, simulate
@@ -404,6 +405,7 @@ def build_parts(
         options["max_bytes"] = max_graph_mb * 2**20
     with _naming(topology=(*section.fields, "mixing")):
         topology = load_topology(section.use, mixing=section.mixing, **options)
+    check_network(experiment.training, topology)
     source = experiment.data
     split = source.partition
     places = {"data": (*source.fields, "seed"), "data.partition": tuple(split.fields)}

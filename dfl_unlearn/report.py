@@ -381,6 +381,7 @@ def _settings(view: ResultsView) -> Html:
             )
             for key, value in run.info.get("arithmetic", {}).items()
         ),
+        *_faults(run),
     ]
     return h.section(
         "Settings",
@@ -392,6 +393,19 @@ def _settings(view: ResultsView) -> Html:
             "the same digest again.",
         ),
     )
+
+
+def _faults(run: TrainedRun) -> list[tuple[str, str]]:
+    """Return what went wrong in the simulated network in training; mostly nothing."""
+    if not run.config.faults:
+        return []
+    seen = run.info.get("faults", {"totals": {}})["totals"]
+    counts = ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in seen.items())
+    broken = run.config.faults.breaks(run.config.trainer)
+    return [
+        ("Faults of the network", counts or "none happened"),
+        ("What they change", "; ".join(broken) or "nothing in the results"),
+    ]
 
 
 def _fact(value: object) -> object:

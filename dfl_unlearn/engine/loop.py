@@ -246,7 +246,11 @@ def kept_open(execution: ExecutionConfig) -> Iterator[None]:
         return
     from dfl_unlearn.engine.backends.ray_runtime import ray_session
 
-    with ray_session(execution.workers):
+    with ray_session(
+        execution.workers,
+        address=execution.ray_address,
+        allow_remote=execution.ray_allow_remote,
+    ):
         yield
 
 

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from dfl_unlearn import _validate
 from dfl_unlearn.accounting.ledger import PrivacyLedger
 from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.engine.backends.recorder import Recorded
@@ -26,13 +27,14 @@ from dfl_unlearn.engine.checkpoint import (
     newest_checkpoint,
     write_checkpoint,
 )
+from dfl_unlearn.engine.commit import finish_commit
 from dfl_unlearn.engine.config import ExecutionConfig, SimulationConfig
 from dfl_unlearn.engine.figures import arithmetic_of, is_evaluated, rows_of, versions
 from dfl_unlearn.engine.keeping import Keeper
 from dfl_unlearn.engine.loop import train
 from dfl_unlearn.engine.private import TRAINING, charge_rounds, record_plan
 from dfl_unlearn.engine.progress import Progress
-from dfl_unlearn.engine.run import TrainedRun
+from dfl_unlearn.engine.run import TrainedRun, state_digest
 from dfl_unlearn.engine.stored import (
     LEDGER,
     begun_manifest,
@@ -179,6 +181,7 @@ def reopen(
     """
     folder.remove_leftovers()
     try:
+        finish_commit(folder)
         manifest = read_manifest(folder)
         if config is not None:
             config = replace(config, record=record_plan(config))
@@ -236,8 +239,6 @@ def go_on(
             "round again would bring back what was forgotten"
         )
     _charge_missing(ledger, config, manifest["planned"])
-    base = manifest.get("goes_on")
-    keeps_record = base is None or bool(base["record"])
     if start is not None:
         _log.info("%s: going on after round %d", folder.root, start.state.round)
     keeper = Keeper(execution, folder=folder, identity=run.identity, ledger=ledger)
@@ -257,7 +258,7 @@ def go_on(
         keeper=keeper,
         start=start,
         arithmetic={key: recorded[key] for key in ("kernel", "chunk_peers")},
-        keeps_record=keeps_record,
+        keeps_record=start is None or start.recorded is not None,
         requests=run.requests,
         ahead=int(manifest["ahead"]),
     )
@@ -270,6 +271,9 @@ def go_on(
             recorded["blas"],
             now["blas"],
         )
+    if start is not None and run.requests and start.state.round >= config.rounds:
+        # No round was trained since the request: a committed state is its own digest.
+        finished = replace(finished, digest=state_digest(finished.state))
     info = {**manifest["info"], **finished.info}
     return finish_run(
         folder,
@@ -285,6 +289,7 @@ def _unfinished(
     model: FlatModel | None,
 ) -> Unfinished:
     check_noise(folder, manifest)
+    _check_complete(manifest)
     data, model = data_and_model(manifest, data, model)
     known = manifest["data"]["fingerprint"]
     if data.fingerprint() != known:
@@ -300,6 +305,21 @@ def _unfinished(
         model=model,
         config=config_from(manifest["training"]),
     )
+
+
+def _check_complete(manifest: Mapping[str, Any]) -> None:
+    """Touch all that going on needs, so that nothing is charged before it is there."""
+    _validate.integer(at_least=0, ahead=manifest["ahead"])
+    for part in manifest["planned"]:
+        _validate.integer(at_least=0, first=part["first"], rounds=part["rounds"])
+        _validate.integer(at_least=-1, after=part["after"])
+    for past in manifest["forgotten"]:
+        _validate.of_type(str, forgotten=past["request_id"])
+    recorded = manifest["info"]["arithmetic"]
+    _validate.of_type(str, kernel=recorded["kernel"])
+    for key in ("chunk_peers", "blas"):
+        recorded[key]
+    carried_out_from(manifest)
 
 
 def _check_rounds(training: Mapping[str, Any], wanted: int) -> None:
@@ -383,7 +403,6 @@ def _make_longer(folder: RunFolder, run: TrainedRun, wanted: int) -> None:
             "ledger": list(run.ledger.head),
             "planned": planned,
             "ahead": run.ahead,
-            "goes_on": {"round": first, "record": recorded is not None},
         },
         wanted,
         first,

@@ -220,6 +220,9 @@ class TrainedRun:
             "mean test score": accuracy,
             "digest": self.digest[:16],
         }
+        if "faults" in self.info:
+            totals = self.info["faults"]["totals"].items()
+            rows["faults"] = ", ".join(f"{n} {count}" for n, count in totals)
         cells = "".join(
             f"<tr><th>{key}</th><td>{html.escape(str(value))}</td></tr>"
             for key, value in rows.items()

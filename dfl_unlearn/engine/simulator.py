@@ -9,6 +9,7 @@ from dfl_unlearn import _validate
 from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.engine.callbacks import Callback, notify
 from dfl_unlearn.engine.config import ExecutionConfig, SimulationConfig
+from dfl_unlearn.engine.fault_rounds import check_network
 from dfl_unlearn.engine.figures import peer_scores, versions
 from dfl_unlearn.engine.loop import (
     continue_training,
@@ -247,7 +248,7 @@ def check_start(
         raise InvalidArgumentError(
             f"config.schedule: must have {data.n} peers, got {config.schedule.n}"
         )
-    config.faults.check(data.n)
+    check_network(config, topology)
     _check_memory(data, model, config, execution)
 
 
