@@ -119,6 +119,7 @@ def demo(
     name: Annotated[str, typer.Option(help="Name of the run folder.")] = "demo",
     engine: Engine = None,
     workers: Workers = None,
+    allow_large: Large = False,
     runs: Runs = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -133,7 +134,8 @@ def demo(
     from dfl_unlearn.experiment import DEMO, read_experiment
 
     experiment = read_experiment({**DEMO, "name": name})
-    _conduct(_executed(experiment, engine, workers), page=True)
+    experiment = _executed(experiment, engine, workers, allow_large=allow_large)
+    _conduct(experiment, page=True)
 
 
 @app.command()
@@ -348,6 +350,7 @@ def unlearn(
             help="With --commit: keep states from before the request on disk.",
         ),
     ] = False,
+    allow_large: Large = False,
     runs: Runs = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -362,6 +365,7 @@ def unlearn(
     _set(runs, as_json, quiet, debug)
     from dfl_unlearn._configfile import parse_override
     from dfl_unlearn._strict import read_strict
+    from dfl_unlearn.engine.memory import large_allowed
     from dfl_unlearn.engine.run import load_run
     from dfl_unlearn.evaluation.view import evaluate
     from dfl_unlearn.unlearning.apply import unlearn as carry_out
@@ -382,25 +386,28 @@ def unlearn(
     trained = load_run(_folder(run_name))
     folder = trained.folder
     done: list[dict[str, Any]] = []
+    last: Outcome | None = None
     for given_request in [requests] if coalesce else [[one] for one in requests]:
-        outcome = carry_out(
-            trained,
-            given_request,
-            how,
-            reference=not no_reference,
-            coalesce=coalesce,
-            screening=Screening() if screen else None,
-            folder=folder,
-        )
+        if last is not None and not commit:
+            trained = last.as_run()
+        with large_allowed(allow_large):
+            outcome = carry_out(
+                trained,
+                given_request,
+                how,
+                reference=not no_reference,
+                coalesce=coalesce,
+                screening=Screening() if screen else None,
+                folder=folder,
+            )
         table = evaluate(outcome)
-        if outcome.status == "held_for_review" and commit:
+        if outcome.status != "complete" and commit:
             _tell_outcome(outcome, table)  # what is refused next
         if commit:
             trained = commit_outcome(outcome, keep_checkpoints=keep_checkpoints)
             outcome = replace(outcome, certificate=kept_certificate(outcome))
-        else:
-            trained = outcome.as_run()
         _tell_outcome(outcome, table)
+        last = outcome
         done.append(_outcome_json(outcome, table) | {"committed": commit})
     if _common.as_json:
         _print(_json(done[0] if len(done) == 1 else {"outcomes": done}))
@@ -920,6 +927,7 @@ def _outcome_json(outcome: "Outcome", table: "ResultsTable") -> dict[str, Any]:
         if certificate is None
         else json.loads(certificate.to_json()),
         "status": outcome.status,
+        "pending": {str(i): outcome.residual_influence[i][0] for i in outcome.pending},
         "notes": list(outcome.notes),
         "cost": asdict(outcome.cost),
         "metrics": [row for row in table.rows if row["peer"] == -1],

@@ -24,6 +24,7 @@ from dfl_unlearn.data.sources import datasets
 from dfl_unlearn.engine.config import ExecutionConfig, SimulationConfig, trainers
 from dfl_unlearn.engine.fault_rounds import check_network
 from dfl_unlearn.engine.faults import FaultModel, fault_models
+from dfl_unlearn.engine.memory import large_allowed
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.simulator import check_start, kept_open, resume, simulate
 from dfl_unlearn.engine.stored import read_manifest
@@ -328,7 +329,8 @@ def _carried_out(
             takes note of it.
     """
     tell = tell if tell is not None else _silent
-    with kept_open(experiment.execution):
+    execution = experiment.execution
+    with kept_open(execution), large_allowed(execution.allow_large):
         run = _trained(experiment, folder, parts, tell)
         if run.requests:
             raise RefusedError(

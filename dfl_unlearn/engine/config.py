@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dfl_unlearn import _validate
 from dfl_unlearn._limits import MAX_ROUNDS
 from dfl_unlearn.accounting.ledger import PrivacyBudget
+from dfl_unlearn.engine.clock import NetworkClock
 from dfl_unlearn.engine.fault_rounds import check_faults
 from dfl_unlearn.engine.faults import FaultPlan
 from dfl_unlearn.engine.trainers.contract import PrivateSteps, Trainer
@@ -143,6 +144,8 @@ class SimulationConfig:
             structure, never by timing.
         evaluate_every: Rounds between evaluations; 0 evaluates only at the end.
         privacy_budget: Caps that the ledger enforces.
+        clock: How fast the peers and their lines are, for simulated time only; it
+            changes no parameter.
     """
 
     rounds: int = 100
@@ -161,6 +164,7 @@ class SimulationConfig:
     kernel: KernelName = "auto"
     evaluate_every: int = 10
     privacy_budget: PrivacyBudget = field(default_factory=PrivacyBudget)
+    clock: NetworkClock = field(default_factory=NetworkClock)
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -180,6 +184,7 @@ class SimulationConfig:
         _validate.one_of(("auto", "stacked", "vmap", "loop"), kernel=self.kernel)
         _validate.integer(evaluate_every=self.evaluate_every, at_least=0)
         _validate.of_type(PrivacyBudget, privacy_budget=self.privacy_budget)
+        _validate.of_type(NetworkClock, clock=self.clock)
         self.trainer.check(self)
         if self.faults:
             check_faults(self.faults, self)

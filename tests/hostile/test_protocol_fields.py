@@ -20,7 +20,10 @@ from dfl_unlearn.errors import DflUnlearnError
 from dfl_unlearn.unlearning.contracts import unlearners
 
 # Steps of length 10^6 pass infinity on the way to the refusal.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),  # e.g. a large delta
+]
 
 ODD = st.sampled_from(
     [
