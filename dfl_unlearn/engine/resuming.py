@@ -352,6 +352,7 @@ def _with_rounds(
         **manifest,
         "training": {**manifest["training"], "rounds": wanted},
         "planned": [*manifest["planned"], _planned(first, wanted - first, head)],
+        "goes_on": {"round": first},  # it is longer than its config.json says
     }
     folder.write_json(_MANIFEST, longer)
     return longer

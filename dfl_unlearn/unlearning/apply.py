@@ -411,7 +411,8 @@ def _check(
                 f"record=RecordPlan.for_protocols({_object_or_class(protocol)})"
             )
         )
-    check_faults(run, request, served=getattr(protocol, "serves_faults", False))
+    served = getattr(protocol, "serves_faults", False)
+    check_faults(run, request, name, served=served)
     check = getattr(protocol, "check", None)
     if check is not None:
         check(run, request)

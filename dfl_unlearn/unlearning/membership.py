@@ -31,13 +31,16 @@ from dfl_unlearn.unlearning.retained import network_objective
 T = TypeVar("T")
 
 
-def check_faults(run: TrainedRun, request: ForgetRequest, *, served: bool) -> None:
+def check_faults(
+    run: TrainedRun, request: ForgetRequest, name: str, *, served: bool
+) -> None:
     """Refuse a protocol that is not made for a network with faults.
 
     Args:
         run: The trained network.
         request: The resolved request.
-        served: Whether the protocol is.
+        name: The protocol's registered name.
+        served: Whether it is.
 
     Raises:
         UnsupportedRequestError: If it is not.
@@ -48,8 +51,8 @@ def check_faults(run: TrainedRun, request: ForgetRequest, *, served: bool) -> No
         return
     if not served:
         raise UnsupportedRequestError(
-            "protocol: must be made for a network with faults, got one that takes "
-            "every peer to be there; use newton-fisher, rr-du or retrain"
+            f"protocol: must be made for a network with faults, got {name}, which "
+            "takes every peer to be there; use newton-fisher, rr-du or retrain"
         )
     left = draws.at(run.network_round).left
     gone = [peer for peer in request.peers if left[peer]]

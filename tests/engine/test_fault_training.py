@@ -24,7 +24,12 @@ from dfl_unlearn.engine.faults import (
     Straggler,
 )
 from dfl_unlearn.engine.run import load_run
-from dfl_unlearn.engine.simulator import continue_training, retrain, simulate
+from dfl_unlearn.engine.simulator import (
+    continue_training,
+    kept_open,
+    retrain,
+    simulate,
+)
 from dfl_unlearn.engine.trainers.d_sgd import DSgd
 from dfl_unlearn.engine.trainers.dp_gossip import DpGossip
 from dfl_unlearn.engine.trainers.gradient_tracking import GradientTracking
@@ -447,8 +452,15 @@ def test_peers_that_are_not_there_are_refused():
         trained(BATCHES, ScheduledChurn(events=((0, 8, "down"),)))
 
 
+@pytest.fixture(scope="module")
+def workers():
+    with kept_open(ExecutionConfig(engine="ray", workers=2)):
+        yield
+
+
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.usefixtures("workers")
 @pytest.mark.parametrize(
     ("models", "policy"),
     [
@@ -479,9 +491,10 @@ def test_workers_give_the_bits_of_one_process(models, policy):
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.usefixtures("workers")
 def test_a_worker_killed_under_late_messages_changes_no_bit(monkeypatch):
     here = trained(BATCHES, LATE)
-    monkeypatch.setenv("DFL_UNLEARN_FAULT", "worker:8:finish")
+    monkeypatch.setenv("DFL_UNLEARN_FAULT", "worker:9:during-return")
     there = trained(BATCHES, LATE, engine="ray", workers=2, checkpoint_every=5)
     assert there.info["execution"]["rebuilt"] == 1
     assert there.digest == here.digest

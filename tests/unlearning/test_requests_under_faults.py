@@ -19,6 +19,7 @@ from dfl_unlearn import (
     unlearn,
     write_report,
 )
+from dfl_unlearn.accounting.certificate import Certificate
 from dfl_unlearn.engine.fault_exclusion import WithoutPeers
 from dfl_unlearn.engine.faults import (
     Delay,
@@ -416,6 +417,21 @@ def test_an_outcome_that_waits_for_a_peer_is_no_run():
     assert str(outcome.certificate).startswith("PENDING — incomplete: peer 2 still")
     with pytest.raises(RefusedError, match="2 still pending on request r0"):
         outcome.as_run()
+
+
+def test_what_is_heuristic_stays_so_while_peers_are_pending():
+    protocol = NewtonFisher(curvature="diag_fisher", assume_stationary=True, damping=1)
+    run = ring(6, plan_of())
+    complete = unlearn(run, asked(), protocol)
+    assert complete.certificate.status == "heuristic"
+    t = complete.progress.states["released"]
+    outcome = unlearn(ring(6, plan_of((t, 3, "leave"))), asked(), protocol)
+    certificate = outcome.certificate
+    assert certificate.status == "pending"
+    assert any(reason.startswith("HEURISTIC") for reason in certificate.reasons)
+    assert set(complete.certificate.reasons) < set(certificate.reasons)
+    assert certificate.epsilon is None
+    assert Certificate.from_json(certificate.to_json()) == certificate
 
 
 def test_an_owner_that_left_cannot_ask():
