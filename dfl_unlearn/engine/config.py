@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from dfl_unlearn import _validate
+from dfl_unlearn._limits import MAX_ROUNDS
 from dfl_unlearn.accounting.ledger import PrivacyBudget
 from dfl_unlearn.engine.clock import NetworkClock
 from dfl_unlearn.engine.fault_rounds import check_faults
@@ -68,7 +69,9 @@ class LocalSteps:
                 )
         _validate.integer(steps=self.steps, at_least=1, at_most=100_000)
         if self.batch_size is not None:
-            _validate.integer(batch_size=self.batch_size, at_least=1)
+            _validate.integer(
+                batch_size=self.batch_size, at_least=1, at_most=1_000_000_000
+            )
         _validate.number(learning_rate=self.learning_rate, above=0)
         _validate.one_of(
             ("constant", "cosine", "inverse_sqrt"), lr_schedule=self.lr_schedule
@@ -165,7 +168,7 @@ class SimulationConfig:
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        _validate.integer(rounds=self.rounds, at_least=1, at_most=10_000_000)
+        _validate.integer(rounds=self.rounds, at_least=1, at_most=MAX_ROUNDS)
         _validate.integer(seed=self.seed, at_least=0, at_most=2**63 - 1)
         _validate.of_type(Trainer, why="e.g. DSgd(form='atc')", trainer=self.trainer)
         _validate.of_type(LocalSteps, local=self.local)

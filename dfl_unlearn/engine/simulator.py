@@ -98,19 +98,7 @@ def simulate(
             num_classes=data.num_classes,
         )
     _validate.of_type(FlatModel, why="e.g. model='logistic'", model=model)
-    if topology.n != data.n:
-        raise TopologyError(
-            f"topology: must have one peer per part of the data, got {topology.n} "
-            f"peers and data for {data.n}; use load_topology(..., n={data.n})"
-        )
-    if config.schedule is not None and config.schedule.n != data.n:
-        raise InvalidArgumentError(
-            f"config.schedule: must have {data.n} peers, got {config.schedule.n}"
-        )
-    check_network(config, topology)
-    training_memory(
-        data, model, config, execution, stored=folder is not None, topology=topology
-    ).check(allow_large=execution.allow_large)
+    check_start(topology, data, model, config, execution, stored=folder is not None)
     if folder is None:
         rng = RngTree(config.seed)
         run = train(
@@ -238,3 +226,41 @@ def retrain(
         rng,
         label="retraining",
     )
+
+
+def check_start(
+    topology: Topology,
+    data: PeerData,
+    model: FlatModel,
+    config: SimulationConfig,
+    execution: ExecutionConfig,
+    *,
+    stored: bool = True,
+) -> None:
+    """Refuse what cannot be trained, before anything is computed or written.
+
+    Args:
+        topology: The network.
+        data: What each peer holds.
+        model: The model.
+        config: Everything that changes results.
+        execution: What changes speed and display only.
+        stored: Whether the run is kept in a folder, which takes memory too.
+
+    Raises:
+        TopologyError: If the network and the data have different numbers of peers.
+        InvalidArgumentError: If a schedule has another number of peers.
+    """
+    if topology.n != data.n:
+        raise TopologyError(
+            f"topology: must have one peer per part of the data, got {topology.n} "
+            f"peers and data for {data.n}; use load_topology(..., n={data.n})"
+        )
+    if config.schedule is not None and config.schedule.n != data.n:
+        raise InvalidArgumentError(
+            f"config.schedule: must have {data.n} peers, got {config.schedule.n}"
+        )
+    check_network(config, topology)
+    training_memory(
+        data, model, config, execution, stored=stored, topology=topology
+    ).check(allow_large=execution.allow_large)
