@@ -20,8 +20,13 @@ import typer
 
 from dfl_unlearn import __version__
 from dfl_unlearn._stopping import StoppedError, stopped_by_signals
-from dfl_unlearn._validate import clean
-from dfl_unlearn.errors import DflUnlearnError, InvalidArgumentError, MissingInputError
+from dfl_unlearn._validate import clean, show
+from dfl_unlearn.errors import (
+    DflUnlearnError,
+    InvalidArgumentError,
+    MissingInputError,
+    ResourceError,
+)
 
 if TYPE_CHECKING:
     from dfl_unlearn.conduct import Refusal
@@ -84,6 +89,16 @@ Large = Annotated[
     bool,
     typer.Option("--allow-large", help="Start although memory may not suffice."),
 ]
+MaxGraph = Annotated[
+    int | None,
+    typer.Option(
+        "--max-graph-mb",
+        metavar="N",
+        min=1,
+        max=16384,
+        help="Largest graph file that is read  [default: 256]",
+    ),
+]
 Engine = Annotated[
     str | None,
     typer.Option(
@@ -118,6 +133,7 @@ def demo(
     name: Annotated[str, typer.Option(help="Name of the run folder.")] = "demo",
     engine: Engine = None,
     workers: Workers = None,
+    allow_large: Large = False,
     ray_address: RayAddress = None,
     ray_allow_remote: RayAllowRemote = False,
     runs: Runs = None,
@@ -135,7 +151,8 @@ def demo(
 
     experiment = read_experiment({**DEMO, "name": name})
     remote = _Remote(ray_address, ray_allow_remote)
-    _conduct(_executed(experiment, engine, workers, remote), page=True)
+    experiment = _executed(experiment, engine, workers, remote, allow_large=allow_large)
+    _conduct(experiment, page=True)
 
 
 @app.command()
@@ -165,6 +182,7 @@ def run(
     ray_address: RayAddress = None,
     ray_allow_remote: RayAllowRemote = False,
     allow_large: Large = False,
+    max_graph_mb: MaxGraph = None,
     runs: Runs = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -185,11 +203,11 @@ def run(
     remote = _Remote(ray_address, ray_allow_remote)
     experiment = _executed(experiment, engine, workers, remote, allow_large=allow_large)
     if dry_run:
-        build_parts(experiment)
+        build_parts(experiment, max_graph_mb=max_graph_mb)
         config = to_config(experiment)
         _print(_json(config) if _common.as_json else to_toml(config).rstrip())
         return
-    _conduct(experiment, page=not no_report)
+    _conduct(experiment, page=not no_report, max_graph_mb=max_graph_mb)
 
 
 @app.command()
@@ -220,6 +238,7 @@ def resume(
     ray_address: RayAddress = None,
     ray_allow_remote: RayAllowRemote = False,
     allow_large: Large = False,
+    max_graph_mb: MaxGraph = None,
     runs: Runs = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -264,6 +283,7 @@ def resume(
                 how=lambda one, **more: resume_experiment(
                     folder, execution=one.execution, **more
                 ),
+                max_graph_mb=max_graph_mb,
             )
             return
     if replay:
@@ -354,6 +374,7 @@ def unlearn(
             help="Keep states from before the request on disk, with --commit.",
         ),
     ] = False,
+    allow_large: Large = False,
     runs: Runs = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -368,6 +389,7 @@ def unlearn(
     _set(runs, as_json, quiet, debug)
     from dfl_unlearn._configfile import parse_override
     from dfl_unlearn._strict import read_strict
+    from dfl_unlearn.engine.memory import large_allowed
     from dfl_unlearn.engine.run import load_run
     from dfl_unlearn.evaluation.view import evaluate
     from dfl_unlearn.unlearning.apply import unlearn as carry_out
@@ -388,27 +410,30 @@ def unlearn(
     trained = load_run(_folder(run_name))
     folder = trained.folder
     done: list[dict[str, Any]] = []
+    last: Outcome | None = None
     try:
         for given_request in [requests] if coalesce else [[one] for one in requests]:
-            outcome = carry_out(
-                trained,
-                given_request,
-                how,
-                reference=not no_reference,
-                coalesce=coalesce,
-                screening=Screening() if screen else None,
-                keep_checkpoints=keep_checkpoints,
-                folder=folder,
-            )
+            if last is not None and not commit:
+                trained = last.as_run()
+            with large_allowed(allow_large):
+                outcome = carry_out(
+                    trained,
+                    given_request,
+                    how,
+                    reference=not no_reference,
+                    coalesce=coalesce,
+                    screening=Screening() if screen else None,
+                    keep_checkpoints=keep_checkpoints,
+                    folder=folder,
+                )
             table = evaluate(outcome)
-            if outcome.status == "held_for_review" and commit:
+            if outcome.status != "complete" and commit:
                 _tell_outcome(outcome, table)  # what is refused next
             if commit:
                 trained = commit_outcome(outcome)
                 outcome = replace(outcome, certificate=kept_certificate(outcome))
-            else:
-                trained = outcome.as_run()
             _tell_outcome(outcome, table)
+            last = outcome
             done.append(_outcome_json(outcome, table) | {"committed": commit})
     finally:
         if _common.as_json and 0 < len(done) < (1 if coalesce else len(requests)):
@@ -458,7 +483,7 @@ def report(
         if kind not in ("png", "svg", "gif"):
             raise InvalidArgumentError(
                 "--figures: must be png, svg, gif or several of them with commas, got "
-                f"{clean(kind)!r}"
+                f"{show(kind)}"
             )
     trained = load_run(_folder(run_name))
     outcomes = load_outcomes(trained)
@@ -508,6 +533,8 @@ def audit(
     request: Annotated[
         str | None, typer.Option(metavar="ID", help="Only this request, e.g. r0.")
     ] = None,
+    allow_large: Large = False,
+    max_graph_mb: MaxGraph = None,
     runs: Runs = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -525,7 +552,11 @@ def audit(
 
     if Path(source).suffix in (".toml", ".json"):
         experiment = load_experiment(source, [])
-        trained, *_ = run_experiment(experiment, _common.runs)
+        here = _Remote(None, allowed=False)
+        experiment = _executed(experiment, None, None, here, allow_large=allow_large)
+        trained, *_ = run_experiment(
+            experiment, _common.runs, max_graph_mb=max_graph_mb
+        )
     else:
         trained = load_run(_folder(source))
     assert trained.folder is not None
@@ -558,7 +589,7 @@ def list_(
     _set(None, as_json, False, debug)
     if kind is not None and kind not in KINDS:
         raise InvalidArgumentError(
-            f"KIND: must be one of {', '.join(KINDS)}, got {clean(kind)!r}"
+            f"KIND: must be one of {', '.join(KINDS)}, got {show(kind)}"
         )
     found = {k: _entries(_registry(k)) for k in ([kind] if kind else KINDS)}
     if _common.as_json:
@@ -651,9 +682,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
     Raises:
         DflUnlearnError: With ``--debug``, as any other error, instead of a message.
-        MemoryError: Likewise.
     """
     try:
+        _refuse_controls(sys.argv[1:] if arguments is None else arguments)
         with _quiet_libraries(), stopped_by_signals():
             app(args=arguments, standalone_mode=True)
     except DflUnlearnError as error:
@@ -667,17 +698,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         _complain("interrupted; nothing that was finished is lost")
         sys.exit(130)
-    except MemoryError as error:
-        if _common.debug:
-            raise
-        _complain(
-            f"out of memory: {clean_lines(str(error)) or 'no more could be had'}; use "
-            "fewer peers, a smaller model or smaller block_peers"
-        )
-        sys.exit(5)
     except Exception as error:
         if _common.debug:
             raise
+        if _out_of_memory(error):
+            _complain(
+                "ResourceError: out of memory "
+                f"({clean_lines(str(error)) or 'no more could be had'}); use fewer "
+                "peers, a smaller model or smaller block_peers"
+            )
+            sys.exit(ResourceError.exit_code)
         import platform
 
         _complain(
@@ -690,6 +720,28 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     sys.exit(0)
 
 
+def _refuse_controls(arguments: Sequence[str]) -> None:
+    """Refuse words that would write to the terminal when an error repeats them.
+
+    Raises:
+        InvalidArgumentError: If a word has control characters; a line end may be part
+            of a value.
+    """
+    for word in arguments:
+        if any((ord(c) < 32 and c not in "\t\n") or 127 <= ord(c) < 160 for c in word):
+            raise InvalidArgumentError(
+                f"argument: must have no control characters, got {ascii(word)[:200]}; "
+                "type it again"
+            )
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Tell whether NumPy or torch was refused memory by the system."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
 def clean_lines(text: str) -> str:
     """Return text without control characters except line ends."""
     return "\n".join(clean(line) for line in text.split("\n"))
@@ -700,14 +752,23 @@ def _set(runs: Path | None, as_json: bool, quiet: bool, debug: bool) -> None:
     _common.quiet, _common.debug = quiet or as_json, debug
 
 
+class _CleanFormatter(logging.Formatter):
+    """Log lines without control characters, whatever a name in them holds."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        return clean_lines(super().format(record))
+
+
 @contextmanager
 def _quiet_libraries() -> Iterator[None]:
     """Send logs and warnings to stderr, one line each."""
     level = os.environ.get("DFL_UNLEARN_LOG", "WARNING").upper()
     logger = logging.getLogger("dfl_unlearn")
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_CleanFormatter("%(levelname)s %(name)s: %(message)s"))
     logger.addHandler(handler)
+    level_before = logger.level
     logger.setLevel(level if level in logging.getLevelNamesMapping() else "WARNING")
     before = warnings.showwarning
 
@@ -720,6 +781,7 @@ def _quiet_libraries() -> Iterator[None]:
     finally:
         warnings.showwarning = before
         logger.removeHandler(handler)
+        logger.setLevel(level_before)
 
 
 class _Remote(NamedTuple):
@@ -769,6 +831,7 @@ def _conduct(
     *,
     page: bool,
     how: Callable[..., Any] | None = None,
+    max_graph_mb: int | None = None,
 ) -> None:
     """Carry out an experiment and tell what came of it; ends with 4 after a refusal."""
     from dfl_unlearn.experiment import run_experiment
@@ -786,7 +849,9 @@ def _conduct(
     refusals: list[Refusal] = []
     if how is None:
         how = lambda one, **more: run_experiment(one, _common.runs, **more)  # noqa: E731
-    trained, outcomes, tables = how(experiment, tell=tell, refusals=refusals)
+    trained, outcomes, tables = how(
+        experiment, tell=tell, refusals=refusals, max_graph_mb=max_graph_mb
+    )
     assert trained.folder is not None
     if _common.as_json:
         _print(
@@ -904,6 +969,7 @@ def _outcome_json(outcome: "Outcome", table: "ResultsTable") -> dict[str, Any]:
         if certificate is None
         else json.loads(certificate.to_json()),
         "status": outcome.status,
+        "pending": {str(i): outcome.residual_influence[i][0] for i in outcome.pending},
         "notes": list(outcome.notes),
         "cost": asdict(outcome.cost),
         "metrics": [row for row in table.rows if row["peer"] == -1],
@@ -971,7 +1037,7 @@ def _requests(
         rows = [int(part) for part in indices.split(",")]
     except ValueError:
         raise InvalidArgumentError(
-            f"--indices: must be integers with commas between, got {clean(indices)!r}"
+            f"--indices: must be integers with commas between, got {show(indices)}"
         ) from None
     return [ForgetRequest.samples(peer, indices=rows)]
 

@@ -6,7 +6,9 @@ can be refused without training is refused before anything is written.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +24,18 @@ from dfl_unlearn.data.sources import datasets
 from dfl_unlearn.engine.config import ExecutionConfig, SimulationConfig, trainers
 from dfl_unlearn.engine.fault_rounds import check_network
 from dfl_unlearn.engine.faults import FaultModel, fault_models
+from dfl_unlearn.engine.memory import large_allowed
 from dfl_unlearn.engine.run import TrainedRun
-from dfl_unlearn.engine.simulator import kept_open, resume, simulate
+from dfl_unlearn.engine.simulator import check_start, kept_open, resume, simulate
 from dfl_unlearn.engine.stored import read_manifest
 from dfl_unlearn.engine.trainers.contract import Trainer
-from dfl_unlearn.errors import ConfigError, InputFileError, RefusedError
+from dfl_unlearn.errors import (
+    ConfigError,
+    InputFileError,
+    InvalidArgumentError,
+    InvalidTypeError,
+    RefusedError,
+)
 from dfl_unlearn.evaluation.view import evaluate
 from dfl_unlearn.models.flat import FlatModel
 from dfl_unlearn.models.zoo import models
@@ -124,6 +133,7 @@ _REGISTRIES: dict[Any, Registry[Any]] = {
     UnlearningProtocol: unlearners,
 }
 _FORMS = {ForgetRequest: RequestForm}
+_INDEX = re.compile(r"[0-9]{1,9}")
 # What a file cannot give: objects, and fields that the experiment itself fills in.
 _NOT_IN_FILES = {SimulationConfig: ("schedule",)}
 
@@ -174,6 +184,11 @@ def read_experiment(table: Mapping[str, Any], where: str = "") -> Experiment:
         if name in topologies:
             if "seed" in settings_of(topologies.get(name)):
                 table["topology"] = {"seed": seed, **topology}
+        elif Path(name).suffix.lower() == ".toml":  # a preset: its family has the keys
+            mixing = topology.get("mixing")
+            fields = {k: v for k, v in topology.items() if k not in ("use", "mixing")}
+            del table["topology"]
+            graph = TopologySection(use=name, mixing=mixing, fields=fields)
         elif name in graph_names() or Path(name).suffix:
             form = read_strict(GraphForm, table.pop("topology"), where, path="topology")
             graph = form.build()
@@ -201,6 +216,7 @@ def run_experiment(
     *,
     tell: Callable[[str], None] | None = None,
     refusals: list[Refusal] | None = None,
+    max_graph_mb: int | None = None,
 ) -> tuple[TrainedRun, list[Outcome], list[ResultsTable]]:
     """Train, forget, evaluate and report; everything lands in one run folder.
 
@@ -216,11 +232,13 @@ def run_experiment(
         tell: Called with one line before each part of the work.
         refusals: Takes what was refused; with None the first refusal is raised when
             all else is done and written.
+        max_graph_mb: Limit of a graph file's size in MB; None is 256.
 
     Returns:
         The run, the outcomes, and one table of metrics per outcome.
     """
-    parts = build_parts(experiment)
+    parts = build_parts(experiment, max_graph_mb=max_graph_mb)
+    check_start(*parts, experiment.training, experiment.execution)
     resolved_requests(experiment, parts[1])
     folder = RunFolder.create(runs, experiment.name)
     config = to_config(experiment)
@@ -235,6 +253,7 @@ def resume_experiment(
     execution: ExecutionConfig | None = None,
     tell: Callable[[str], None] | None = None,
     refusals: list[Refusal] | None = None,
+    max_graph_mb: int | None = None,
 ) -> tuple[TrainedRun, list[Outcome], list[ResultsTable]]:
     """Go on with an experiment that was interrupted, wherever that was.
 
@@ -247,6 +266,7 @@ def resume_experiment(
         execution: What changes speed and display only; None is what the folder says.
         tell: As in ``run_experiment``.
         refusals: As in ``run_experiment``.
+        max_graph_mb: As in ``run_experiment``.
 
     Returns:
         As ``run_experiment``.
@@ -265,7 +285,7 @@ def resume_experiment(
     experiment = read_experiment(run_folder.read_json("config.json"), "config.json")
     if execution is not None:
         experiment = replace(experiment, execution=execution)
-    parts = build_parts(experiment)
+    parts = build_parts(experiment, max_graph_mb=max_graph_mb)
     with run_folder.locked():
         run_folder.remove_leftovers()
     return _carried_out(experiment, run_folder, parts, tell, refusals)
@@ -309,7 +329,8 @@ def _carried_out(
             takes note of it.
     """
     tell = tell if tell is not None else _silent
-    with kept_open(experiment.execution):
+    execution = experiment.execution
+    with kept_open(execution), large_allowed(execution.allow_large):
         run = _trained(experiment, folder, parts, tell)
         if run.requests:
             raise RefusedError(
@@ -368,27 +389,64 @@ def resolved_requests(experiment: Experiment, data: PeerData) -> list[ForgetRequ
     ]
 
 
-def build_parts(experiment: Experiment) -> tuple[Topology, PeerData, FlatModel]:
-    """Build network, data and model of an experiment; writes nothing."""
+def build_parts(
+    experiment: Experiment, *, max_graph_mb: int | None = None
+) -> tuple[Topology, PeerData, FlatModel]:
+    """Build network, data and model of an experiment; writes nothing.
+
+    Args:
+        experiment: What to build.
+        max_graph_mb: Limit of a graph file's size in MB; None is 256.
+
+    Returns:
+        The three.
+    """
     section = experiment.topology
-    topology = load_topology(section.use, mixing=section.mixing, **section.fields)
+    options = dict(section.fields)
+    if max_graph_mb is not None and section.use not in topologies:
+        options["max_bytes"] = max_graph_mb * 2**20
+    with _naming(topology=(*section.fields, "mixing")):
+        topology = load_topology(section.use, mixing=section.mixing, **options)
     check_network(experiment.training, topology)
     source = experiment.data
-    data = PeerData.load(
-        source.use,
-        peers=topology.n,
-        partition=source.partition.use,
-        seed=experiment.seed if source.seed is None else source.seed,
-        dataset_options=source.fields,
-        **source.partition.fields,
-    )
-    model = models.build(
-        experiment.model.use,
-        input_shape=tuple(data.store.inputs.shape[1:]),
-        num_classes=data.num_classes,
-        **experiment.model.fields,
-    )
+    split = source.partition
+    places = {"data": (*source.fields, "seed"), "data.partition": tuple(split.fields)}
+    with _naming(**places):
+        data = PeerData.load(
+            source.use,
+            peers=topology.n,
+            partition=split.use,
+            seed=experiment.seed if source.seed is None else source.seed,
+            dataset_options=source.fields,
+            **split.fields,
+        )
+    with _naming(model=tuple(experiment.model.fields)):
+        model = models.build(
+            experiment.model.use,
+            input_shape=tuple(data.store.inputs.shape[1:]),
+            num_classes=data.num_classes,
+            **experiment.model.fields,
+        )
     return topology, data, model
+
+
+@contextmanager
+def _naming(**sections: tuple[str, ...]) -> Iterator[None]:
+    """Put the key path before the message about an argument that a section gave.
+
+    Args:
+        **sections: Names of the arguments by section.
+
+    Yields:
+        Nothing.
+    """
+    try:
+        yield
+    except (InvalidArgumentError, InvalidTypeError) as error:
+        name = str(error).partition(":")[0].partition("[")[0]
+        found = [section for section, names in sections.items() if name in names]
+        place = f"{found[0]}." if found else f"{next(iter(sections))}: "
+        raise type(error)(f"{place}{error}") from error
 
 
 def _silent(line: str) -> None:
@@ -405,8 +463,13 @@ def _override(table: dict[str, Any], keys: Sequence[str], value: Any) -> None:
     path = ".".join(keys)
     for depth, key in enumerate(keys):
         last = depth == len(keys) - 1
+        if isinstance(at, dict) and _INDEX.fullmatch(key) and key not in at:
+            raise ConfigError(
+                f"{path}: must lead to an entry of a list at {key!r}, got no list "
+                "there; add the entry to the file first"
+            )
         if isinstance(at, list):
-            if not key.isdigit() or int(key) >= len(at):
+            if not _INDEX.fullmatch(key) or int(key) >= len(at):
                 raise ConfigError(
                     f"{path}: must be an index below {len(at)} at {key!r}; "
                     "add the entry to the file first"

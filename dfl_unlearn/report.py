@@ -316,6 +316,7 @@ def _methods(view: ResultsView) -> Html:
                 f"{cost.payload_bytes:,}",
                 f"{cost.rounds:,}",
                 f"{cost.wall_seconds:.2f}",
+                f"{cost.simulated_seconds:.2f}",
             )
         )
     head = (
@@ -327,11 +328,12 @@ def _methods(view: ResultsView) -> Html:
         "bytes sent",
         "rounds",
         "seconds",
+        "simulated seconds",
     )
     return h.section(
         "Protocols compared",
         _figure(view, "methods"),
-        h.table("", head, rows, frozenset(range(2, 8))),
+        h.table("", head, rows, frozenset(range(2, 9))),
     )
 
 

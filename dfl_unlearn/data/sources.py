@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from dfl_unlearn import _validate
+from dfl_unlearn._limits import LOAD_BYTES, check_cap
 from dfl_unlearn.data.batch import TensorBatch
 from dfl_unlearn.registry import Registry
 from dfl_unlearn.rng import RngTree
@@ -51,6 +52,7 @@ datasets: Registry[Dataset] = Registry(
     "datasets",
     packages=(
         "dfl_unlearn.data.sources",
+        "dfl_unlearn.data.arrays",
         "dfl_unlearn.data.vision",
         "dfl_unlearn.data.parquet",
     ),
@@ -70,7 +72,7 @@ def digits() -> Dataset:
     from sklearn.datasets import load_digits
 
     raw = load_digits()
-    test = _held_out(raw.target, "digits")
+    test = held_out(raw.target, "digits")
     inputs = (raw.data / 16).astype(np.float32)
     return Dataset(
         train=_rows(inputs, raw.target, ~test),
@@ -96,7 +98,7 @@ def breast_cancer() -> Dataset:
     from sklearn.datasets import load_breast_cancer
 
     raw = load_breast_cancer()
-    test = _held_out(raw.target, "breast-cancer")
+    test = held_out(raw.target, "breast-cancer")
     mean, std = raw.data[~test].mean(axis=0), raw.data[~test].std(axis=0)
     inputs = ((raw.data - mean) / std).astype(np.float32)
     return Dataset(
@@ -134,10 +136,11 @@ def gaussian_classes(
     _validate.integer(dim=dim, per_class=per_class, at_least=1)
     _validate.number(spread=spread, at_least=0)
     _validate.integer(seed=seed, at_least=0)
+    sizes = per_class, max(1, per_class // 4)
+    check_cap(LOAD_BYTES, 8 * classes * (sum(sizes) + 1) * dim, "gaussian-classes")
     rng = RngTree(seed).child("gaussian-classes").numpy("data-split")
     centres = rng.standard_normal((classes, dim))
     centres /= np.linalg.norm(centres, axis=1, keepdims=True)
-    sizes = per_class, max(1, per_class // 4)
     parts = []
     for size in sizes:
         labels = np.tile(np.arange(classes), size)
@@ -154,13 +157,24 @@ def gaussian_classes(
     )
 
 
-def _held_out(labels: NDArray[np.integer], name: str) -> NDArray[np.bool_]:
-    """Return which rows are for tests: a fifth of each class, fixed for ever."""
+def held_out(
+    labels: NDArray[np.integer], name: str, share: float = _TEST_SHARE
+) -> NDArray[np.bool_]:
+    """Return which rows are for tests: a share of each class, fixed for ever.
+
+    Args:
+        labels: Class of every row, shape ``(R,)``.
+        name: Name of the data set; other names give other rows.
+        share: Share of each class, in [0, 1).
+
+    Returns:
+        True for test rows, shape ``(R,)``.
+    """
     rng = RngTree(name).numpy("data-split")
     test = np.zeros(len(labels), dtype=np.bool_)
     for label in np.unique(labels):
         rows = rng.permutation(np.flatnonzero(labels == label))
-        test[rows[: round(_TEST_SHARE * len(rows))]] = True
+        test[rows[: round(share * len(rows))]] = True
     return test
 
 

@@ -57,6 +57,7 @@ def begin_commit(
         detail: What the results will say of it.
         keep_checkpoints: Leave states from before the request on disk.
     """
+    pre_request_files(folder)  # refuses links before anything is changed
     plan = {"at": at, "keep": keep_checkpoints, "detail": detail}
     folder.write_json(_MANIFEST, {**manifest, NEXT: {**after, _PLAN: plan}})
 
@@ -169,7 +170,8 @@ def pre_request_files(
         kept: Places of attempts and references that stay.
 
     Returns:
-        Checkpoints, the record, influence, and what was asked for.
+        Checkpoints, the record, influence, and what was asked for. A symbolic link on
+        the way is refused: what it points to is not the run's to remove.
     """
     patterns = ["ckpt/**/*", "record/*", "influence/*"]
     if final:
@@ -180,7 +182,8 @@ def pre_request_files(
         patterns.append("reference/*/state.safetensors")
     stay = {folder.path(place) for place in kept or ()}
     found = {file for one in patterns for file in folder.root.glob(one)}
-    return sorted(f for f in found if f.is_file() and f.parent not in stay)
+    files = (folder.path(f.relative_to(folder.root).as_posix()) for f in found)
+    return sorted(f for f in files if f.is_file() and f.parent not in stay)
 
 
 def _copy_ledger(folder: RunFolder, at: str, after: Mapping[str, Any]) -> None:

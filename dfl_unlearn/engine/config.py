@@ -10,7 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from dfl_unlearn import _validate
+from dfl_unlearn._limits import MAX_ROUNDS
 from dfl_unlearn.accounting.ledger import PrivacyBudget
+from dfl_unlearn.engine.clock import NetworkClock
 from dfl_unlearn.engine.fault_rounds import check_faults
 from dfl_unlearn.engine.faults import FaultPlan
 from dfl_unlearn.engine.trainers.contract import PrivateSteps, Trainer
@@ -67,7 +69,9 @@ class LocalSteps:
                 )
         _validate.integer(steps=self.steps, at_least=1, at_most=100_000)
         if self.batch_size is not None:
-            _validate.integer(batch_size=self.batch_size, at_least=1)
+            _validate.integer(
+                batch_size=self.batch_size, at_least=1, at_most=1_000_000_000
+            )
         _validate.number(learning_rate=self.learning_rate, above=0)
         _validate.one_of(
             ("constant", "cosine", "inverse_sqrt"), lr_schedule=self.lr_schedule
@@ -140,6 +144,8 @@ class SimulationConfig:
             structure, never by timing.
         evaluate_every: Rounds between evaluations; 0 evaluates only at the end.
         privacy_budget: Caps that the ledger enforces.
+        clock: How fast the peers and their lines are, for simulated time only; it
+            changes no parameter.
     """
 
     rounds: int = 100
@@ -158,10 +164,11 @@ class SimulationConfig:
     kernel: KernelName = "auto"
     evaluate_every: int = 10
     privacy_budget: PrivacyBudget = field(default_factory=PrivacyBudget)
+    clock: NetworkClock = field(default_factory=NetworkClock)
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        _validate.integer(rounds=self.rounds, at_least=1, at_most=10_000_000)
+        _validate.integer(rounds=self.rounds, at_least=1, at_most=MAX_ROUNDS)
         _validate.integer(seed=self.seed, at_least=0, at_most=2**63 - 1)
         _validate.of_type(Trainer, why="e.g. DSgd(form='atc')", trainer=self.trainer)
         _validate.of_type(LocalSteps, local=self.local)
@@ -177,6 +184,7 @@ class SimulationConfig:
         _validate.one_of(("auto", "stacked", "vmap", "loop"), kernel=self.kernel)
         _validate.integer(evaluate_every=self.evaluate_every, at_least=0)
         _validate.of_type(PrivacyBudget, privacy_budget=self.privacy_budget)
+        _validate.of_type(NetworkClock, clock=self.clock)
         self.trainer.check(self)
         if self.faults:
             check_faults(self.faults, self)

@@ -237,6 +237,15 @@ class FaultDraws:
         parts = [slow for _, slow in self._slow]
         return np.unique(np.concatenate(parts)) if parts else np.zeros(0, np.int64)
 
+    @property
+    def slowness(self) -> NDArray[np.float64]:
+        """Factor on the time of every peer's work, others waiting for it, ``(N,)``."""
+        slow = np.ones(self.n)
+        for model, peers in self._slow:
+            if model.policy == "wait":
+                slow[peers] = np.maximum(slow[peers], model.slowdown)
+        return slow
+
     # --- coins of messages -----------------------------------------------------------
 
     def arcs(self, r: int) -> Arcs:

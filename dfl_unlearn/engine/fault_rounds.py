@@ -80,6 +80,8 @@ class RoundsOfFaults:
             begin: The first round of training that will be run.
         """
         config = setup.config
+        if setup.draws is not None:
+            return cls(setup.draws, setup.ahead)
         if not config.faults:
             return None
         inbox = all(name in slots for name in past_names(config))

@@ -8,19 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dfl_unlearn import _validate
 from dfl_unlearn.accounting.ledger import PrivacyLedger
 from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.engine.config import SimulationConfig
 from dfl_unlearn.engine.fault_draws import FaultDraws
+from dfl_unlearn.engine.faulty_transport import FaultyTransport
 from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.engine.transport import Guard, Transport
 from dfl_unlearn.errors import InvalidArgumentError, NumericalError
 from dfl_unlearn.models.flat import FlatModel
 from dfl_unlearn.record.training import TrainingRecord
 from dfl_unlearn.rng import RngTree
+from dfl_unlearn.store.inputs import read_arrays
 from dfl_unlearn.topology.graph import Topology, TopologySchedule
 
 
@@ -35,6 +39,9 @@ class History:
             error) of every peer, shape ``(E, N)``.
         consensus: Mean squared distance to the average, shape ``(E,)``.
         seconds: Elapsed training time, shape ``(E,)``; not part of the digest.
+        simulated_seconds: When the last peer was done, on the clock of
+            ``engine.clock``, shape ``(E,)``; not part of the digest. None in runs
+            made before there was one.
     """
 
     rounds: NDArray[np.int64]
@@ -42,6 +49,7 @@ class History:
     accuracy: NDArray[np.float64]
     consensus: NDArray[np.float64]
     seconds: NDArray[np.float64]
+    simulated_seconds: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +60,14 @@ class CarriedOut:
         request_id: Its id.
         round: The state's round when it was asked.
         rows: Owner -> number of rows that went.
+        pending: Peer that left before it took the corrected model -> norm of the
+            influence that it left with, None where that is not known.
     """
 
     request_id: str
     round: int
     rows: Mapping[int, int]
+    pending: Mapping[int, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +115,7 @@ class TrainedRun:
         topology: Topology,
         data: PeerData,
         model: FlatModel,
-        states: Tensor,
+        states: Tensor | str | Path,
         config: SimulationConfig | None = None,
     ) -> "TrainedRun":
         """Bring in models that were trained elsewhere.
@@ -115,7 +126,8 @@ class TrainedRun:
             topology: The network.
             data: What each peer holds.
             model: The model.
-            states: One row of parameters per peer, shape ``(N, P)``.
+            states: One row of parameters per peer, shape ``(N, P)``; or a ``.npz`` or
+                ``.safetensors`` file with the one array ``params``, or a ``.npy``.
             config: How training would go on; its seed names all further draws.
 
         Returns:
@@ -126,6 +138,13 @@ class TrainedRun:
             NumericalError: If a row is not finite.
         """
         config = config if config is not None else SimulationConfig()
+        if isinstance(states, str | Path):
+            states = torch.from_numpy(read_arrays(states, names=("params",))["params"])
+        _validate.of_type(Tensor, why="or the path of a file", states=states)
+        if not states.is_floating_point():
+            raise InvalidArgumentError(
+                f"states: must be float32 or float64, got {states.dtype}; convert them"
+            )
         if tuple(states.shape) != (data.n, model.size) or topology.n != data.n:
             raise InvalidArgumentError(
                 f"states: must have shape ({topology.n}, {model.size}) for "
@@ -184,7 +203,17 @@ class TrainedRun:
 
     def transport(self) -> Transport:
         """Return a transport over this network with an empty log."""
-        return Transport(self.topology, self.requests, guard=self.guard)
+        draws = self.faults()
+        if draws is None:
+            return Transport(self.topology, self.requests, guard=self.guard)
+        return FaultyTransport(
+            self.topology,
+            self.requests,
+            guard=self.guard,
+            draws=draws,
+            clock=self.network_round,
+            patience=self.config.faults.patience,
+        )
 
     @property
     def requests(self) -> int:

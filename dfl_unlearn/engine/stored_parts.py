@@ -154,6 +154,7 @@ def round_row(
     accuracy: NDArray[np.float64],
     consensus: float,
     seconds: float,
+    simulated: float,
 ) -> dict[str, Any]:
     """Return the figures after ``done`` rounds as a record of ``results.jsonl``."""
     return {
@@ -163,6 +164,7 @@ def round_row(
         "accuracy": [None if np.isnan(a) else a for a in accuracy.tolist()],
         "consensus": float(consensus),
         "seconds": float(seconds),
+        **({} if np.isnan(simulated) else {"simulated_seconds": float(simulated)}),
     }
 
 
@@ -200,6 +202,7 @@ def read_history(folder: RunFolder, config: SimulationConfig) -> History | None:
                 np.array(r["accuracy"], dtype=np.float64),
                 r["consensus"],
                 r["seconds"],
+                r.get("simulated_seconds", np.nan),  # none in older folders
             )
             for done, r in rows.items()
         ]

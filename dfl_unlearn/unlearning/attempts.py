@@ -23,6 +23,7 @@ from dfl_unlearn.store.files import from_json, to_json
 from dfl_unlearn.store.folder import RunFolder
 from dfl_unlearn.unlearning.contracts import Outcome, UnlearningProtocol, unlearners
 from dfl_unlearn.unlearning.outbox import FolderOutbox
+from dfl_unlearn.unlearning.progress import pending_to
 
 _ATTEMPT = "attempt.json"
 
@@ -169,6 +170,9 @@ class OutcomeFolder:
                 "info": dict(outcome.info),
                 "notes": list(outcome.notes),
                 "status": outcome.status,
+                **pending_to(
+                    outcome.pending, outcome.residual_influence, outcome.progress
+                ),
                 "keep_checkpoints": outcome.keep_checkpoints,
             },
         )

@@ -83,7 +83,8 @@ def replay_request(run: TrainedRun, folder: str | Path, request_id: str) -> Outc
             "its requests are named in manifest.json under committed"
         )
     entry = found[-1]
-    _compare(run, "the run", state_digest(run.state), entry.base)
+    before = f"the state that {request_id} was on"
+    _compare(run, before, state_digest(run.state), entry.base)
     known = place.read_json(f"{entry.at}/outcome.json")
     attempt = place.read_json(f"{entry.at}/attempt.json")
     charged = PrivacyLedger.load(
@@ -105,7 +106,9 @@ def replay_request(run: TrainedRun, folder: str | Path, request_id: str) -> Outc
             f"{request_id}: must be charged with {len(charged.entries)} entries as "
             f"before, got {len(ledger.entries)}; use the version that committed it"
         )
-    _compare(run, "the result", state_digest(outcome.state), entry.state)
+    _compare(
+        run, f"the outcome of {request_id}", state_digest(outcome.state), entry.state
+    )
     return outcome
 
 

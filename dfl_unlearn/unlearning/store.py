@@ -1,6 +1,7 @@
 """Outcomes in a run folder: kept as trials, read again, or made the run's own state."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from dfl_unlearn.errors import MissingInputError, RefusedError
 from dfl_unlearn.store.folder import RunFolder
 from dfl_unlearn.unlearning.attempts import OutcomeFolder
 from dfl_unlearn.unlearning.contracts import Cost, Outcome, unlearners
+from dfl_unlearn.unlearning.progress import pending_from
 
 
 def save_outcome(outcome: Outcome, folder: str | Path) -> Path:
@@ -106,8 +108,8 @@ def commit_outcome(
 
     Raises:
         MissingInputError: If the run has no folder.
-        RefusedError: If the run has changed since the attempt was made, or the outcome
-            is held for review.
+        RefusedError: If the run has changed since the attempt was made, the outcome is
+            held for review, or a peer that has not left still lacks it.
     """
     if outcome.request.is_nothing:
         return outcome.run
@@ -124,6 +126,7 @@ def commit_outcome(
             "outcome: must be of a run with a folder, got one in memory; use "
             "outcome.as_run() there"
         )
+    ahead = outcome.as_run().ahead  # refuses where a peer is still waited for
     folder = RunFolder(outcome.run.folder)
     with folder.locked():
         manifest, present = read_state(folder)
@@ -134,6 +137,7 @@ def commit_outcome(
             "forgotten": [*manifest["forgotten"], request_to(outcome.request)],
             "data": data_entry(outcome.run.data.without(outcome.request)),
             "round": outcome.state.round,
+            "ahead": ahead,
             "state": state_digest(outcome.state),
             "info": {**manifest["info"], "requests": outcome.run.requests + 1},
             "carried_out": [
@@ -242,7 +246,8 @@ def _read(
             params=tensors.pop("params"), slots=tensors, round=known["round"]
         ),
         certificate=certificate,
-        cost=Cost(**known["cost"]),
+        # older folders had no simulated clock
+        cost=Cost(**{"simulated_seconds": math.nan, **known["cost"]}),
         ledger=PrivacyLedger.load(
             folder.path(f"{at}/{LEDGER}"),
             budget=run.config.privacy_budget,
@@ -254,6 +259,7 @@ def _read(
         info=known["info"],
         notes=tuple(known["notes"]),
         status=known.get("status", "complete"),
+        **pending_from(known),
         keep_checkpoints=known.get("keep_checkpoints", False),
     )
 

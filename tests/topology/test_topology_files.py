@@ -414,7 +414,7 @@ def test_limits_of_peers_and_edges_are_checked_before_the_graph_is_built(
     )
     with pytest.raises(ResourceError, match="at most 100000 peers, got 100001"):
         load_topology(write(text))
-    monkeypatch.setattr(_simple, "MAX_EDGES", 3)
+    monkeypatch.setattr(_simple, "EDGES", _simple.EDGES._replace(most=3))
     for name, ring in (
         ("g.graphml", graphml("abcd", ["ab", "bc", "cd", "da"])),
         ("g.txt", "a b\nb c\nc d\nd a\n"),
@@ -499,7 +499,7 @@ def test_text_that_is_not_utf8_is_refused_with_its_place(write, data, message):
 def test_a_file_above_the_limit_says_how_to_raise_it(write):
     path = write(graphml(range(40), [(i, i + 1) for i in range(39)]))
     with pytest.raises(
-        InputTooLargeError, match=r"MB; limit 0\.000977 MB \(raise it with max_bytes"
+        InputTooLargeError, match=r"MB; limit 0\.000977 MB \(raise with --max-graph"
     ):
         load_topology(path, max_bytes=1024)
 

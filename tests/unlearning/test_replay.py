@@ -79,7 +79,7 @@ def test_requests_in_a_row_are_replayed_in_a_row(tmp_path):
     again = replay_request(run, tmp_path / "a", "r1")
     assert torch.equal(again.state.params, outcome.state.params)
     assert again.ledger.entries == outcome.ledger.entries
-    with pytest.raises(ReplayDivergedError, match="the run must have the digest"):
+    with pytest.raises(ReplayDivergedError, match="the state that r0 was on must have"):
         replay_request(run, tmp_path / "a", "r0")
     with pytest.raises(InputFileError, match="'r7', got none"):
         replay_request(run, tmp_path / "a", "r7")
@@ -103,7 +103,7 @@ def test_other_noise_another_charge_or_another_release_is_no_replay(
     with pytest.raises(ReplayDivergedError, match="must be charged as in the attempt"):
         replay_request(base, tmp_path / "a", "r0")
     place.write_text(text.replace('"recovery_rounds": 1', '"recovery_rounds": 2'))
-    with pytest.raises(ReplayDivergedError, match="the result must have the digest"):
+    with pytest.raises(ReplayDivergedError, match="the outcome of r0 must have"):
         replay_request(base, tmp_path / "a", "r0")
 
 
