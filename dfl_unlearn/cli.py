@@ -351,7 +351,7 @@ def unlearn(
         bool,
         typer.Option(
             "--keep-checkpoints",
-            help="With --commit: keep states from before the request on disk.",
+            help="Keep states from before the request on disk, with --commit.",
         ),
     ] = False,
     runs: Runs = None,
@@ -388,26 +388,31 @@ def unlearn(
     trained = load_run(_folder(run_name))
     folder = trained.folder
     done: list[dict[str, Any]] = []
-    for given_request in [requests] if coalesce else [[one] for one in requests]:
-        outcome = carry_out(
-            trained,
-            given_request,
-            how,
-            reference=not no_reference,
-            coalesce=coalesce,
-            screening=Screening() if screen else None,
-            folder=folder,
-        )
-        table = evaluate(outcome)
-        if outcome.status == "held_for_review" and commit:
-            _tell_outcome(outcome, table)  # what is refused next
-        if commit:
-            trained = commit_outcome(outcome, keep_checkpoints=keep_checkpoints)
-            outcome = replace(outcome, certificate=kept_certificate(outcome))
-        else:
-            trained = outcome.as_run()
-        _tell_outcome(outcome, table)
-        done.append(_outcome_json(outcome, table) | {"committed": commit})
+    try:
+        for given_request in [requests] if coalesce else [[one] for one in requests]:
+            outcome = carry_out(
+                trained,
+                given_request,
+                how,
+                reference=not no_reference,
+                coalesce=coalesce,
+                screening=Screening() if screen else None,
+                keep_checkpoints=keep_checkpoints,
+                folder=folder,
+            )
+            table = evaluate(outcome)
+            if outcome.status == "held_for_review" and commit:
+                _tell_outcome(outcome, table)  # what is refused next
+            if commit:
+                trained = commit_outcome(outcome)
+                outcome = replace(outcome, certificate=kept_certificate(outcome))
+            else:
+                trained = outcome.as_run()
+            _tell_outcome(outcome, table)
+            done.append(_outcome_json(outcome, table) | {"committed": commit})
+    finally:
+        if _common.as_json and 0 < len(done) < (1 if coalesce else len(requests)):
+            _print(_json({"outcomes": done}))  # those before the one that failed
     if _common.as_json:
         _print(_json(done[0] if len(done) == 1 else {"outcomes": done}))
         return

@@ -5,13 +5,19 @@ The command line prints the message without a traceback and exits with the class
 ``exit_code``. Only errors that something raises are defined here.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class DflUnlearnError(Exception):
-    """Root of all errors raised on purpose; never raised itself."""
+    """Root of all errors raised on purpose; never raised itself.
+
+    Attributes:
+        outcomes: Where a list of requests ended with this error: the outcomes of those
+            that were carried out before.
+    """
 
     exit_code: ClassVar[int] = 1
+    outcomes: tuple[Any, ...] = ()
 
 
 # --- arguments -----------------------------------------------------------------

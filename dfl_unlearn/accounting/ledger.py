@@ -451,7 +451,7 @@ class PrivacyLedger:
             copy._journal = Journal.create(Path(path), self._text())
         return copy
 
-    def again(self, path: Path | str, *, read_only: bool = False) -> "PrivacyLedger":
+    def again(self, path: Path | str) -> "PrivacyLedger":
         """Return a fork that goes through the charges of an earlier attempt again.
 
         Its file already holds them: whoever makes the same charges finds them there,
@@ -459,8 +459,6 @@ class PrivacyLedger:
 
         Args:
             path: The file of the earlier attempt, a fork of this ledger.
-            read_only: Leave the file as it is: charges beyond its end are kept in
-                memory.
 
         Returns:
             The copy; ``ahead`` says how many lines are still to come.
@@ -478,14 +476,32 @@ class PrivacyLedger:
                 f"{path.name}: must begin with the {own} lines of the run's ledger, "
                 "got others; the attempt is of another run or was made before a commit"
             )
-        if len(lines) < own and not read_only:
+        if len(lines) < own:
             path.unlink()  # killed while it was made, nothing was charged in it
             return self.fork(path)
         copy = self.fork()
         copy._ahead = lines[own:]
-        if not read_only:
-            size = len(content) - len(tail)
-            copy._journal = Journal(path, size=size, torn=len(tail))
+        size = len(content) - len(tail)
+        copy._journal = Journal(path, size=size, torn=len(tail))
+        return copy
+
+    def rewound(self, lines: int) -> "PrivacyLedger":
+        """Return a copy in memory that goes through the last charges again.
+
+        Args:
+            lines: How many of the first lines it begins with.
+
+        Returns:
+            The copy; the lines after them are ``ahead``: whoever makes the same charges
+            finds them, others are refused.
+        """
+        copy = PrivacyLedger(
+            self.budget,
+            adaptive_costs=self.filter_order is not None,
+            filter_order=self.filter_order,
+        )
+        copy._lines, copy._ahead = self._lines[:lines], self._lines[lines:]
+        copy._book = replay(copy._lines, "ledger")
         return copy
 
     @property

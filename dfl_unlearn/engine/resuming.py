@@ -44,7 +44,6 @@ from dfl_unlearn.engine.stored import (
     config_to,
     data_and_model,
     finish_run,
-    noted_head,
     read_ledger,
     read_manifest,
     read_run,
@@ -79,7 +78,8 @@ class Unfinished:
         topology: The network.
         data: What each peer holds, forgotten rows marked.
         model: The model.
-        config: How it is trained.
+        config: How it is trained; ``rounds`` may be more than the manifest says.
+        finished: The run as it is, where it is finished and is to be trained further.
     """
 
     folder: RunFolder
@@ -88,6 +88,7 @@ class Unfinished:
     data: PeerData
     model: FlatModel
     config: SimulationConfig
+    finished: TrainedRun | None = None
 
     @property
     def requests(self) -> tuple[str, ...]:
@@ -162,7 +163,7 @@ def reopen(
     data: PeerData | None = None,
     model: FlatModel | None = None,
 ) -> Unfinished | TrainedRun:
-    """Open a run to go on with it.
+    """Open a run to go on with it; nothing in the folder changes yet.
 
     Args:
         folder: The run's folder, locked.
@@ -194,12 +195,17 @@ def reopen(
             run = read_run(folder.root, data=data, model=model)
             if wanted <= max(planned, run.state.round):
                 return run
-            _make_longer(folder, run, wanted)
-            manifest = read_manifest(folder)
-            data, model = run.data, run.model
-        elif wanted > planned:
-            manifest = _with_rounds(folder, manifest, wanted, planned)
-        return _unfinished(folder, manifest, data, model)
+            return Unfinished(
+                folder=folder,
+                manifest=manifest,
+                topology=run.topology,
+                data=run.data,
+                model=run.model,
+                config=replace(run.config, rounds=wanted),
+                finished=run,
+            )
+        found = _unfinished(folder, manifest, data, model)
+        return replace(found, config=replace(found.config, rounds=wanted))
     except KeyError as error:
         raise StoreCorruptError(
             f"{folder.root}/{_MANIFEST}: must have all fields of a run, got none for "
@@ -229,6 +235,8 @@ def go_on(
         ResumeWouldUndoUnlearningError: If only states from before a committed request
             are left.
     """
+    if run.config.rounds > run.manifest["training"]["rounds"]:
+        run = _longer(run)
     folder, manifest, config = run.folder, run.manifest, run.config
     ledger = read_ledger(folder, manifest, config)
     start = None if fresh else newest_checkpoint(folder, run.identity)
@@ -343,70 +351,53 @@ def _check_rounds(training: Mapping[str, Any], wanted: int) -> None:
         )
 
 
-def _with_rounds(
-    folder: RunFolder, manifest: Mapping[str, Any], wanted: int, first: int
-) -> dict[str, Any]:
-    """Raise the number of rounds; durable before anything more is charged."""
-    head = PrivacyLedger.load(folder.path(LEDGER), expected_head=noted_head(manifest))
+def _longer(run: Unfinished) -> Unfinished:
+    """Raise the number of rounds in the folder, durably, once the budget allows it.
+
+    A finished run first becomes an unfinished one; its record goes on only where it
+    covers all rounds: after a committed request it would not.
+
+    Returns:
+        The run, as its folder has it now.
+    """
+    folder, manifest, config, done = run.folder, run.manifest, run.config, run.finished
+    ledger = read_ledger(folder, manifest, config)
+    first = manifest["training"]["rounds"] if done is None else done.state.round
+    extra = config.rounds - first
+    charge_rounds(ledger.fork(), config.private, extra, first=first)
+    changes: dict[str, Any] = {}
+    if done is not None:
+        manifest, _ = read_state(folder)
+        run = replace(run, manifest=manifest)
+        rows = [] if done.history is None else rows_of(done.history)
+        info, record = done.info, None if run.requests else done.record
+        progress = Progress(
+            state=done.state,
+            recorded=None
+            if record is None
+            else Recorded(
+                rates=record.step_sizes,
+                norms=record.gradient_norms,
+                checkpoints=record.checkpoints,
+            ),
+            rows=tuple(row for row in rows if is_evaluated(row[0], config)),
+            seconds=float(info.get("seconds", 0.0)),
+            faults={"faults": info["faults"]} if "faults" in info else {},
+        )
+        write_checkpoint(folder, progress, run.identity, ledger=ledger.head, keep=2)
+        os.unlink(folder.path(_DONE))
+        sync_folder(folder.root)
+        changes = {"ledger": list(ledger.head), "ahead": done.ahead}
+    planned = manifest.get("planned", [])  # none in older folders
     longer = {
         **manifest,
-        "training": {**manifest["training"], "rounds": wanted},
-        "planned": [*manifest["planned"], _planned(first, wanted - first, head)],
+        **changes,
+        "training": {**manifest["training"], "rounds": config.rounds},
+        "planned": [*planned, _planned(first, extra, ledger)],
+        "goes_on": {"round": first},  # it is longer than its config.json says
     }
     folder.write_json(_MANIFEST, longer)
-    return longer
-
-
-def _make_longer(folder: RunFolder, run: TrainedRun, wanted: int) -> None:
-    """Turn a finished run into one with rounds before it.
-
-    The record goes on only where it covers all rounds: after a committed request it
-    would not.
-    """
-    manifest, _ = read_state(folder)
-    committed = [past["request_id"] for past in manifest["forgotten"]]
-    recorded, record = None, run.record
-    if record is not None and not committed:
-        recorded = Recorded(
-            rates=record.step_sizes,
-            norms=record.gradient_norms,
-            checkpoints=record.checkpoints,
-        )
-    longer = replace(run.config, rounds=wanted)
-    rows = [] if run.history is None else rows_of(run.history)
-    progress = Progress(
-        state=run.state,
-        recorded=recorded,
-        rows=tuple(row for row in rows if is_evaluated(row[0], longer)),
-        seconds=float(run.info.get("seconds", 0.0)),
-        faults={"faults": run.info["faults"]} if "faults" in run.info else {},
-    )
-    unfinished = Unfinished(
-        folder=folder,
-        manifest=manifest,
-        topology=run.topology,
-        data=run.data,
-        model=run.model,
-        config=run.config,
-    )
-    write_checkpoint(
-        folder, progress, unfinished.identity, ledger=run.ledger.head, keep=2
-    )
-    os.unlink(folder.path(_DONE))
-    sync_folder(folder.root)
-    first = run.state.round
-    planned = manifest.get("planned", [])  # none in older folders
-    _with_rounds(
-        folder,
-        {
-            **manifest,
-            "ledger": list(run.ledger.head),
-            "planned": planned,
-            "ahead": run.ahead,
-        },
-        wanted,
-        first,
-    )
+    return replace(run, manifest=longer, finished=None)
 
 
 def _planned(first: int, rounds: int, ledger: PrivacyLedger) -> dict[str, int]:

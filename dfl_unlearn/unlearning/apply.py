@@ -19,6 +19,7 @@ from dfl_unlearn.engine.simulator import retrain
 from dfl_unlearn.engine.threads import limited_threads
 from dfl_unlearn.engine.transport import Guard
 from dfl_unlearn.errors import (
+    DflUnlearnError,
     InvalidForgetSetError,
     MissingRecordError,
     NumericalError,
@@ -41,6 +42,7 @@ def unlearn(
     reference: bool | TrainedRun = False,
     coalesce: bool = False,
     screening: Screening | None = None,
+    keep_checkpoints: bool = False,
     folder: str | Path | None = None,
 ) -> Outcome:
     """Forget data in a trained network.
@@ -61,13 +63,18 @@ def unlearn(
         screening: Limits that refuse a request, or hold its outcome for review; a list
             ends with such an outcome. None refuses nothing, and notes where a request
             passes the default limit on rows.
+        keep_checkpoints: Whether a commit of the outcome leaves states from before the
+            request on disk, unless ``commit_outcome`` is told otherwise.
         folder: Keeps the outcome in this run folder, its ledger durable before
-            anything is released; None keeps all in memory.
+            anything is released; None keeps all in memory. An attempt that was
+            interrupted there is gone on with: the same noise, charged once.
 
     Returns:
         The outcome (of the last request).
 
     Raises:
+        DflUnlearnError: Any of those below; of a list, ``error.outcomes`` has the
+            outcomes of the requests before the one that failed.
         InvalidForgetSetError: If a request does not fit the data, or several cannot
             be coalesced.
         UnsupportedRequestError: If the protocol does not serve this kind of request.
@@ -88,7 +95,7 @@ def unlearn(
     if isinstance(protocol, str):
         protocol = unlearners.build(protocol)
     requests = [request] if isinstance(request, ForgetRequest) else list(request)
-    _validate.of_type(bool, coalesce=coalesce)
+    _validate.of_type(bool, coalesce=coalesce, keep_checkpoints=keep_checkpoints)
     if screening is not None:
         _validate.of_type(Screening, screening=screening)
     for one in requests:
@@ -104,8 +111,16 @@ def unlearn(
             "reference: must be True or False for several requests, got a run; each "
             "request has a reference of its own"
         )
+    done: list[Outcome] = []
     for number, one in enumerate(requests):
-        outcome = _one(run, one, protocol, reference, screening, folder)
+        try:
+            outcome = _one(
+                run, one, protocol, reference, screening, folder, keep_checkpoints
+            )
+        except DflUnlearnError as error:
+            error.outcomes = tuple(done)
+            raise
+        done.append(outcome)
         left = len(requests) - number - 1
         if left and outcome.status == "held_for_review":
             note = f"{left} later requests of the list were not carried out"
@@ -122,19 +137,22 @@ def _one(
     reference: bool | TrainedRun,
     screening: Screening | None,
     folder: str | Path | None,
+    keep: bool,
 ) -> Outcome:
     request = request.resolve(run.data)
     if folder is None:
         if not request.request_id:
             request = replace(request, request_id=f"r{run.requests}")
-        return _attempted(run, request, protocol, reference, screening, None)
+        return _attempted(run, request, protocol, reference, screening, None, keep)
     from dfl_unlearn.store.folder import RunFolder
     from dfl_unlearn.unlearning.attempts import named_in
 
     run_folder = RunFolder(folder)
     with run_folder.locked():
         request = named_in(run_folder, request, protocol, run)
-        return _attempted(run, request, protocol, reference, screening, run_folder)
+        return _attempted(
+            run, request, protocol, reference, screening, run_folder, keep
+        )
 
 
 def _attempted(
@@ -144,6 +162,7 @@ def _attempted(
     reference: bool | TrainedRun,
     screening: Screening | None,
     folder: "RunFolder | None",
+    keep: bool,
 ) -> Outcome:
     name = unlearners.name_of(protocol)
     _check(run, request, protocol, name)
@@ -157,12 +176,13 @@ def _attempted(
     ledger = run.ledger.fork() if store is None else store.ledger(run)
     attempt = run.replaced(ledger=ledger, guard=_guard(ledger, request, protocol))
     try:
-        outcome = carried_out(run, attempt, request, protocol, name)
+        outcome = _carried_out(run, attempt, request, protocol, name)
     except BaseException:
         if store is not None:
             charges = len(ledger.entries) - len(run.ledger.entries)
             store.discard_unless_charged(charges + ledger.ahead)
         raise
+    outcome = replace(outcome, keep_checkpoints=keep)
     outcome = advised(outcome) if screening is None else screening.reviewed(outcome)
     if isinstance(reference, TrainedRun):
         outcome = replace(outcome, reference=reference)
@@ -175,7 +195,29 @@ def _attempted(
     return outcome
 
 
-def carried_out(
+def carried_out_again(
+    run: TrainedRun,
+    request: ForgetRequest,
+    protocol: UnlearningProtocol,
+    ledger: PrivacyLedger,
+) -> Outcome:
+    """Carry out a request as an attempt did, against what that one charged and noted.
+
+    Args:
+        run: The network as it was.
+        request: The resolved request, under its id.
+        protocol: The protocol.
+        ledger: Goes through the attempt's charges again; see ``PrivacyLedger.ahead``.
+
+    Returns:
+        The outcome, kept nowhere.
+    """
+    attempt = run.replaced(ledger=ledger, guard=_guard(ledger, request, protocol))
+    name = unlearners.name_of(protocol)
+    return _carried_out(run, attempt, request, protocol, name)
+
+
+def _carried_out(
     run: TrainedRun,
     attempt: TrainedRun,
     request: ForgetRequest,

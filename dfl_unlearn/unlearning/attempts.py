@@ -113,9 +113,10 @@ class OutcomeFolder:
         if known is None:
             return outcome
         files = len(pre_request_files(self.folder, final=True, attempts=False))
+        then = "keeps" if outcome.keep_checkpoints else "removes"
         line = (
             f"{KEPT} {files} files, the run's own: a trial leaves the run as it is, a "
-            "commit removes them"
+            f"commit {then} them"
         )
         noted = replace(known, exposure=(*known.exposure, line))
         return replace(outcome, certificate=noted)
@@ -168,6 +169,7 @@ class OutcomeFolder:
                 "info": dict(outcome.info),
                 "notes": list(outcome.notes),
                 "status": outcome.status,
+                "keep_checkpoints": outcome.keep_checkpoints,
             },
         )
 

@@ -87,6 +87,8 @@ class Outcome:
         notes: Sentences for the report.
         status: ``held_for_review`` where it cost more accuracy than the screening
             allows; it is not committed unasked then.
+        keep_checkpoints: Whether a commit leaves states from before the request on
+            disk; the certificate is ``certified_conditional`` at most then.
     """
 
     run: TrainedRun
@@ -102,6 +104,7 @@ class Outcome:
     info: Mapping[str, float | str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     status: OutcomeStatus = "complete"
+    keep_checkpoints: bool = False
 
     @property
     def protocol_name(self) -> str:

@@ -22,23 +22,20 @@ from dfl_unlearn.engine.figures import rows_of
 from dfl_unlearn.engine.loop import train
 from dfl_unlearn.engine.progress import Progress
 from dfl_unlearn.engine.resuming import Unfinished, reopen
-from dfl_unlearn.engine.run import TrainedRun, state_digest
+from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.simulator import resume
-from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.engine.stored import read_ledger, request_from
 from dfl_unlearn.engine.stored_parts import read_history
 from dfl_unlearn.errors import (
     CorruptStateError,
     InputFileError,
-    ReplayDivergedError,
     ResumeWouldUndoUnlearningError,
 )
 from dfl_unlearn.models.flat import FlatModel
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.store.files import sync_folder
 from dfl_unlearn.store.folder import RunFolder
-from dfl_unlearn.unlearning.apply import unlearn
-from dfl_unlearn.unlearning.contracts import unlearners
+from dfl_unlearn.unlearning.replay import replay_request
 
 
 def resume_replaying(
@@ -102,11 +99,7 @@ def _made_again(lost: Unfinished, execution: ExecutionConfig) -> None:
     for request, entry in zip(requests, manifest["committed"], strict=True):
         if run.state.round < entry["round"]:
             run = _trained(before, run, None, int(entry["round"]), execution)
-        _check(run.state, entry["base"], f"the state that {request.request_id} was on")
-        stored = dict(folder.read_json(f"{entry['at']}/outcome.json")["protocol"])
-        protocol = unlearners.build(stored.pop("use"), **stored)
-        run = unlearn(run, request, protocol).as_run()
-        _check(run.state, entry["state"], f"the outcome of {request.request_id}")
+        run = replay_request(run, folder.root, request.request_id).as_run()
     history = read_history(folder, lost.config)
     rows = [] if history is None else rows_of(history)
     write_checkpoint(
@@ -171,17 +164,3 @@ def _data_before(data: PeerData, requests: list[ForgetRequest]) -> PeerData:
         return rest if rest is not None and rest.any() else None
 
     return replace(data, dropped=left(~data.keep), vacated=left(data.vacated))
-
-
-def _check(state: PeerState, expected: str, what: str) -> None:
-    """Refuse a state that is not the one that was written down.
-
-    Raises:
-        ReplayDivergedError: Names both digests.
-    """
-    if (found := state_digest(state)) != expected:
-        raise ReplayDivergedError(
-            f"replay: {what} must have the digest {expected[:16]}..., got "
-            f"{found[:16]}...; it was made with other libraries or other noise, so it "
-            "cannot be made again here"
-        )

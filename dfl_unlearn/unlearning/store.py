@@ -86,7 +86,7 @@ def load_outcomes(run: TrainedRun) -> list[Outcome]:
 
 
 def commit_outcome(
-    outcome: Outcome, *, keep_checkpoints: bool = False, reviewed: bool = False
+    outcome: Outcome, *, keep_checkpoints: bool | None = None, reviewed: bool = False
 ) -> TrainedRun:
     """Make a stored attempt the run's own state, for good.
 
@@ -98,7 +98,7 @@ def commit_outcome(
         outcome: An attempt of a run that has a folder; it is kept there first where it
             was made in memory.
         keep_checkpoints: Leave that state on disk; the certificate then says so and is
-            at most ``certified_conditional``.
+            at most ``certified_conditional``. None is what the outcome says.
         reviewed: Whether somebody looked at an outcome that is held for review.
 
     Returns:
@@ -111,6 +111,8 @@ def commit_outcome(
     """
     if outcome.request.is_nothing:
         return outcome.run
+    if keep_checkpoints is None:
+        keep_checkpoints = outcome.keep_checkpoints
     if outcome.status == "held_for_review" and not reviewed:
         raise RefusedError(
             f"outcome of {outcome.request.request_id}: must be complete to be "
@@ -252,6 +254,7 @@ def _read(
         info=known["info"],
         notes=tuple(known["notes"]),
         status=known.get("status", "complete"),
+        keep_checkpoints=known.get("keep_checkpoints", False),
     )
 
 

@@ -3,11 +3,13 @@
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from dfl_unlearn._kill_hook import FAULT
@@ -94,10 +96,8 @@ def check_books(folder):
 @pytest.mark.parametrize(
     "done",
     [
-        4,
-        16,
-        24,
-        *(pytest.param(r, marks=pytest.mark.chaos) for r in (8, 12, 20, 28)),
+        16,  # what a committed run goes on from
+        *(pytest.param(r, marks=pytest.mark.chaos) for r in (4, 8, 12, 20, 24, 28)),
     ],
 )
 def test_a_kill_inside_the_writing_of_a_checkpoint(tmp_path, clean, done, step):
@@ -121,7 +121,7 @@ def one_kill(folder, clean, share):
 
 
 def test_kills_at_random_times(tmp_path, clean):
-    shares = np.random.default_rng(1).uniform(0.6, 1, 5)
+    shares = np.random.default_rng(1).uniform(0.6, 1, 3)
     codes = [one_kill(tmp_path / f"{k}/a", clean, x) for k, x in enumerate(shares)]
     assert KILLED in codes
 
@@ -145,3 +145,24 @@ def test_a_run_that_is_killed_again_and_again(tmp_path, clean):
         check_books(tmp_path / "a")
     check(tmp_path / "a", clean[0])
     assert kills >= 3
+
+
+@pytest.mark.chaos
+@pytest.mark.ray
+def test_a_driver_on_three_ray_workers_is_killed(tmp_path, clean):
+    """Its workers and daemons end with it; the rest runs in one process."""
+    script = [sys.executable, program.__file__, str(tmp_path / "a"), "ray", "0.2"]
+    process = subprocess.Popen(script, stdout=subprocess.PIPE, text=True)
+    try:
+        while not list(tmp_path.glob("a/ckpt/round-*")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        started = psutil.Process(process.pid).children(recursive=True)
+    finally:
+        process.kill()
+        process.communicate()
+    _, alive = psutil.wait_procs(started, timeout=60)
+    assert not alive
+    assert len(started) > 3
+    check(tmp_path / "a", clean[0])
+    assert all(again <= program.EVERY for again in repeated(tmp_path / "a"))

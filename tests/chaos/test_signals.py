@@ -59,7 +59,7 @@ def stop_once(tmp_path, signum, delay, words):
 def ended(folder, process, signum, delay):
     """Send the signal some time after the run began, or after its start if < 0."""
     while delay >= 0 and not (folder / "manifest.json").is_file():
-        assert process.poll() is None
+        assert process.poll() is None, process.communicate()[1]
         time.sleep(0.01)
     time.sleep(abs(delay))
     if process.poll() is not None:
@@ -67,7 +67,7 @@ def ended(folder, process, signum, delay):
         return False
     started = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signum)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     done = (folder / "done.json").is_file()  # and only Python itself had to end
     assert process.returncode == 128 + signum or done, err
     _, alive = psutil.wait_procs(started, timeout=10)
