@@ -1,5 +1,6 @@
 """What the Ray engine does when something dies, is silent or has no memory."""
 
+import logging
 import os
 import signal
 
@@ -32,7 +33,11 @@ def session():
     ("entries", "rebuilt"),
     [
         (["worker:17:after-compute:0"], 1),
-        (["worker:1:before-compute:2", "worker:30:during-return:1"], 2),
+        pytest.param(
+            ["worker:1:before-compute:2", "worker:30:during-return:1"],
+            2,
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["middle", "first and last"],
 )
@@ -193,6 +198,7 @@ def test_kills_of_the_kernel_are_counted():
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_another_order_of_completion_changes_no_bit(session, monkeypatch):
     for seed in range(2):
         there = hooked(monkeypatch, f"delay:30:{seed}")
@@ -255,6 +261,19 @@ def test_a_death_strikes_where_it_should_only(phase):
 
 
 # --- Ray itself ---------------------------------------------------------------------
+
+
+@pytest.mark.ray
+def test_ray_prints_nothing_where_results_go(session, capsys, caplog):
+    from ray._private import worker
+
+    with caplog.at_level(logging.DEBUG, logger="dfl_unlearn"):
+        worker.print_to_stdstream(
+            {"lines": ["a worker died"], "pid": "raylet", "is_err": False},
+            ignore_prefix=False,
+        )
+    assert capsys.readouterr() == ("", "")
+    assert "a worker died" in caplog.text
 
 
 def test_ray_itself_restarts_nothing():

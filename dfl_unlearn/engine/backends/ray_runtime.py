@@ -23,6 +23,7 @@ from typing import Any
 
 import psutil
 
+from dfl_unlearn._validate import clean
 from dfl_unlearn.engine.backends.ray_life import Session
 from dfl_unlearn.engine.backends.ray_sockets import (
     check_loopback,
@@ -51,6 +52,7 @@ _ENVIRONMENT = {
 _ENVIRONMENT_HERE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"}  # for one machine only
 
 _open: list[Session] = []
+_printing: list[tuple[Any, Any]] = []  # Ray's module that prints, and what did it
 _prepared: list[bool] = []  # whether the environment was set before Ray was imported
 
 
@@ -100,6 +102,7 @@ def ray_session(
         else:
             session = _join(address, cpus, allow_remote=allow_remote)
         _open.append(session)
+        _silence(session.ray)
         yield session
     finally:
         atexit.unregister(_clean)
@@ -111,6 +114,9 @@ def _clean(home: Path) -> None:
     while _open:
         session = _open.pop()
         session.end()
+    while _printing:
+        module, printer = _printing.pop()
+        module.print_to_stdstream = printer
     shutil.rmtree(home, ignore_errors=True)
 
 
@@ -217,6 +223,21 @@ def _join(address: str, cpus: int, *, allow_remote: bool) -> Session:
     except ResourceError:
         ray.shutdown()
         raise
+
+
+def _silence(ray: Any) -> None:
+    """Log what Ray would print to standard output, where results go.
+
+    Deaths of workers and machines, 20 lines each; no option of Ray turns it off.
+    """
+    module = ray._private.worker
+    if hasattr(module, "print_to_stdstream"):
+        _printing.append((module, module.print_to_stdstream))
+        module.print_to_stdstream = _note
+
+
+def _note(data: dict[str, Any], *_: Any, **__: Any) -> None:
+    _log.debug("Ray says: %s", clean(" ".join(data.get("lines", ()))))
 
 
 def _initialized(ray: Any) -> bool:
