@@ -106,9 +106,7 @@ def replay_request(run: TrainedRun, folder: str | Path, request_id: str) -> Outc
             f"{request_id}: must be charged with {len(charged.entries)} entries as "
             f"before, got {len(ledger.entries)}; use the version that committed it"
         )
-    _compare(
-        run, f"the outcome of {request_id}", state_digest(outcome.state), entry.state
-    )
+    _compare(run, f"{request_id}: the result", state_digest(outcome.state), entry.state)
     return outcome
 
 

@@ -103,7 +103,7 @@ def test_other_noise_another_charge_or_another_release_is_no_replay(
     with pytest.raises(ReplayDivergedError, match="must be charged as in the attempt"):
         replay_request(base, tmp_path / "a", "r0")
     place.write_text(text.replace('"recovery_rounds": 1', '"recovery_rounds": 2'))
-    with pytest.raises(ReplayDivergedError, match="the outcome of r0 must have"):
+    with pytest.raises(ReplayDivergedError, match="r0: the result must have"):
         replay_request(base, tmp_path / "a", "r0")
 
 
