@@ -29,6 +29,7 @@ from torch import Tensor
 from dfl_unlearn import _validate
 from dfl_unlearn._kill_hook import die_if_asked
 from dfl_unlearn.accounting.ledger import PrivacyLedger
+from dfl_unlearn.engine.fault_rounds import FaultsSeen
 from dfl_unlearn.engine.progress import Array, Progress
 from dfl_unlearn.engine.stored import LEDGER, noted_head
 from dfl_unlearn.engine.stored_parts import ROUND
@@ -141,6 +142,16 @@ def newest_checkpoint(folder: RunFolder, identity: Identity) -> Progress | None:
         try:
             known, arrays = _read(folder, place, identity)
             states = _record_states(folder, known)
+            with _as_corrupt(place):
+                FaultsSeen.of(known["faults"])
+                head = noted_head(known)
+                progress = Progress.of_arrays(
+                    arrays,
+                    round=done,
+                    seconds=float(known["seconds"]),
+                    faults=known["faults"],
+                    states=states,
+                )
         except StoreCorruptError as error:
             failures.append(f"{place.name}: {error}")
             _set_aside(place, error)
@@ -150,14 +161,8 @@ def newest_checkpoint(folder: RunFolder, identity: Identity) -> Progress | None:
             continue
         # A ledger that is shorter than it was is no fault of the checkpoint: an older
         # one would only hide that charges are gone.
-        PrivacyLedger.load(folder.path(LEDGER), expected_head=noted_head(known))
-        return Progress.of_arrays(
-            arrays,
-            round=done,
-            seconds=float(known["seconds"]),
-            faults=known["faults"],
-            states=states,
-        )
+        PrivacyLedger.load(folder.path(LEDGER), expected_head=head)
+        return progress
     if older:
         raise ResumeWouldUndoUnlearningError(
             f"{folder.root}: the newest checkpoint must carry the committed requests "
@@ -365,11 +370,14 @@ def _read(
         for name, value in arrays.items():
             if _described(value) != described[name]:
                 raise StoreCorruptError(f"{name} in {_STATE} does not match its hash")
-    check_same_training(identity.training, known["training"])
-    if requests == identity.requests and known["data"] != identity.data:
+        training, data = known["training"], known["data"]
+        if not isinstance(training, dict) or not isinstance(data, str):
+            raise StoreCorruptError("training must be a table and data a hash")
+    check_same_training(identity.training, training)
+    if requests == identity.requests and data != identity.data:
         raise DataMismatchError(
             f"{folder.root}: data hash {identity.data[:16]}... differs from checkpoint "
-            f"{known['data'][:16]}...; give the data that the run was trained on"
+            f"{data[:16]}...; give the data that the run was trained on"
         )
     return known, arrays
 
@@ -397,7 +405,14 @@ def _as_corrupt(place: Path) -> Iterator[None]:
         yield
     except UnsafeFormatError:
         raise
-    except (FileNotFoundError, KeyError, TypeError, ValueError, AttributeError) as bad:
+    except (
+        FileNotFoundError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as bad:
         raise StoreCorruptError(
             f"{place}: {type(bad).__name__} {_validate.clean(str(bad))}"
         ) from bad

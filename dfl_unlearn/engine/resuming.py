@@ -44,6 +44,7 @@ from dfl_unlearn.engine.stored import (
     config_to,
     data_and_model,
     finish_run,
+    noted_head,
     read_ledger,
     read_manifest,
     read_run,
@@ -56,12 +57,12 @@ from dfl_unlearn.errors import (
     ConfigMismatchError,
     DataMismatchError,
     ResumeWouldUndoUnlearningError,
-    StoreCorruptError,
 )
 from dfl_unlearn.models.flat import FlatModel
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.store.files import sync_folder
 from dfl_unlearn.store.folder import RunFolder
+from dfl_unlearn.store.understood import understood
 from dfl_unlearn.topology.graph import Topology
 
 _log = logging.getLogger(__name__)
@@ -99,17 +100,18 @@ class Unfinished:
     def identity(self) -> Identity:
         """What its checkpoints belong to."""
         known = self.manifest
-        return Identity(
-            training=known["training"],
-            data=known["data"]["fingerprint"],
-            graph=known["topology"]["fingerprint"],
-            requests=self.requests,
-            noted={
-                "versions": versions(),
-                "noise_self_check": known["noise_self_check"],
-                "arithmetic": known["info"]["arithmetic"],
-            },
-        )
+        with understood(f"{self.folder.root}/{_MANIFEST}"):
+            return Identity(
+                training=known["training"],
+                data=known["data"]["fingerprint"],
+                graph=known["topology"]["fingerprint"],
+                requests=self.requests,
+                noted={
+                    "versions": versions(),
+                    "noise_self_check": known["noise_self_check"],
+                    "arithmetic": known["info"]["arithmetic"],
+                },
+            )
 
 
 def begin(
@@ -181,7 +183,7 @@ def reopen(
         StoreCorruptError: If the manifest is damaged.
     """
     folder.remove_leftovers()
-    try:
+    with understood(f"{folder.root}/{_MANIFEST}"):
         finish_commit(folder)
         manifest = read_manifest(folder)
         if config is not None:
@@ -206,11 +208,6 @@ def reopen(
             )
         found = _unfinished(folder, manifest, data, model)
         return replace(found, config=replace(found.config, rounds=wanted))
-    except KeyError as error:
-        raise StoreCorruptError(
-            f"{folder.root}/{_MANIFEST}: must have all fields of a run, got none for "
-            f"{error}; the file is damaged or of an older version, make the run again"
-        ) from error
 
 
 def go_on(
@@ -323,6 +320,7 @@ def _check_complete(manifest: Mapping[str, Any]) -> None:
         _validate.integer(at_least=-1, after=part["after"])
     for past in manifest["forgotten"]:
         _validate.of_type(str, forgotten=past["request_id"])
+    noted_head(manifest)
     recorded = manifest["info"]["arithmetic"]
     _validate.of_type(str, kernel=recorded["kernel"])
     for key in ("chunk_peers", "blas"):

@@ -161,7 +161,7 @@ def test_a_driver_on_three_ray_workers_is_killed(tmp_path, clean):
     finally:
         process.kill()
         process.communicate()
-    _, alive = psutil.wait_procs(started, timeout=60)
+    _, alive = psutil.wait_procs(started, timeout=240)
     assert not alive
     assert len(started) > 3
     check(tmp_path / "a", clean[0])
