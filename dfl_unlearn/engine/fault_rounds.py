@@ -271,12 +271,22 @@ def check_network(config: "SimulationConfig", topology: Topology) -> None:
         topology: The network.
 
     Raises:
-        InvalidArgumentError: If the weight policy does not go with the weights.
+        InvalidArgumentError: If the weight policy does not go with the weights, or
+            gradient tracking is to lose messages on weights that are not symmetric.
         UnknownPeerError: If the plan names a peer that is not there.
     """
-    if config.faults:
-        schedule = topology if config.schedule is None else config.schedule
-        FaultDraws.of(config.faults, schedule, RngTree(config.seed)).arcs(0)
+    if not config.faults:
+        return
+    schedule = topology if config.schedule is None else config.schedule
+    draws = FaultDraws.of(config.faults, schedule, RngTree(config.seed))
+    symmetric = draws.arcs(0).symmetric
+    tracking = config.trainer.form == "gradient_tracking"
+    if tracking and config.faults.loses_messages and not symmetric:
+        raise InvalidArgumentError(
+            "faults: must lose no messages with gradient-tracking on weights that are "
+            "not symmetric (the mean moves, also where both directions fail); use "
+            "symmetric weights, or d-sgd"
+        )
 
 
 def check_faults(plan: FaultPlan, config: "SimulationConfig") -> None:

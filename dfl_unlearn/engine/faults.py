@@ -180,8 +180,9 @@ class FaultPlan:
         """Whether every round's weights are sure to keep the peers' plain mean.
 
         [derived] The mean is kept exactly if the columns of the effective matrix sum to
-        one. Symmetric weights stay symmetric where both directions fail together. Push-
-        sum is counted as not keeping it, though it does where no mass moves.
+        one. That is said of symmetric weights, which stay symmetric where both
+        directions fail together; what a round really does, ``Mixing.keeps_mean`` says.
+        Push-sum is counted as not keeping it, though it does where no mass moves.
         """
         moves = self.weight_policy == "push_sum" and self.loses_messages
         return not (self._one_way or moves or self.crashes or self._is_late)

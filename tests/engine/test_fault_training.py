@@ -155,6 +155,12 @@ def test_one_way_edges_need_a_policy_that_needs_no_pairs(policy):
     np.testing.assert_allclose(run.state.params, expected, rtol=1e-10, atol=1e-12)
     with pytest.raises(InvalidArgumentError, match="weights that are not symmetric"):
         trained(FULL, MessageLoss(p=0.3), topology=arcs)
+    # Both directions fail together, yet the columns do not sum to one.
+    away = trained(FULL, CHURN, policy="self", topology=arcs)
+    assert away.info["faults"]["mean_moved"]
+    tracking = replace(FULL, trainer=GradientTracking())
+    with pytest.raises(InvalidArgumentError, match="must lose no messages with grad"):
+        trained(tracking, CHURN, policy="self", topology=arcs)
 
 
 def test_one_peer_may_be_down_as_well():
