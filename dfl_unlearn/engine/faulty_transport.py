@@ -23,6 +23,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from dfl_unlearn._limits import MESSAGES, check_cap
 from dfl_unlearn.engine.deliveries import Edge, Handing, Send, arrival
 from dfl_unlearn.engine.fault_draws import FaultDraws
 from dfl_unlearn.engine.fault_realized import RoundFaults
@@ -366,6 +367,7 @@ class FaultyTransport(Transport):
         edges = sorted(edge for edge in waiting if up[edge[0]])
         if not edges:
             return
+        check_cap(MESSAGES, len(edges), f"message {kind!r}")
         self._refuse_stale(kind, np.array([i for i, _ in edges], dtype=np.int64))
         shift = self.clock - t
         arrived = [arrival(self.draws, t, i, j, copy) for i, j in edges]
