@@ -243,14 +243,17 @@ class _Reader:
     def _fields(
         self, settings: dict[str, Setting], table: dict[str, Any], path: str
     ) -> dict[str, Any]:
+        known = tuple(
+            key
+            for key, setting in settings.items()
+            if _readable(setting.annotation, self.registries)
+        )
         for key in table:
-            if key not in settings:
-                self._fail(
-                    _join(path, key), "unknown key. " + _hint(key, tuple(settings))
-                )
+            if key not in known:
+                self._fail(_join(path, key), "unknown key. " + _hint(key, known))
         read = {}
         for key, setting in settings.items():
-            if key in table:
+            if key in table and key in known:
                 read[key] = self.value(setting.annotation, table[key], _join(path, key))
             elif setting.required:
                 needed = _describe(setting.annotation)
@@ -295,6 +298,17 @@ def _takes_table(annotation: Any, registries: Mapping[Any, Registry[Any]]) -> bo
         annotation in registries
         or dataclasses.is_dataclass(annotation)
         or typing.get_origin(annotation) in _MAPPINGS
+    )
+
+
+def _readable(annotation: Any, registries: Mapping[Any, Registry[Any]]) -> bool:
+    """Tell whether a file can give a value of this type; an object it cannot."""
+    return any(
+        member in _WORDS
+        or typing.get_origin(member) in (Literal, *_SEQUENCES)
+        or _takes_table(member, registries)
+        for member in _members(annotation)
+        if member is not type(None)
     )
 
 

@@ -12,7 +12,14 @@ from dfl_unlearn.errors import (
 )
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069]")
+# Device names of Windows: a folder of this name cannot be copied there.
+_DEVICE = re.compile(r"(?:con|prn|aux|nul|(?:com|lpt)[1-9])(?:\..*)?", re.IGNORECASE)
+# Control characters, marks of direction and width that nobody sees, and halves of
+# letters: undecodable bytes of a command line, which no terminal can print.
+_CONTROL = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f"
+    r"\ufeff\ufff9-\ufffb\U000e0000-\U000e007f\ud800-\udfff]"
+)
 
 
 def show(value: object) -> str:
@@ -165,13 +172,19 @@ def identifier(
         **named: The values under their argument names.
 
     Raises:
-        DflUnlearnError: ``error``, if a value does not match ``RUN_NAME``.
+        DflUnlearnError: ``error``, if a value does not match ``RUN_NAME`` or is the
+            name of a device on Windows, such as ``con``.
     """
     for name, value in named.items():
         if not isinstance(value, str) or not RUN_NAME.fullmatch(value):
             raise error(
                 f"{name}: must match [A-Za-z0-9][A-Za-z0-9._-]{{0,63}}, "
                 f"got {show(value)}"
+            )
+        if _DEVICE.fullmatch(value):
+            raise error(
+                f"{name}: must match [A-Za-z0-9][A-Za-z0-9._-]{{0,63}} and be no name "
+                f"of a device (con, nul, com1, ...), got {show(value)}; rename it"
             )
 
 

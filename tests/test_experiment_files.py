@@ -99,6 +99,10 @@ BAD = {
         ('use = "newton-fisher"', 'use = "newton"'),
         "unlearning.0.use.*newton-fisher",
     ),
+    "an object": (
+        ("rounds = 5", 'rounds = 5\nschedule = "x"'),
+        r"training.schedule: unknown key. Known: rounds, .*",
+    ),
     "bad run name": (('"small"', '"../x"'), "run name: must match"),
     "missing field": (("peer = 1", ""), "forget.0.*peer: is missing"),
     "field of another kind": (('kind = "samples"', 'kind = "peer"'), "fraction"),

@@ -129,3 +129,21 @@ def test_shown_values_are_short_and_harmless():
 
 def test_clean_text_has_no_control_or_direction_characters():
     assert _validate.clean("a\x00b\x1b[2J\u200fc\u2028d\ne") == "ab[2Jcde"
+
+
+def test_text_for_a_terminal_has_no_control_or_invisible_letters():
+    hidden = "\x00\x1b[31m\x9b\u200b\u202e\u2066\ufeff\xad\u061c\U000e0041\udc80"
+    assert _validate.clean(f"a{hidden}b") == "a[31mb"
+    assert _validate.clean("Ärger ∞ 东京 🙂 x_1 $5") == "Ärger ∞ 东京 🙂 x_1 $5"
+    _validate.clean("x\udcff").encode()  # undecodable bytes of a command line
+
+
+@pytest.mark.parametrize("name", ["con", "NUL", "Com1", "lpt9.log", "aux.x.y"])
+def test_names_of_devices_are_refused(name):
+    with pytest.raises(ConfigError, match=r"run name: must match .*device.*rename it"):
+        _validate.identifier(error=ConfigError, **{"run name": name})
+
+
+@pytest.mark.parametrize("name", ["console", "com10", "con-1", "null", "a.con"])
+def test_names_that_only_look_like_devices_pass(name):
+    _validate.identifier(name=name)

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from dfl_unlearn import _validate
+from dfl_unlearn._limits import LOAD_BYTES, check_cap
 from dfl_unlearn.data.batch import TensorBatch
 from dfl_unlearn.registry import Registry
 from dfl_unlearn.rng import RngTree
@@ -134,10 +135,11 @@ def gaussian_classes(
     _validate.integer(dim=dim, per_class=per_class, at_least=1)
     _validate.number(spread=spread, at_least=0)
     _validate.integer(seed=seed, at_least=0)
+    sizes = per_class, max(1, per_class // 4)
+    check_cap(LOAD_BYTES, 8 * classes * (sum(sizes) + 1) * dim, "gaussian-classes")
     rng = RngTree(seed).child("gaussian-classes").numpy("data-split")
     centres = rng.standard_normal((classes, dim))
     centres /= np.linalg.norm(centres, axis=1, keepdims=True)
-    sizes = per_class, max(1, per_class // 4)
     parts = []
     for size in sizes:
         labels = np.tile(np.arange(classes), size)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dfl_unlearn import _validate
+from dfl_unlearn._limits import REPLICAS, check_cap
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.replicas import train_replicas
 from dfl_unlearn.engine.run import TrainedRun
@@ -96,6 +97,7 @@ def audit_epsilon(
         The counts with bound, ceiling, noise and shift, controls and verdict.
     """
     _validate.integer(at_least=40, replicas=replicas)
+    check_cap(REPLICAS, replicas, "audit")
     _validate.number(above=0, below=1, gamma=gamma)
     _validate.one_of(("auto", *NAMES), statistic=statistic)
     names = NAMES if statistic == "auto" else (statistic,)

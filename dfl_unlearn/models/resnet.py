@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dfl_unlearn import _validate
+from dfl_unlearn._limits import PARAMETERS, check_cap
 from dfl_unlearn.errors import InvalidArgumentError
 from dfl_unlearn.models.flat import FlatModel
 from dfl_unlearn.models.zoo import AsImage, head, image_shape, models
@@ -58,6 +59,9 @@ def resnet8(
         )
     image = image_shape(input_shape)
     outputs, loss = head(num_classes)
+    # Convolutions of 9 weights: in, 2 w^2, 2 w^2 + 4 w^2, 8 w^2 + 16 w^2.
+    size = 9 * width * (image[0] + 32 * width) + 4 * width * outputs
+    check_cap(PARAMETERS, size, "model")
     module = nn.Sequential(
         AsImage(image),
         nn.Conv2d(image[0], width, 3, padding=1, bias=False),

@@ -10,6 +10,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from dfl_unlearn import _validate
+from dfl_unlearn._limits import PARAMETERS, check_cap
 from dfl_unlearn.errors import InvalidArgumentError, UnsupportedModelError
 from dfl_unlearn.models.flat import FlatModel, KnownLoss
 from dfl_unlearn.registry import E, Registry
@@ -165,6 +166,8 @@ def small_cnn(
     image = image_shape(input_shape)
     features = channels[1] * (image[1] // 4) * (image[2] // 4)
     outputs, loss = head(num_classes)
+    size = 9 * channels[0] * (image[0] + channels[1]) + features * outputs
+    check_cap(PARAMETERS, size + sum(channels) + outputs, "model")
     module = nn.Sequential(
         AsImage(image),
         nn.Conv2d(image[0], channels[0], 3, padding=1, bias=bias),
@@ -198,6 +201,8 @@ def _dense(
     """Return flatten and linear layers with ReLU between them."""
     _validate.of_type(bool, bias=bias)
     widths = [prod(_checked(input_shape)), *hidden, outputs]
+    size = sum(inner * outer + bias * outer for inner, outer in pairwise(widths))
+    check_cap(PARAMETERS, size, "model")
     layers: list[nn.Module] = [nn.Flatten()]
     for depth, (inner, outer) in enumerate(pairwise(widths)):
         if depth:

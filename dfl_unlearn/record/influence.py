@@ -35,6 +35,7 @@ from scipy.sparse.csgraph import shortest_path
 from scipy.sparse.linalg import spsolve
 
 from dfl_unlearn import _validate
+from dfl_unlearn._limits import DENSE_PEERS, check_cap
 from dfl_unlearn.errors import (
     InvalidArgumentError,
     MissingRecordError,
@@ -46,8 +47,6 @@ from dfl_unlearn.topology.graph import Topology, TopologySchedule
 
 InfluenceMode = Literal["exact", "norm_bound", "mixing_power"]
 Form = Literal["atc", "cta"]
-
-_LARGEST_DENSE = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,7 +271,8 @@ def influence_matrix(topology: TopologySchedule, rounds: int) -> NDArray[np.floa
     :math:`C = \frac1T \sum_{k=1}^{T} W_T \cdots W_k`, which is
     :math:`\frac1T \sum_k W^k` on a network that does not change: what every peer holds
     after T rounds of what each peer added, equally, in each of them. A symmetric W is
-    taken apart once, whatever T; otherwise T sparse products.
+    taken apart once, whatever T; otherwise T sparse products. The result is dense:
+    more than 2000 peers are refused (``influence_trace`` follows one source).
 
     Args:
         topology: A network, or a schedule of networks.
@@ -289,7 +289,8 @@ def influence_matrix(topology: TopologySchedule, rounds: int) -> NDArray[np.floa
     """
     _validate.integer(rounds=rounds, at_least=1)
     n = topology.n
-    if isinstance(topology, Topology) and n <= _LARGEST_DENSE:
+    check_cap(DENSE_PEERS, n, "influence_matrix")
+    if isinstance(topology, Topology):
         dense = topology.weights.toarray()
         if np.array_equal(dense, dense.T):
             values, basis = np.linalg.eigh(dense)
@@ -369,7 +370,7 @@ def resolvent_weights(
         system, right = (1 + step) * identity - weights, unit
     else:
         system, right = identity - (1 - step) * weights, weights @ unit
-    if n <= _LARGEST_DENSE:
+    if n <= DENSE_PEERS.most:
         solution = np.linalg.solve(system.toarray(), right)
     else:
         solution = spsolve(system.tocsc(), right)

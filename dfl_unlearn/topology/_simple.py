@@ -9,10 +9,8 @@ from typing import Any
 import networkx as nx
 
 from dfl_unlearn import _validate
-from dfl_unlearn.errors import DisconnectedGraphError, ResourceError, TopologyError
-
-MAX_PEERS = 100_000
-MAX_EDGES = 5_000_000
+from dfl_unlearn._limits import EDGES, PEERS, check_cap
+from dfl_unlearn.errors import DisconnectedGraphError, TopologyError
 
 
 def to_graph(
@@ -81,19 +79,9 @@ def check_size(peers: int, edges: float, *, source: str = "graph") -> None:
         peers: Number of nodes.
         edges: Number of edges, exact or expected.
         source: What the message calls the graph.
-
-    Raises:
-        ResourceError: If a limit is passed.
     """
-    for word, value, limit in (
-        ("peers", peers, MAX_PEERS),
-        ("edges", edges, MAX_EDGES),
-    ):
-        if value > limit:
-            raise ResourceError(
-                f"{source}: must have at most {limit} {word}, got {value:.0f}; "
-                "use a smaller or sparser network"
-            )
+    check_cap(PEERS, peers, source)
+    check_cap(EDGES, edges, source)
 
 
 def check_weight(attributes: dict[str, Any], u: object, v: object, source: str) -> None:

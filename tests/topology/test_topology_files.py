@@ -414,7 +414,7 @@ def test_limits_of_peers_and_edges_are_checked_before_the_graph_is_built(
     )
     with pytest.raises(ResourceError, match="at most 100000 peers, got 100001"):
         load_topology(write(text))
-    monkeypatch.setattr(_simple, "MAX_EDGES", 3)
+    monkeypatch.setattr(_simple, "EDGES", _simple.EDGES._replace(most=3))
     for name, ring in (
         ("g.graphml", graphml("abcd", ["ab", "bc", "cd", "da"])),
         ("g.txt", "a b\nb c\nc d\nd a\n"),
