@@ -1,46 +1,41 @@
-"""The training loop, and carrying on from a state."""
+"""The door to training: checks what was given, then runs the loop."""
 
-import hashlib
-import platform
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-
-import dfl_unlearn
 from dfl_unlearn import _validate
-from dfl_unlearn.accounting.ledger import PrivacyLedger
 from dfl_unlearn.data.peers import PeerData
-from dfl_unlearn.engine.backends.contract import Backend, EngineSetup
-from dfl_unlearn.engine.backends.inline import Inline
-from dfl_unlearn.engine.callbacks import Callback, ProgressLog, notify
+from dfl_unlearn.engine.callbacks import Callback, notify
 from dfl_unlearn.engine.config import ExecutionConfig, SimulationConfig
-from dfl_unlearn.engine.local import resolve_chunk, resolve_kernel
+from dfl_unlearn.engine.figures import peer_scores, versions
+from dfl_unlearn.engine.loop import (
+    continue_training,
+    initial_state,
+    kept_open,
+    samples_per_round,
+    train,
+)
 from dfl_unlearn.engine.memory import available_memory
-from dfl_unlearn.engine.objective import network_objective
-from dfl_unlearn.engine.private import charge_rounds, record_plan
-from dfl_unlearn.engine.run import History, TrainedRun
-from dfl_unlearn.engine.state import PeerState
-from dfl_unlearn.engine.threads import blas_report, limited_threads
+from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.errors import InvalidArgumentError, ResourceError, TopologyError
 from dfl_unlearn.models.flat import FlatModel
 from dfl_unlearn.models.zoo import models
 from dfl_unlearn.record.plan import RecordPlan
-from dfl_unlearn.rng import RngTree, noise_self_check
+from dfl_unlearn.rng import RngTree
 from dfl_unlearn.topology.files import load_topology
-from dfl_unlearn.topology.graph import Topology, TopologySchedule
+from dfl_unlearn.topology.graph import Topology
 
-# round, loss, accuracy, consensus, seconds
-_Evaluated = tuple[int, NDArray[np.float64], NDArray[np.float64], float, float]
-
-_SCORE_BYTES = 2**26  # logits held at once while scoring
+__all__ = [
+    "continue_training",
+    "initial_state",
+    "kept_open",
+    "peer_scores",
+    "retrain",
+    "samples_per_round",
+    "simulate",
+    "versions",
+]
 
 
 def simulate(
@@ -113,7 +108,7 @@ def simulate(
 
         check_storable(config, folder)
     rng = RngTree(config.seed)
-    run = _train(
+    run = train(
         topology, data, model, config, execution, callbacks, rng, label="training"
     )
     if folder is not None:
@@ -146,7 +141,7 @@ def retrain(
         record=RecordPlan(parts=frozenset()),
     )
     rng = run.rng if seed_offset == 0 else RngTree(config.seed)
-    return _train(
+    return train(
         run.topology,
         data,
         run.model,
@@ -156,270 +151,6 @@ def retrain(
         rng,
         label="retraining",
     )
-
-
-def continue_training(
-    run: TrainedRun, data: PeerData, state: PeerState, rounds: int
-) -> tuple[PeerState, int]:
-    """Run more rounds of the same training from a state.
-
-    The learning rate stays what it was in the last planned round. Rounds of a private
-    trainer are charged to the run's ledger before they begin.
-
-    Args:
-        run: Gives network, model and configuration.
-        data: What is kept.
-        state: Where to start; not written to.
-        rounds: How many rounds, >= 0.
-
-    Returns:
-        The new state and the number of per-sample gradients taken.
-    """
-    if rounds == 0:
-        return state, 0
-    config = replace(run.config, record=RecordPlan(parts=frozenset()))
-    charge_rounds(run.ledger, config.private, rounds, first=state.round)
-    backend = Inline()
-    with limited_threads(config.threads):
-        backend.start(
-            EngineSetup(
-                schedule=_schedule(run.topology, config),
-                data=data,
-                model=run.model,
-                config=config,
-                rng=run.rng,
-            ),
-            state,
-        )
-        for t in range(state.round, state.round + rounds):
-            backend.advance(t)
-        return backend.gather(), rounds * samples_per_round(data, config)
-
-
-def samples_per_round(data: PeerData, config: SimulationConfig) -> int:
-    """Return the per-sample gradients of one round, averaged over an epoch."""
-    if config.private is not None:
-        return int(np.rint(config.private.rate * data.retained.sum()))
-    steps = config.local.per_round(data.sizes)
-    per_step = data.sizes / config.local.batches(data.sizes)
-    active = data.retained > 0
-    return int(np.rint((steps * per_step * active).sum()))
-
-
-def _train(
-    topology: Topology,
-    data: PeerData,
-    model: FlatModel,
-    config: SimulationConfig,
-    execution: ExecutionConfig,
-    callbacks: Sequence[Callback],
-    rng: RngTree,
-    *,
-    label: str,
-) -> TrainedRun:
-    began = time.perf_counter()
-    config = replace(config, record=record_plan(config))
-    ledger = PrivacyLedger(config.privacy_budget)
-    charge_rounds(ledger, config.private, config.rounds)
-    initial = initial_state(model, data.n, config, rng)
-    backend = _backend(execution)
-    progress = ProgressLog(config.rounds, label=label) if execution.progress else None
-    hooks = [*callbacks, *([progress] if progress else [])]
-    rows: list[_Evaluated] = []
-    try:
-        with limited_threads(config.threads):
-            backend.start(
-                EngineSetup(
-                    schedule=_schedule(topology, config),
-                    data=data,
-                    model=model,
-                    config=config,
-                    rng=rng,
-                ),
-                initial,
-            )
-            for t in range(config.rounds):
-                info = backend.advance(t)
-                if _evaluates(t + 1, config):
-                    state = backend.gather()
-                    rows.append(
-                        (
-                            t + 1,
-                            info.loss,
-                            peer_scores(model, state.params, data),
-                            state.consensus_distance(),
-                            time.perf_counter() - began,
-                        )
-                    )
-                    notify(hooks, "on_evaluate", _history(rows))
-                notify(hooks, "on_round", info)
-            state = backend.gather()
-            blas = blas_report()
-            done_by = backend.report()
-            record = backend.stop()
-            if "training_residual" in config.record.parts:
-                objective = network_objective(model, data, config.peer_weighting)
-                residual = float(objective.gradient(state.mean()).norm())
-                record = replace(record, training_residual={state.round: residual})
-    finally:
-        backend.close()
-        if progress is not None:
-            progress.close()
-    history = _history(rows)
-    arithmetic = {
-        "kernel": resolve_kernel(model, config.kernel),
-        "chunk_peers": resolve_chunk(config),
-        "block_peers": config.block_peers,
-        "threads": config.threads,
-        "blas": blas,
-        "device": "cpu",
-    }
-    seconds = time.perf_counter() - began
-    return TrainedRun(
-        topology=topology,
-        data=data,
-        model=model,
-        config=config,
-        state=state,
-        record=record,
-        history=history,
-        ledger=ledger,
-        rng=rng,
-        digest=_digest(state.params, history, arithmetic),
-        info={
-            "arithmetic": arithmetic,
-            "execution": done_by,
-            "versions": versions(),
-            "noise_self_check": list(noise_self_check()),
-            "seconds": seconds,
-            "sample_gradients": config.rounds * samples_per_round(data, config),
-        },
-    )
-
-
-@contextmanager
-def kept_open(execution: ExecutionConfig) -> Iterator[None]:
-    """Keep what the engine starts for all runs in a block: Ray starts only once.
-
-    Args:
-        execution: Engine and workers of these runs.
-    """
-    if execution.engine != "ray":
-        yield
-        return
-    from dfl_unlearn.engine.backends.ray_runtime import ray_session
-
-    with ray_session(execution.workers):
-        yield
-
-
-def _backend(execution: ExecutionConfig) -> Backend:
-    """Return the backend that was asked for; Ray is imported only for its own."""
-    if execution.engine == "inline":
-        return Inline()
-    if execution.engine == "ray":
-        from dfl_unlearn.engine.backends.ray import RaySharded
-
-        return RaySharded(execution)
-    from dfl_unlearn.engine.backends.auto import Auto
-
-    return Auto(execution)
-
-
-def initial_state(
-    model: FlatModel, n: int, config: SimulationConfig, rng: RngTree
-) -> PeerState:
-    """Return the state before the first round.
-
-    Args:
-        model: Gives the initialization.
-        n: Number of peers.
-        config: ``common_init`` and dtype.
-        rng: The run's draws.
-
-    Returns:
-        The state; with a common start its rows share memory.
-    """
-    if config.common_init:
-        row = model.init(rng).to(config.torch_dtype)
-        return PeerState(params=row.expand(n, -1))
-    rows = [model.init(rng.child(f"peer:{i}")) for i in range(n)]
-    return PeerState(params=torch.stack(rows).to(config.torch_dtype))
-
-
-def peer_scores(
-    model: FlatModel, params: Tensor, data: PeerData
-) -> NDArray[np.float64]:
-    """Return every peer's test accuracy, or minus its mean squared error.
-
-    Args:
-        model: The model; without classes it is a regression.
-        params: State, shape ``(N, P)``.
-        data: Holds the test set.
-
-    Returns:
-        One score per peer, shape ``(N,)``; NaN without a test set.
-    """
-    inputs, labels = data.test.inputs, data.test.labels
-    scores = np.full(len(params), np.nan)
-    if len(labels) == 0:
-        return scores
-    width = max(data.num_classes, 1) * params.element_size()
-    peers = max(1, _SCORE_BYTES // (len(labels) * width))
-    for begin in range(0, len(params), peers):
-        rows = slice(begin, begin + peers)
-        out = model.predict_all(params[rows], inputs)
-        if data.num_classes > 0:
-            right = out.argmax(dim=2) == labels
-            scores[rows] = right.double().mean(dim=1).numpy()
-        else:
-            scores[rows] = -(out.double() - labels).square().mean(dim=1).numpy()
-    return scores
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that a repeated run needs to be equal."""
-    return {
-        "dfl_unlearn": dfl_unlearn.__version__,
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
-    }
-
-
-def _schedule(topology: Topology, config: SimulationConfig) -> TopologySchedule:
-    return topology if config.schedule is None else config.schedule
-
-
-def _evaluates(done: int, config: SimulationConfig) -> bool:
-    every = config.evaluate_every
-    return done == config.rounds or (every > 0 and done % every == 0)
-
-
-def _history(rows: Sequence[_Evaluated]) -> History:
-    """Return what was taken so far as arrays."""
-    return History(
-        rounds=np.array([r[0] for r in rows], dtype=np.int64),
-        loss=np.array([r[1] for r in rows]),
-        accuracy=np.array([r[2] for r in rows]),
-        consensus=np.array([r[3] for r in rows]),
-        seconds=np.array([r[4] for r in rows]),
-    )
-
-
-def _digest(params: Tensor, history: History, arithmetic: dict[str, Any]) -> str:
-    """Hash final parameters, metrics and the arithmetic's identity."""
-    digest = hashlib.sha256()
-    digest.update(
-        params.contiguous()
-        .numpy()
-        .astype("<f8" if params.dtype == torch.float64 else "<f4")
-        .tobytes()
-    )
-    for values in (history.rounds, history.loss, history.accuracy, history.consensus):
-        digest.update(" ".join(float(v).hex() for v in values.ravel()).encode())
-    digest.update(repr(sorted(arithmetic.items())).encode())
-    return digest.hexdigest()
 
 
 def _check_memory(

@@ -11,22 +11,37 @@ run before or the run after.
 """
 
 import logging
+import re
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import networkx as nx
 import numpy as np
-import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from dfl_unlearn.accounting.ledger import PrivacyBudget, PrivacyLedger
-from dfl_unlearn.data.forget import ForgetRequest
+from dfl_unlearn import _validate
+from dfl_unlearn.accounting.ledger import PrivacyLedger
 from dfl_unlearn.data.peers import PeerData
-from dfl_unlearn.engine.config import LocalSteps, SimulationConfig, trainers
-from dfl_unlearn.engine.run import CarriedOut, History, TrainedRun, state_digest
+from dfl_unlearn.engine.config import SimulationConfig
+from dfl_unlearn.engine.figures import versions
+from dfl_unlearn.engine.run import CarriedOut, TrainedRun, state_digest
 from dfl_unlearn.engine.state import PeerState
+from dfl_unlearn.engine.stored_forms import (
+    config_from,
+    config_to,
+    request_from,
+    request_to,
+)
+from dfl_unlearn.engine.stored_parts import (
+    read_history,
+    read_record,
+    read_topology,
+    record_entry,
+    write_history,
+    write_record,
+    write_topology,
+)
 from dfl_unlearn.errors import (
     InvalidArgumentError,
     MissingInputError,
@@ -35,18 +50,34 @@ from dfl_unlearn.errors import (
 )
 from dfl_unlearn.models.flat import FlatModel
 from dfl_unlearn.models.zoo import models
-from dfl_unlearn.record.plan import RecordPlan
-from dfl_unlearn.record.training import Dynamics, TrainingRecord
 from dfl_unlearn.rng import RngTree, noise_self_check
 from dfl_unlearn.store.folder import RunFolder
+from dfl_unlearn.store.understood import understood
 from dfl_unlearn.topology.graph import Topology
+
+__all__ = [
+    "FINAL",
+    "FORMAT",
+    "LEDGER",
+    "carried_out_to",
+    "check_storable",
+    "config_from",
+    "config_to",
+    "data_entry",
+    "noted_head",
+    "read_network",
+    "read_run",
+    "read_state",
+    "request_from",
+    "request_to",
+    "save_run",
+]
 
 _log = logging.getLogger(__name__)
 
 FORMAT = 1
 FINAL = "state/final.safetensors"
 LEDGER = "ledger.jsonl"
-_ROUND = "record/round-{:06d}.safetensors"
 
 
 def save_run(run: TrainedRun, path: str | Path) -> TrainedRun:
@@ -69,12 +100,12 @@ def save_run(run: TrainedRun, path: str | Path) -> TrainedRun:
     )
     with folder.locked():
         folder.write_json("manifest.json", _manifest(run, folder.name))
-        _write_topology(folder, run.topology)
+        write_topology(folder, run.topology)
         folder.write_tensors(FINAL, {"params": run.state.params, **run.state.slots})
         if run.record is not None:
-            _write_record(folder, run.record)
+            write_record(folder, run.record)
         if run.history is not None:
-            _write_history(folder, run.history)
+            write_history(folder, run.history)
         ledger = run.ledger.fork(folder.path(LEDGER))
         folder.finish(run.digest)
     return replace(run, folder=folder.root, ledger=ledger)
@@ -121,13 +152,8 @@ def read_run(
             f"{folder.root}: must hold a finished run, got no done.json; the run was "
             "interrupted, make it again"
         )
-    try:
+    with understood(f"{folder.root}/manifest.json"):
         return _read(folder, data, model)
-    except KeyError as error:
-        raise StoreCorruptError(
-            f"{folder.root}/manifest.json: must have all fields of format {FORMAT}, "
-            f"got none for {error}; the file is damaged, make the run again"
-        ) from error
 
 
 def _read(
@@ -164,22 +190,24 @@ def _read(
     config = config_from(manifest["training"])
     ledger_path = folder.path(LEDGER)
     return TrainedRun(
-        topology=_read_topology(folder, manifest),
+        topology=read_topology(folder, manifest),
         data=data,
         model=model,
         config=config,
         state=state,
-        record=_read_record(folder, manifest["record"]),
-        history=_read_history(folder),
+        record=read_record(folder, manifest["record"]),
+        history=read_history(folder),
         ledger=PrivacyLedger.load(
             ledger_path,
             budget=config.privacy_budget,
             expected_head=noted_head(manifest),
         ),
         rng=RngTree(config.seed),
-        digest=manifest["state"]  # of a committed state there is no other
-        if manifest["forgotten"]
-        else folder.read_json("done.json")["digest"],
+        digest=_digest(
+            manifest["state"]  # of a committed state there is no other
+            if manifest["forgotten"]
+            else folder.read_json("done.json")["digest"]
+        ),
         folder=folder.root,
         info=manifest["info"],
         carried_out=tuple(
@@ -191,6 +219,13 @@ def _read(
             for past in manifest.get("carried_out", ())  # none in older folders
         ),
     )
+
+
+def _digest(text: str) -> str:
+    """Return a digest that was read, after a check that it is one."""
+    if not re.fullmatch("[0-9a-f]{64}", text):
+        raise ValueError(f"the digest {text!r:.80}")
+    return text
 
 
 def carried_out_to(past: CarriedOut) -> dict[str, Any]:
@@ -212,22 +247,25 @@ def read_state(folder: RunFolder) -> tuple[dict[str, Any], PeerState]:
         StoreCorruptError: If the manifest has another format.
     """
     manifest = folder.read_json("manifest.json")
-    if manifest.get("format") != FORMAT:
-        raise StoreCorruptError(
-            f"{folder.root}/manifest.json: format must be {FORMAT}, got "
-            f"{manifest.get('format')}; read it with the version that wrote it"
-        )
-    tensors = folder.read_tensors(FINAL)
-    params = tensors.pop("params")
-    coming = manifest.pop("next", None)
-    if coming and coming["state"] == state_digest(PeerState(params=params)):
-        _log.warning(
-            "%s: a commit was interrupted after the new state was written; state from "
-            "before the request may still lie there until the next commit",
-            folder.root,
-        )
-        manifest = coming
-    state = PeerState(params=params, slots=tensors, round=manifest["round"])
+    with understood(f"{folder.root}/manifest.json"):
+        if manifest.get("format") != FORMAT:
+            raise StoreCorruptError(
+                f"{folder.root}/manifest.json: format must be {FORMAT}, got "
+                f"{_validate.show(manifest.get('format'))}; read it with the version "
+                "that wrote it"
+            )
+        tensors = folder.read_tensors(FINAL)
+        params = tensors.pop("params")
+        coming = manifest.pop("next", None)
+        if coming and coming["state"] == state_digest(PeerState(params=params)):
+            _log.warning(
+                "%s: a commit was interrupted after the new state was written; state "
+                "from before the request may still lie there until the next commit",
+                folder.root,
+            )
+            manifest = coming
+        _validate.integer(at_least=0, round=manifest["round"])
+        state = PeerState(params=params, slots=tensors, round=manifest["round"])
     return manifest, state
 
 
@@ -242,8 +280,9 @@ def read_network(path: str | Path) -> tuple[Topology, SimulationConfig, int]:
     """
     folder = RunFolder(path)
     manifest, state = read_state(folder)
-    config = config_from(manifest["training"])
-    return _read_topology(folder, manifest), config, state.round
+    with understood(f"{folder.root}/manifest.json"):
+        config = config_from(manifest["training"])
+        return read_topology(folder, manifest), config, state.round
 
 
 def noted_head(known: Mapping[str, Any]) -> tuple[int, str] | None:
@@ -258,75 +297,12 @@ def noted_head(known: Mapping[str, Any]) -> tuple[int, str] | None:
     if known.get("ledger") is None:
         return None
     seq, digest = known["ledger"]
-    return int(seq), str(digest)
-
-
-def config_to(config: SimulationConfig) -> dict[str, Any]:
-    """Return a configuration as JSON values; ``config_from`` reads it.
-
-    Args:
-        config: The configuration.
-
-    Returns:
-        Field name -> value; the trainer stands under ``use``.
-
-    Raises:
-        InvalidArgumentError: If it has a schedule, which cannot be written.
-    """
-    if config.schedule is not None:
-        raise InvalidArgumentError(
-            f"config.schedule: must be None to store a run, got "
-            f"{type(config.schedule).__name__}; give the network as topology"
-        )
-    values = {f.name: getattr(config, f.name) for f in fields(config)}
-    del values["schedule"]
-    return values | {
-        "trainer": {"use": trainers.name_of(config.trainer)} | _fields(config.trainer),
-        "local": _fields(config.local),
-        "record": _fields(config.record) | {"parts": sorted(config.record.parts)},
-        "privacy_budget": _fields(config.privacy_budget),
-    }
-
-
-def config_from(values: Mapping[str, Any]) -> SimulationConfig:
-    """Return the configuration that ``config_to`` wrote."""
-    trainer = dict(values["trainer"])
-    record = dict(values["record"])
-    return SimulationConfig(
-        **{
-            **values,
-            "trainer": trainers.build(trainer.pop("use"), **trainer),
-            "local": LocalSteps(**values["local"]),
-            "record": RecordPlan(**{**record, "parts": frozenset(record["parts"])}),
-            "privacy_budget": PrivacyBudget(**values["privacy_budget"]),
-        }
-    )
-
-
-def request_to(request: ForgetRequest) -> dict[str, Any]:
-    """Return a request as JSON values; ``request_from`` reads it."""
-    return _fields(request)
-
-
-def request_from(values: Mapping[str, Any]) -> ForgetRequest:
-    """Return the request that ``request_to`` wrote."""
-    return ForgetRequest(
-        **{
-            **values,
-            "items": tuple(tuple(rows) for rows in values["items"]),
-            "peers": tuple(values["peers"]),
-            "coalesced": tuple(values.get("coalesced", ())),  # none in older folders
-        }
-    )
-
-
-def _fields(value: Any) -> dict[str, Any]:
-    return {f.name: getattr(value, f.name) for f in fields(value)}
+    _validate.integer(at_least=-1, ledger=seq)
+    _validate.of_type(str, ledger=digest)
+    return seq, digest
 
 
 def _manifest(run: TrainedRun, name: str) -> dict[str, Any]:
-    from dfl_unlearn.engine.simulator import versions
-
     return {
         "format": FORMAT,
         "run": name,
@@ -343,7 +319,7 @@ def _manifest(run: TrainedRun, name: str) -> dict[str, Any]:
             "labels": list(run.topology.labels),
             "fingerprint": run.topology.fingerprint(),
         },
-        "record": None if run.record is None else _record_plan(run.record),
+        "record": None if run.record is None else record_entry(run.record),
         "forgotten": [],
         "carried_out": [carried_out_to(past) for past in run.carried_out],
         "ledger": list(run.ledger.head),
@@ -403,155 +379,3 @@ def _build_model(manifest: Mapping[str, Any]) -> FlatModel:
     recipe = dict(recipe)
     recipe["input_shape"] = tuple(recipe["input_shape"])
     return models.build(recipe.pop("use"), **recipe)
-
-
-def _write_topology(folder: RunFolder, topology: Topology) -> None:
-    from dfl_unlearn.topology.files import save_graph
-
-    save_graph(topology, folder.path("topology.graphml"))
-    weights = topology.weights
-    folder.write_tensors(
-        "weights.safetensors",
-        {
-            "indptr": weights.indptr.astype(np.int64),
-            "indices": weights.indices.astype(np.int64),
-            "values": weights.data.astype(np.float64),
-        },
-    )
-
-
-def _read_topology(folder: RunFolder, manifest: Mapping[str, Any]) -> Topology:
-    """Build the network from its edges and its matrix."""
-    known = manifest["topology"]
-    parts = folder.read_tensors("weights.safetensors")
-    n = len(known["labels"])
-    weights = sp.csr_array(
-        (parts["values"].numpy(), parts["indices"].numpy(), parts["indptr"].numpy()),
-        shape=(n, n),
-    )
-    graph = nx.DiGraph() if known["directed"] else nx.Graph()
-    graph.add_nodes_from(range(n))
-    graph.add_edges_from((i, j) for i, j in known["edges"])
-    topology = Topology(
-        graph=graph,
-        weights=weights,
-        name=known["name"],
-        labels=tuple(known["labels"]),
-        stochastic=known["stochastic"],
-    )
-    if topology.fingerprint() != known["fingerprint"]:
-        raise StoreCorruptError(
-            f"{folder.root}/weights.safetensors: network must have the fingerprint "
-            f"{known['fingerprint'][:16]}..., got {topology.fingerprint()[:16]}...; "
-            "the file was changed"
-        )
-    return topology
-
-
-def _record_plan(record: TrainingRecord) -> dict[str, Any]:
-    dynamics = _fields(record.dynamics)
-    return {
-        "parts": sorted(record.plan.parts),
-        "every": record.plan.every,
-        "memory_budget": record.plan.memory_budget,
-        "checkpoints": sorted(record.checkpoints),
-        "training_residual": {
-            str(t): value for t, value in record.training_residual.items()
-        },
-        "common_initial": record.initial is not None and record.initial.stride(0) == 0,
-        "dynamics": {
-            **dynamics,
-            "local_steps": dynamics["local_steps"].tolist(),
-            "scale": dynamics["scale"].tolist(),
-            "smoothness": None
-            if record.dynamics.smoothness is None
-            else _fields(record.dynamics.smoothness),
-        },
-    }
-
-
-def _write_record(folder: RunFolder, record: TrainingRecord) -> None:
-    folder.write_json("record/plan.json", _record_plan(record))
-    arrays: dict[str, Any] = {"step_sizes": record.step_sizes}
-    if record.gradient_norms is not None:
-        arrays["gradient_norms"] = record.gradient_norms
-    folder.write_tensors("record/norms.safetensors", arrays)
-    if record.initial is not None:
-        common = record.initial.stride(0) == 0
-        rows = record.initial[:1] if common else record.initial
-        folder.write_tensors(_ROUND.format(0), {"params": rows.contiguous()})
-    for t, params in record.checkpoints.items():
-        folder.write_tensors(_ROUND.format(t), {"params": params})
-
-
-def _read_record(
-    folder: RunFolder, known: Mapping[str, Any] | None
-) -> TrainingRecord | None:
-    if known is None:
-        return None
-    from dfl_unlearn._assumption import Assumption
-
-    arrays = folder.read_tensors("record/norms.safetensors")
-    dynamics = dict(known["dynamics"])
-    smoothness = dynamics["smoothness"]
-    n = len(dynamics["scale"])
-    initial = None
-    if "initial_state" in known["parts"]:
-        initial = folder.read_tensors(_ROUND.format(0))["params"]
-        if known["common_initial"]:
-            initial = initial.expand(n, -1)
-    norms = arrays.get("gradient_norms")
-    return TrainingRecord(
-        plan=RecordPlan(
-            parts=frozenset(known["parts"]),
-            every=known["every"],
-            memory_budget=known["memory_budget"],
-        ),
-        dynamics=Dynamics(
-            **{
-                **dynamics,
-                "local_steps": np.array(dynamics["local_steps"]),
-                "scale": np.array(dynamics["scale"]),
-                "smoothness": None if smoothness is None else Assumption(**smoothness),
-            }
-        ),
-        step_sizes=arrays["step_sizes"].numpy(),
-        initial=initial,
-        checkpoints={
-            t: folder.read_tensors(_ROUND.format(t))["params"]
-            for t in known["checkpoints"]
-        },
-        gradient_norms=None if norms is None else norms.numpy(),
-        training_residual={
-            int(t): value for t, value in known.get("training_residual", {}).items()
-        },
-    )
-
-
-def _write_history(folder: RunFolder, history: History) -> None:
-    for e, done in enumerate(history.rounds):
-        folder.append(
-            {
-                "type": "round",
-                "round": int(done),
-                "loss": history.loss[e].tolist(),
-                "accuracy": [
-                    None if np.isnan(a) else a for a in history.accuracy[e].tolist()
-                ],
-                "consensus": float(history.consensus[e]),
-                "seconds": float(history.seconds[e]),
-            }
-        )
-
-
-def _read_history(folder: RunFolder) -> History | None:
-    rows = [r for r in folder.records() if r["type"] == "round"]
-    if not rows:
-        return None
-    return History(
-        rounds=np.array([r["round"] for r in rows], dtype=np.int64),
-        loss=np.array([r["loss"] for r in rows], dtype=np.float64),
-        accuracy=np.array([r["accuracy"] for r in rows], dtype=np.float64),
-        consensus=np.array([r["consensus"] for r in rows], dtype=np.float64),
-        seconds=np.array([r["seconds"] for r in rows], dtype=np.float64),
-    )

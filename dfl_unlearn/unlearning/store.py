@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from dfl_unlearn import _validate
+from dfl_unlearn._jsontext import from_json
 from dfl_unlearn.accounting.certificate import KEPT_STATE, Certificate
 from dfl_unlearn.accounting.ledger import PrivacyLedger
 from dfl_unlearn.data.forget import ForgetRequest
@@ -32,6 +34,7 @@ from dfl_unlearn.errors import (
     RefusedError,
 )
 from dfl_unlearn.store.folder import RunFolder
+from dfl_unlearn.store.understood import understood
 from dfl_unlearn.unlearning.contracts import Cost, Outcome, unlearners
 
 _KEPT = "pre-request state kept:"
@@ -159,9 +162,10 @@ def named_in(folder: str | Path, request: ForgetRequest, first: int) -> ForgetRe
     known: dict[str, ForgetRequest] = {}
     crashed: set[str] = set()
     for place in sorted(run_folder.path("outcomes").glob("*/request.json")):
-        found = request_from(
-            run_folder.read_json(f"outcomes/{place.parent.name}/request.json")
-        )
+        with understood(place):
+            found = request_from(
+                run_folder.read_json(f"outcomes/{place.parent.name}/request.json")
+            )
         known[found.request_id] = found
         if not place.with_name("outcome.json").is_file():
             crashed.add(found.request_id)
@@ -219,13 +223,16 @@ def load_outcomes(run: TrainedRun) -> list[Outcome]:
     found = []
     for place in folder.path("outcomes").glob("*/outcome.json"):
         at = f"outcomes/{place.parent.name}"
-        known = folder.read_json(f"{at}/outcome.json")
-        if known["base"] == present:
-            found.append((known["order"], at, known))
-    return [
-        _read(folder, at, known, run)
-        for _, at, known in sorted(found, key=lambda row: row[:2])
-    ]
+        with understood(place):
+            known = folder.read_json(f"{at}/outcome.json")
+            if known["base"] == present:
+                _validate.integer(at_least=0, order=known["order"])
+                found.append((known["order"], at, known))
+    outcomes = []
+    for _, at, known in sorted(found, key=lambda row: row[:2]):
+        with understood(folder.path(at)):
+            outcomes.append(_read(folder, at, known, run))
+    return outcomes
 
 
 def commit_outcome(
@@ -410,7 +417,7 @@ def _read(
         certificate = Certificate.from_json(folder.read_text(f"{at}/certificate.json"))
     messages = MessageLog()
     for line in folder.read_text(f"{at}/messages.jsonl").splitlines():
-        messages.append_row(json.loads(line))
+        messages.append_row(from_json(line))
     return Outcome(
         run=run,
         request=request,

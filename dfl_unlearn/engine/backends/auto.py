@@ -13,6 +13,7 @@ from typing import Any
 from dfl_unlearn.engine.backends.contract import EngineSetup, RoundInfo
 from dfl_unlearn.engine.backends.inline import Inline
 from dfl_unlearn.engine.backends.ray import RaySharded, split_blocks
+from dfl_unlearn.engine.backends.recorder import Recorder
 from dfl_unlearn.engine.config import ExecutionConfig
 from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.record.training import TrainingRecord
@@ -50,13 +51,15 @@ class Auto:
         self._now: Inline | RaySharded = Inline()
         self._seconds: list[float] = []
 
-    def start(self, setup: EngineSetup, state: PeerState) -> None:
+    def start(
+        self, setup: EngineSetup, state: PeerState, recorder: Recorder | None = None
+    ) -> None:
         """Take over a state; it is not written to."""
         self._setup = setup
         self._workers = len(
             split_blocks(setup.data.sizes, setup.config, self._execution.workers)
         )
-        self._now.start(setup, state)
+        self._now.start(setup, state, recorder)
 
     def advance(self, t: int) -> RoundInfo:
         """Run round t (from 0) at every peer.

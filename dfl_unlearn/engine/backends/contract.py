@@ -5,7 +5,7 @@ same bits.
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from dfl_unlearn.models.flat import FlatModel
 from dfl_unlearn.record.training import TrainingRecord
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.topology.graph import TopologySchedule
+
+if TYPE_CHECKING:
+    from dfl_unlearn.engine.backends.recorder import Recorder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +54,13 @@ class RoundInfo:
 class Backend(Protocol):
     """Holds the stacked state, whole or in row blocks, and advances it."""
 
-    def start(self, setup: EngineSetup, state: PeerState) -> None:
-        """Take over a state; it is not written to."""
+    def start(
+        self, setup: EngineSetup, state: PeerState, recorder: "Recorder | None" = None
+    ) -> None:
+        """Take over a state, and a record that was begun; the state is not written to.
+
+        Without a recorder one is started.
+        """
         ...
 
     def advance(self, t: int) -> RoundInfo:

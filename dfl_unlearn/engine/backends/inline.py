@@ -18,17 +18,20 @@ from dfl_unlearn.topology.graph import Topology
 class Inline:
     """Trains all peers in this process, chunk by chunk."""
 
-    def start(self, setup: EngineSetup, state: PeerState) -> None:
+    def start(
+        self, setup: EngineSetup, state: PeerState, recorder: Recorder | None = None
+    ) -> None:
         """Take over a state; it is not written to.
 
         Args:
             setup: Network, data, model, configuration and draws.
             state: Where training starts; ``state.round`` rounds are behind it.
+            recorder: One that has recorded the rounds so far; None starts one.
         """
         config = setup.config
         self._setup = setup
         self._round = state.round
-        self.recorder = Recorder(setup, state)
+        self.recorder = recorder if recorder is not None else Recorder(setup, state)
         data = LocalData.of(setup.data, config)
         self._shard = Shard(LocalWork(data, setup.model, config, setup.rng), config)
         self._linked: tuple[Topology, Links] | None = None

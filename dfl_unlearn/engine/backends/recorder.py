@@ -1,7 +1,8 @@
 """What every backend writes down in the same way, round by round."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,21 +18,43 @@ from dfl_unlearn.errors import NumericalError
 from dfl_unlearn.record.training import Dynamics, TrainingRecord
 
 
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """What was written down so far, for a run that goes on later.
+
+    Attributes:
+        rates: Learning rate of each round, shape ``(t,)``.
+        norms: Gradient norms, shape ``(t, N)``, or None where they are not kept.
+        checkpoints: Round -> state after it, shape ``(N, P)``.
+    """
+
+    rates: NDArray[np.float64]
+    norms: NDArray[np.float64] | None
+    checkpoints: Mapping[int, Tensor]
+
+
 class Recorder:
     """Checks the figures of every round and keeps what the plan asks for."""
 
-    def __init__(self, setup: EngineSetup, state: PeerState) -> None:
-        """Start an empty record.
+    def __init__(
+        self, setup: EngineSetup, state: PeerState, recorded: Recorded | None = None
+    ) -> None:
+        """Start a record, or go on with one.
 
         Args:
             setup: Network, data, model, configuration and draws.
-            state: Where training starts.
+            state: Where training starts, before the first round.
+            recorded: What earlier rounds wrote down; None starts an empty record.
         """
         self._setup = setup
         self._initial = state.params
         self._norms: list[NDArray[np.float64]] = []
         self._rates: list[float] = []
         self._checkpoints: dict[int, Tensor] = {}
+        if recorded is not None:
+            self._rates.extend(recorded.rates.tolist())
+            self._norms.extend([] if recorded.norms is None else recorded.norms)
+            self._checkpoints.update(recorded.checkpoints)
         config = setup.config
         nbytes = state.n * setup.model.size * config.item_size
         self._keep_at = frozenset(
@@ -71,6 +94,14 @@ class Recorder:
             self._norms.append(norms)
         if t + 1 in self._keep_at:
             self._checkpoints[t + 1] = params()
+
+    def so_far(self) -> Recorded:
+        """Return what was written down until now."""
+        return Recorded(
+            rates=np.array(self._rates, dtype=np.float64),
+            norms=np.array(self._norms) if self._norms else None,
+            checkpoints=dict(self._checkpoints),
+        )
 
     def record(self) -> TrainingRecord:
         """Return what was written down."""
