@@ -10,6 +10,7 @@ import io
 import re
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree.ElementTree import ParseError
 from xml.parsers import expat
 
 import networkx as nx
@@ -116,7 +117,15 @@ def _read_graphml(data: bytes, where: str, directed: bool) -> nx.Graph:
     _GraphMLScan(where).scan(data)
     try:
         graph = nx.read_graphml(io.BytesIO(data))
-    except (nx.NetworkXError, KeyError, ValueError, TypeError) as error:
+    except (
+        nx.NetworkXError,
+        ParseError,  # names without their namespace, which the scan does not look up
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise _unreadable(where, "GraphML", error) from error
     return _number_names(graph)
 
@@ -147,7 +156,7 @@ class _GraphMLScan:
         parser.CharacterDataHandler = self._text
         try:
             parser.Parse(data, True)
-        except expat.ExpatError as error:
+        except (expat.ExpatError, LookupError) as error:  # the other: its encoding
             raise InputFileError(
                 f"{self.where}: must be well-formed XML, got an error ({error}); "
                 "save the graph again as GraphML"
@@ -235,7 +244,13 @@ def _read_gml(data: bytes, where: str, directed: bool) -> nx.Graph:
         if found := _GML_UNDECLARED.fullmatch(str(error)):
             raise _undeclared(where, f"#{found[1]}", found[2]) from error
         raise _unreadable(where, "GML", error) from error
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise _unreadable(where, "GML", error) from error
 
 
@@ -311,8 +326,10 @@ def _undirected(graph: nx.DiGraph, where: str, make_undirected: bool) -> nx.Grap
 
 
 def _as_number(text: str) -> float | str:
+    # Python also reads 1_0 as 10, and the digits of other scripts.
+    plain = text.isascii() and "_" not in text
     try:
-        return float(text)
+        return float(text) if plain else text
     except ValueError:
         return text
 
