@@ -7,6 +7,7 @@ can be refused without training is refused before anything is written.
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -46,6 +47,7 @@ from dfl_unlearn.sections import (
 )
 from dfl_unlearn.store.folder import RunFolder
 from dfl_unlearn.store.table import NETWORK, ResultsTable
+from dfl_unlearn.store.understood import understood
 from dfl_unlearn.topology.files import graph_names, load_topology
 from dfl_unlearn.topology.generators import topologies
 from dfl_unlearn.topology.graph import Topology
@@ -318,9 +320,7 @@ def write_results(
         Where the page was written, or None.
     """
     with folder.locked():
-        known = {
-            (r["request"], r["protocol"]) for r in folder.records() if _is_metric(r)
-        }
+        known = _known_rows(folder)
         for table in tables:
             for row in table.rows:
                 if (row["request"], row["protocol"]) not in known:
@@ -353,6 +353,14 @@ def write_results(
     return write_report(view, page if page is not None else folder.path("report.html"))
 
 
+def _known_rows(folder: RunFolder) -> set[tuple[str, str]]:
+    """Return request and protocol of the metric rows that a folder has already."""
+    with understood(f"{folder.root}/results.jsonl"):
+        return {
+            (r["request"], r["protocol"]) for r in folder.records() if _is_metric(r)
+        }
+
+
 def _is_metric(record: Mapping[str, Any]) -> bool:
     return bool(record["type"] == "metric")
 
@@ -376,27 +384,29 @@ def _override(table: dict[str, Any], keys: Sequence[str], value: Any) -> None:
         ConfigError: If a key leads into a value, or an index is out of range.
     """
     at: Any = table
-    path = ".".join(keys)
+    path = _validate.clean(".".join(keys))[:200]
     for depth, key in enumerate(keys):
         last = depth == len(keys) - 1
         if isinstance(at, list):
-            if not key.isdigit() or int(key) >= len(at):
+            if not re.fullmatch("[0-9]{1,9}", key) or int(key) >= len(at):
                 raise ConfigError(
-                    f"{path}: must be an index below {len(at)} at {key!r}; "
-                    "add the entry to the file first"
+                    f"{path}: must be an index below {len(at)} at "
+                    f"{_validate.show(key)}; add the entry to the file first"
                 )
             index: Any = int(key)
         elif isinstance(at, dict):
             index = key
         else:
             raise ConfigError(
-                f"{path}: must lead to a table before {key!r}, got {_validate.show(at)}"
+                f"{path}: must lead to a table before {_validate.show(key)}, got "
+                f"{_validate.show(at)}"
             )
         if not last:
             at = at.setdefault(index, {}) if isinstance(at, dict) else at[index]
         elif index == "use" and at.get("use") not in (None, value):
             # Fields of the former entry would be unknown keys of the new one.
-            shared = {"seed", "partition"} | ({"n"} if value in topologies else set())
+            sized = isinstance(value, str) and value in topologies
+            shared = {"seed", "partition"} | ({"n"} if sized else set())
             kept = {k: v for k, v in at.items() if k in shared}
             at.clear()
             at.update({"use": value, **kept})
@@ -412,7 +422,8 @@ def _plain(value: Any) -> Any:
         if value.fraction is None:
             kept.pop("seed")
         return kept
-    for kind, registry in _REGISTRIES.items():
+    registered = _REGISTRIES.items() if dataclasses.is_dataclass(value) else ()
+    for kind, registry in registered:
         if isinstance(value, Section) and isinstance(value, kind):
             own = {
                 f.name: _plain(getattr(value, f.name))
