@@ -11,7 +11,7 @@ import pytest
 import torch
 from networks import blobs
 
-from dfl_unlearn.engine import simulator
+from dfl_unlearn.engine import figures
 from dfl_unlearn.engine.backends import auto, ray_runtime
 from dfl_unlearn.engine.backends.ray import RaySharded, split_blocks
 from dfl_unlearn.engine.backends.ray_runtime import (
@@ -85,11 +85,11 @@ def test_one_digest_for_inline_and_any_number_of_workers(session, model):
 def test_one_bit_of_one_parameter_changes_the_digest():
     run = simulate(TOPOLOGY, DATA, "logistic", MOMENTUM)
     arithmetic = run.info["arithmetic"]
-    assert run.digest == simulator._digest(run.state.params, run.history, arithmetic)
+    assert run.digest == figures.run_digest(run.state.params, run.history, arithmetic)
     flipped = run.state.params.clone()
     flipped.view(torch.int32)[17, 3] ^= 1
     assert float((flipped - run.state.params).abs().max()) < 1e-6
-    assert run.digest != simulator._digest(flipped, run.history, arithmetic)
+    assert run.digest != figures.run_digest(flipped, run.history, arithmetic)
 
 
 @pytest.mark.ray

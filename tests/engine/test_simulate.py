@@ -426,7 +426,7 @@ def test_a_run_that_would_not_fit_into_memory_is_refused(monkeypatch):
 
 def test_a_folder_that_is_taken_is_refused_before_training(tmp_path, monkeypatch):
     simulate("ring", DATA, "logistic", SHORT, folder=tmp_path / "a")
-    monkeypatch.setattr(simulator, "_train", None)
+    monkeypatch.setattr(simulator, "train", None)
     with pytest.raises(InvalidArgumentError, match="must not hold a finished run"):
         simulate("ring", DATA, "logistic", SHORT, folder=tmp_path / "a")
 
