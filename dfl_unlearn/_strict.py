@@ -162,7 +162,7 @@ class _Reader:
             # Lists are read element by element; pydantic cannot build all of them.
             single = [m for m in members if typing.get_origin(m) not in _SEQUENCES]
             if single:
-                kind = Union[tuple(single)]  # noqa: UP007
+                kind: Any = Union[tuple(single)]  # noqa: UP007
                 return self._scalar(annotation, kind, value, path)
         return self._fail(path, f"expected {_describe(annotation)}, got {_kind(value)}")
 
