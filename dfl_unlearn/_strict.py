@@ -59,7 +59,7 @@ def settings_of(entry: Any, *, positional: bool = True) -> dict[str, Setting]:
         Setting by name, in the order of definition.
     """
     if dataclasses.is_dataclass(entry):
-        hints = _hints(entry)
+        hints = _hints(typing.cast(Any, entry))
         empty = inspect.Parameter.empty
         found = {}
         for f in dataclasses.fields(entry):
