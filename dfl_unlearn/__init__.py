@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "simulate": "dfl_unlearn.engine.simulator",
+    "resume": "dfl_unlearn.engine.simulator",
     "unlearn": "dfl_unlearn.unlearning.apply",
     "evaluate": "dfl_unlearn.evaluation.view",
     "write_report": "dfl_unlearn.report",
@@ -35,6 +36,7 @@ __all__ = [
     "evaluate",
     "load_run",
     "load_topology",
+    "resume",
     "simulate",
     "unlearn",
     "write_report",
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
     from dfl_unlearn.data.peers import PeerData
     from dfl_unlearn.engine.config import SimulationConfig
     from dfl_unlearn.engine.run import load_run
-    from dfl_unlearn.engine.simulator import simulate
+    from dfl_unlearn.engine.simulator import resume, simulate
     from dfl_unlearn.evaluation.view import evaluate
     from dfl_unlearn.models.flat import FlatModel
     from dfl_unlearn.report import write_report

@@ -8,7 +8,6 @@ import json
 import logging
 import math
 import os
-import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,11 +19,13 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from dfl_unlearn import __version__
+from dfl_unlearn._stopping import StoppedError, stopped_by_signals
 from dfl_unlearn._validate import clean
 from dfl_unlearn.errors import DflUnlearnError, InvalidArgumentError, MissingInputError
 
 if TYPE_CHECKING:
     from dfl_unlearn.data.forget import ForgetRequest
+    from dfl_unlearn.engine.config import ExecutionConfig
     from dfl_unlearn.experiment import Experiment
     from dfl_unlearn.registry import Registry
     from dfl_unlearn.store.table import ResultsTable
@@ -168,6 +169,69 @@ def run(
         _print(_json(config) if _common.as_json else to_toml(config).rstrip())
         return
     _conduct(experiment, page=not no_report)
+
+
+@app.command()
+def resume(
+    run_name: RunName,
+    rounds: Annotated[
+        int | None,
+        typer.Option(help="Rounds in all, not below what was planned."),
+    ] = None,
+    drop_line: Annotated[
+        int | None,
+        typer.Option(
+            "--drop-line",
+            metavar="N",
+            help="First leave out a damaged line of results.jsonl, in a repaired copy.",
+        ),
+    ] = None,
+    engine: Engine = None,
+    workers: Workers = None,
+    allow_large: Large = False,
+    runs: Runs = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Go on with a run that was interrupted, or train a finished one further.
+
+    The digest is that of a run that was never interrupted. Example: [bold]dfl-unlearn
+    resume demo[/bold], [bold]dfl-unlearn resume ring --rounds 400 --engine ray[/bold].
+    """
+    _set(runs, as_json, quiet, debug)
+    from dfl_unlearn.engine.config import ExecutionConfig
+    from dfl_unlearn.engine.simulator import resume as go_on
+    from dfl_unlearn.store.folder import RunFolder
+    from dfl_unlearn.story import training_lines
+
+    folder = _folder(run_name)
+    if drop_line is not None:
+        kept = RunFolder(folder).drop_line(drop_line)
+        _say(f"line {drop_line} is left out; what it was is in {kept.name}")
+    execution = _execution(
+        ExecutionConfig(progress=not _common.quiet),
+        engine,
+        workers,
+        allow_large=allow_large,
+    )
+    trained = go_on(folder, rounds=rounds, execution=execution)
+    if _common.as_json:
+        _print(
+            _json(
+                {
+                    "folder": str(trained.folder),
+                    "round": trained.state.round,
+                    "digest": trained.digest,
+                }
+            )
+        )
+        return
+    if trained.history is not None:
+        _tell(training_lines(trained))
+    _say("")
+    _say(f"Digest: {trained.digest}")
+    _say(f"Next: dfl-unlearn unlearn {clean(run_name)} --peer 0 --fraction 0.1")
 
 
 @app.command()
@@ -526,19 +590,30 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
     Raises:
         DflUnlearnError: With ``--debug``, as any other error, instead of a message.
+        MemoryError: Likewise.
     """
-    signal.signal(signal.SIGTERM, _terminated)
     try:
-        with _quiet_libraries():
+        with _quiet_libraries(), stopped_by_signals():
             app(args=arguments, standalone_mode=True)
     except DflUnlearnError as error:
         if _common.debug:
             raise
         _complain(f"{type(error).__name__}: {clean_lines(str(error))}")
         sys.exit(error.exit_code)
+    except StoppedError as stop:
+        _complain(clean_lines(str(stop)))
+        sys.exit(stop.exit_code)
     except KeyboardInterrupt:
         _complain("interrupted; nothing that was finished is lost")
         sys.exit(130)
+    except MemoryError as error:
+        if _common.debug:
+            raise
+        _complain(
+            f"out of memory: {clean_lines(str(error)) or 'no more could be had'}; use "
+            "fewer peers, a smaller model or smaller block_peers"
+        )
+        sys.exit(5)
     except Exception as error:
         if _common.debug:
             raise
@@ -562,10 +637,6 @@ def clean_lines(text: str) -> str:
 def _set(runs: Path | None, as_json: bool, quiet: bool, debug: bool) -> None:
     _common.runs, _common.as_json = runs, as_json
     _common.quiet, _common.debug = quiet or as_json, debug
-
-
-def _terminated(signum: int, frame: object) -> NoReturn:
-    sys.exit(128 + signum)
 
 
 @contextmanager
@@ -598,13 +669,26 @@ def _executed(
     allow_large: bool = False,
 ) -> "Experiment":
     """Return an experiment with what the options say about its execution."""
+    execution = _execution(
+        experiment.execution, engine, workers, allow_large=allow_large
+    )
+    return replace(experiment, execution=execution)
+
+
+def _execution(
+    execution: "ExecutionConfig",
+    engine: str | None,
+    workers: int | None,
+    *,
+    allow_large: bool = False,
+) -> "ExecutionConfig":
+    """Return an execution with what the options say."""
     changes: dict[str, Any] = {"allow_large": True} if allow_large else {}
     if engine is not None:
         changes |= {"engine": engine}
     if workers is not None:
         changes |= {"workers": workers}
-    execution = replace(experiment.execution, **changes)
-    return replace(experiment, execution=execution)
+    return replace(execution, **changes)
 
 
 def _conduct(experiment: "Experiment", *, page: bool) -> None:
@@ -654,6 +738,7 @@ def _conduct(experiment: "Experiment", *, page: bool) -> None:
             _print(str(outcome.certificate))
     _say("")
     folder = _shown(trained.folder)
+    _say(f"Digest: {trained.digest}")
     _say(f"Everything is in {folder}" + (", the page is report.html." if page else "."))
     other = min(5, trained.topology.n - 1)
     _say(f"Next: dfl-unlearn unlearn {trained.folder.name} --peer {other} --all")

@@ -113,6 +113,18 @@ class InputFileError(DflUnlearnError, OSError):
     exit_code = 2
 
 
+class ConfigMismatchError(DflUnlearnError):
+    """A resumed run is asked for with other settings than it began with."""
+
+    exit_code = 2
+
+
+class DataMismatchError(DflUnlearnError):
+    """A resumed run is given other data than it was trained on."""
+
+    exit_code = 2
+
+
 class MissingDataError(InputFileError):
     """A data set's files are absent."""
 
@@ -213,6 +225,10 @@ class InsecureRayError(RefusedError):
     """Ray listens where other machines can reach it."""
 
 
+class ResumeWouldUndoUnlearningError(RefusedError):
+    """Only states from before a committed forget request are left to go on from."""
+
+
 class InsecureNoiseError(RefusedError):
     """A model with simulated noise was to be exported as secure."""
 
@@ -238,6 +254,10 @@ class CorruptStateError(DflUnlearnError):
     """Base of the errors about damaged stored state."""
 
     exit_code = 6
+
+
+class NoValidCheckpointError(CorruptStateError):
+    """There are checkpoints and none of them verifies."""
 
 
 class StoreCorruptError(CorruptStateError):

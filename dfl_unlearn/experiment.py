@@ -21,6 +21,7 @@ from dfl_unlearn.data.partition import partitions
 from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.data.sources import datasets
 from dfl_unlearn.engine.config import ExecutionConfig, SimulationConfig, trainers
+from dfl_unlearn.engine.faults import FaultModel, fault_models
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.simulator import kept_open, retrain, simulate
 from dfl_unlearn.engine.stored_influence import keep_influence
@@ -124,6 +125,7 @@ _REGISTRIES: dict[Any, Registry[Any]] = {
     DataSection: datasets,
     ModelSection: models,
     Trainer: trainers,
+    FaultModel: fault_models,
     UnlearningProtocol: unlearners,
 }
 _FORMS = {ForgetRequest: RequestForm}

@@ -11,6 +11,7 @@ from hashlib import sha256
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dfl_unlearn.errors import InvalidArgumentError
@@ -154,6 +155,44 @@ class RngTree:
         generator = torch.Generator()
         generator.manual_seed(key % 2**63)
         return generator
+
+    def uniform_at(
+        self,
+        places: NDArray[np.int64],
+        purpose: str,
+        *,
+        who: int | str | None = None,
+        request: str | None = None,
+        round: int = 0,
+        draw: int = 0,
+    ) -> NDArray[np.float64]:
+        """Return the uniforms at some places of one key's sequence, in any order.
+
+        The sequence is SplitMix64 [recalled: Steele, Lea and Flood 2014] started at the
+        key's low 64 bits, which can be entered anywhere; for coins of the simulated
+        network, never for privacy noise.
+
+        Args:
+            places: Non-negative integers, any shape.
+            purpose: One of ``PURPOSES``.
+            who: What the sequence belongs to.
+            request: A forget request's id, or None.
+            round: Round of the draw.
+            draw: Counts repeated draws of the same kind.
+
+        Returns:
+            Numbers in [0, 1) with 53 bits, one per place.
+        """
+        key = self.key(purpose, who=who, request=request, round=round, draw=draw)
+        start = np.uint64(key % 2**64)
+        step = np.asarray(places).astype(np.uint64) + np.uint64(1)
+        with np.errstate(over="ignore"):  # arithmetic modulo 2**64
+            z = start + step * np.uint64(0x9E3779B97F4A7C15)
+            z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z = z ^ (z >> np.uint64(31))
+        uniforms: NDArray[np.float64] = (z >> np.uint64(11)).astype(np.float64) * 2**-53
+        return uniforms
 
     def child(self, label: str) -> "RngTree":
         """Return an independent tree, e.g. one per replica of an audit."""

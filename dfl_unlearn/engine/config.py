@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from dfl_unlearn import _validate
 from dfl_unlearn.accounting.ledger import PrivacyBudget
+from dfl_unlearn.engine.fault_rounds import check_faults
+from dfl_unlearn.engine.faults import FaultPlan
 from dfl_unlearn.engine.trainers.contract import PrivateSteps, Trainer
 from dfl_unlearn.errors import InvalidArgumentError
 from dfl_unlearn.record.plan import RecordPlan
@@ -126,6 +128,7 @@ class SimulationConfig:
         peer_weighting: ``uniform`` gives every peer's mean loss the same weight;
             ``size`` weights it by the peer's number of rows, as if data were pooled.
         schedule: Networks that change with the round; None is the topology itself.
+        faults: What goes wrong in the simulated network; nothing by default.
         record: What training writes down.
         common_init: Whether all peers start from the same parameters.
         dtype: Type of the training arithmetic.
@@ -144,6 +147,7 @@ class SimulationConfig:
     local: LocalSteps = field(default_factory=LocalSteps)
     peer_weighting: Literal["uniform", "size"] = "uniform"
     schedule: TopologySchedule | None = None
+    faults: FaultPlan = field(default_factory=FaultPlan)
     record: RecordPlan = field(default_factory=RecordPlan)
     common_init: bool = True
     dtype: Literal["float32", "float64"] = "float32"
@@ -161,6 +165,7 @@ class SimulationConfig:
         _validate.of_type(Trainer, why="e.g. DSgd(form='atc')", trainer=self.trainer)
         _validate.of_type(LocalSteps, local=self.local)
         _validate.one_of(("uniform", "size"), peer_weighting=self.peer_weighting)
+        _validate.of_type(FaultPlan, faults=self.faults)
         _validate.of_type(RecordPlan, record=self.record)
         _validate.of_type(bool, common_init=self.common_init)
         _validate.one_of(("float32", "float64"), dtype=self.dtype)
@@ -172,6 +177,8 @@ class SimulationConfig:
         _validate.integer(evaluate_every=self.evaluate_every, at_least=0)
         _validate.of_type(PrivacyBudget, privacy_budget=self.privacy_budget)
         self.trainer.check(self)
+        if self.faults:
+            check_faults(self.faults, self)
 
     @property
     def private(self) -> PrivateSteps | None:
@@ -204,10 +211,12 @@ class ExecutionConfig:
             starts inline and moves to Ray where measured rounds say that it pays.
         workers: Ray workers; each owns whole blocks of peers, so there are never more
             than blocks. With ``auto``, 1 means one per core.
-        checkpoint_every: Rounds between copies of the workers' state that the driver
-            keeps to go back to; ``auto`` is 25.
+        checkpoint_every: Rounds between checkpoints in the run folder; ``auto`` is one
+            about every 30 seconds.
+        keep: Checkpoints that stay in the run folder.
         max_block_retries: Times that a round is tried again after a worker was lost.
         block_timeout_s: Seconds that a round may take before it counts as lost.
+        max_wall_s: Seconds after which training stops with a checkpoint; None never.
         progress: Whether to show a progress bar (on a terminal) or plain lines.
         allow_large: Whether to start although the estimated memory is above 80 % of
             what is available.
@@ -216,8 +225,10 @@ class ExecutionConfig:
     engine: Literal["inline", "ray", "auto"] = "inline"
     workers: int = 1
     checkpoint_every: int | Literal["auto"] = "auto"
+    keep: int = 2
     max_block_retries: int = 5
     block_timeout_s: float = 600.0
+    max_wall_s: float | None = None
     progress: bool = False
     allow_large: bool = False
 
@@ -232,6 +243,9 @@ class ExecutionConfig:
             )
         if self.checkpoint_every != "auto":
             _validate.integer(checkpoint_every=self.checkpoint_every, at_least=1)
+        _validate.integer(keep=self.keep, at_least=1)
+        if self.max_wall_s is not None:
+            _validate.number(max_wall_s=self.max_wall_s, above=0)
         _validate.integer(max_block_retries=self.max_block_retries, at_least=0)
         _validate.number(block_timeout_s=self.block_timeout_s, above=0)
         _validate.of_type(bool, progress=self.progress, allow_large=self.allow_large)

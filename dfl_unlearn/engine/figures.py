@@ -13,7 +13,9 @@ from torch import Tensor
 import dfl_unlearn
 from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.engine.config import SimulationConfig
+from dfl_unlearn.engine.local import resolve_chunk, resolve_kernel
 from dfl_unlearn.engine.run import History
+from dfl_unlearn.engine.threads import blas_report
 from dfl_unlearn.models.flat import FlatModel
 
 # round, loss, accuracy, consensus, seconds
@@ -79,8 +81,53 @@ def history_of(rows: Sequence[Evaluated]) -> History:
     )
 
 
-def run_digest(params: Tensor, history: History, arithmetic: dict[str, Any]) -> str:
-    """Hash final parameters, metrics and the arithmetic's identity."""
+def rows_of(history: History) -> list[Evaluated]:
+    """Return the rows that ``history_of`` made arrays of."""
+    columns = (history.rounds, history.loss, history.accuracy)
+    return [
+        (int(done), loss, accuracy, float(consensus), float(seconds))
+        for done, loss, accuracy, consensus, seconds in zip(
+            *columns, history.consensus, history.seconds, strict=True
+        )
+    ]
+
+
+def arithmetic_of(model: FlatModel, config: SimulationConfig) -> dict[str, Any]:
+    """Return what computes: kernel, chunks, blocks, threads and every BLAS.
+
+    Call it with the threads limited, as training does.
+    """
+    return {
+        "kernel": resolve_kernel(model, config.kernel),
+        "chunk_peers": resolve_chunk(config),
+        "block_peers": config.block_peers,
+        "threads": config.threads,
+        "blas": blas_report(),
+        "device": "cpu",
+    }
+
+
+def run_digest(
+    params: Tensor,
+    history: History,
+    arithmetic: dict[str, Any],
+    *,
+    ledger: tuple[int, str] | None = None,
+    requests: Sequence[str] = (),
+) -> str:
+    """Hash what must be equal in a repeated run; no time is in it.
+
+    Args:
+        params: Final parameters, shape ``(N, P)``.
+        history: Figures over the rounds.
+        arithmetic: As ``arithmetic_of`` gives it.
+        ledger: The ledger's head, which is a hash of all its lines; an empty ledger
+            adds nothing.
+        requests: Ids of the forget requests that the state carries, in order.
+
+    Returns:
+        SHA-256 in hex digits.
+    """
     digest = hashlib.sha256()
     digest.update(
         params.contiguous()
@@ -91,4 +138,8 @@ def run_digest(params: Tensor, history: History, arithmetic: dict[str, Any]) -> 
     for values in (history.rounds, history.loss, history.accuracy, history.consensus):
         digest.update(" ".join(float(v).hex() for v in values.ravel()).encode())
     digest.update(repr(sorted(arithmetic.items())).encode())
+    if ledger is not None and ledger[0] >= 0:
+        digest.update(f"ledger {ledger[0]} {ledger[1]}".encode())
+    for request in requests:
+        digest.update(f"request {request}".encode())
     return digest.hexdigest()

@@ -32,6 +32,25 @@ def as_csr(weights: sp.csr_array, dtype: torch.dtype) -> Tensor:
         )
 
 
+def with_values(weights: Tensor, values: Tensor) -> Tensor:
+    """Return a CSR matrix with the places of another one.
+
+    Args:
+        weights: From ``as_csr``.
+        values: Its new entries, in order, of its type.
+
+    Returns:
+        The matrix; places are shared.
+    """
+    return torch.sparse_csr_tensor(
+        weights.crow_indices(),
+        weights.col_indices(),
+        values,
+        size=weights.shape,
+        check_invariants=False,
+    )
+
+
 def mix(params: Tensor, weights: Tensor, *, out: Tensor | None = None) -> Tensor:
     """Average every peer's parameters with its neighbours'.
 

@@ -1,9 +1,10 @@
 """The training loop: rounds on a backend, figures between them, a run at the end."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,22 +13,25 @@ from dfl_unlearn.accounting.ledger import PrivacyLedger
 from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.engine.backends.contract import Backend, EngineSetup
 from dfl_unlearn.engine.backends.inline import Inline
+from dfl_unlearn.engine.backends.recorder import Recorder
 from dfl_unlearn.engine.callbacks import Callback, ProgressLog, notify
 from dfl_unlearn.engine.config import ExecutionConfig, SimulationConfig
+from dfl_unlearn.engine.fault_rounds import FaultsSeen
 from dfl_unlearn.engine.figures import (
-    Evaluated,
+    arithmetic_of,
     history_of,
     is_evaluated,
     peer_scores,
     run_digest,
     versions,
 )
-from dfl_unlearn.engine.local import resolve_chunk, resolve_kernel
+from dfl_unlearn.engine.keeping import Keeper
 from dfl_unlearn.engine.objective import network_objective
 from dfl_unlearn.engine.private import charge_rounds, record_plan
+from dfl_unlearn.engine.progress import Progress
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.state import PeerState
-from dfl_unlearn.engine.threads import blas_report, limited_threads
+from dfl_unlearn.engine.threads import limited_threads
 from dfl_unlearn.models.flat import FlatModel
 from dfl_unlearn.record.plan import RecordPlan
 from dfl_unlearn.rng import RngTree, noise_self_check
@@ -44,8 +48,15 @@ def train(
     rng: RngTree,
     *,
     label: str,
+    ledger: PrivacyLedger | None = None,
+    keeper: Keeper | None = None,
+    start: Progress | None = None,
+    arithmetic: dict[str, Any] | None = None,
+    keeps_record: bool = True,
+    requests: Sequence[str] = (),
+    ahead: int = 0,
 ) -> TrainedRun:
-    """Train from the first round to the last.
+    """Train to the last round, from the first or from where a run was left.
 
     Args:
         topology: The network.
@@ -56,51 +67,77 @@ def train(
         callbacks: Hooks after a round.
         rng: The run's draws.
         label: What is going on, for the progress display.
+        ledger: Holds the charge of all rounds already; None makes one.
+        keeper: Keeps what comes in a run folder.
+        start: Where to go on; None is before the first round.
+        arithmetic: Kernel and chunks to use, as an earlier part of the run did; None
+            chooses them.
+        keeps_record: Whether the record covers all rounds and so is worth keeping.
+        requests: Ids of the forget requests that ``start`` carries.
+        ahead: Rounds by which the network's clock is ahead of training.
 
     Returns:
         The run, in memory.
     """
-    began = time.perf_counter()
+    began = time.perf_counter() - (0.0 if start is None else start.seconds)
     config = replace(config, record=record_plan(config))
-    ledger = PrivacyLedger(config.privacy_budget)
-    charge_rounds(ledger, config.private, config.rounds)
+    if ledger is None:
+        ledger = PrivacyLedger(config.privacy_budget)
+        charge_rounds(ledger, config.private, config.rounds)
+    keeper = Keeper(execution) if keeper is None else keeper
     initial = initial_state(model, data.n, config, rng)
+    first = initial if start is None else start.state
+    rows = [] if start is None else list(start.rows)
+    seen = FaultsSeen() if start is None else FaultsSeen.of(start.faults)
     backend = backend_for(execution)
     progress = ProgressLog(config.rounds, label=label) if execution.progress else None
     hooks = [*callbacks, *([progress] if progress else [])]
-    rows: list[Evaluated] = []
     try:
-        with limited_threads(config.threads):
-            backend.start(
-                EngineSetup(
-                    schedule=schedule_of(topology, config),
-                    data=data,
-                    model=model,
-                    config=config,
-                    rng=rng,
-                ),
-                initial,
+        with keeper.telling_how(), limited_threads(config.threads):
+            used = arithmetic_of(model, config) | (arithmetic or {})
+            setup = EngineSetup(
+                schedule=schedule_of(topology, config),
+                data=data,
+                model=model,
+                config=_recorded_kernel(config, used, keeps_record),
+                rng=rng,
+                ahead=ahead,
             )
-            for t in range(config.rounds):
-                info = backend.advance(t)
-                if is_evaluated(t + 1, config):
-                    state = backend.gather()
-                    rows.append(
-                        (
-                            t + 1,
-                            info.loss,
-                            peer_scores(model, state.params, data),
-                            state.consensus_distance(),
-                            time.perf_counter() - began,
+            recorder = Recorder(setup, initial, start.recorded if start else None)
+            backend.start(setup, first, recorder)
+
+            def so_far() -> Progress:
+                return Progress(
+                    state=backend.gather(),
+                    recorded=recorder.so_far() if keeps_record else None,
+                    rows=tuple(rows),
+                    faults=seen.info(),
+                    seconds=time.perf_counter() - began,
+                )
+
+            with keeper.between_rounds():
+                for t in range(first.round, config.rounds):
+                    info = backend.advance(t)
+                    seen.add(info.round, info.faults)
+                    if is_evaluated(t + 1, config):
+                        state = backend.gather()
+                        rows.append(
+                            (
+                                t + 1,
+                                info.loss,
+                                peer_scores(model, state.params, data),
+                                state.consensus_distance(),
+                                time.perf_counter() - began,
+                            )
                         )
-                    )
-                    notify(hooks, "on_evaluate", history_of(rows))
-                notify(hooks, "on_round", info)
+                        keeper.evaluated(rows[-1])
+                        notify(hooks, "on_evaluate", history_of(rows))
+                    notify(hooks, "on_round", info)
+                    keeper.after(t + 1, config.rounds, info.seconds, so_far)
             state = backend.gather()
-            blas = blas_report()
             done_by = backend.report()
-            record = backend.stop()
-            if "training_residual" in config.record.parts:
+            record = backend.stop() if keeps_record else None
+            if record is not None and "training_residual" in config.record.parts:
                 objective = network_objective(model, data, config.peer_weighting)
                 residual = float(objective.gradient(state.mean()).norm())
                 record = replace(record, training_residual={state.round: residual})
@@ -109,15 +146,6 @@ def train(
         if progress is not None:
             progress.close()
     history = history_of(rows)
-    arithmetic = {
-        "kernel": resolve_kernel(model, config.kernel),
-        "chunk_peers": resolve_chunk(config),
-        "block_peers": config.block_peers,
-        "threads": config.threads,
-        "blas": blas,
-        "device": "cpu",
-    }
-    seconds = time.perf_counter() - began
     return TrainedRun(
         topology=topology,
         data=data,
@@ -128,15 +156,32 @@ def train(
         history=history,
         ledger=ledger,
         rng=rng,
-        digest=run_digest(state.params, history, arithmetic),
+        ahead=ahead,
+        digest=run_digest(
+            state.params, history, used, ledger=ledger.head, requests=requests
+        ),
         info={
-            "arithmetic": arithmetic,
+            "arithmetic": used,
             "execution": done_by,
             "versions": versions(),
             "noise_self_check": list(noise_self_check()),
-            "seconds": seconds,
+            "seconds": time.perf_counter() - began,
             "sample_gradients": config.rounds * samples_per_round(data, config),
+            **seen.info(),
         },
+    )
+
+
+def _recorded_kernel(
+    config: SimulationConfig, arithmetic: Mapping[str, Any], keeps_record: bool
+) -> SimulationConfig:
+    """Return the configuration with the kernel and chunks that were resolved."""
+    record = config.record if keeps_record else RecordPlan(parts=frozenset())
+    return replace(
+        config,
+        kernel=arithmetic["kernel"],
+        chunk_peers=arithmetic["chunk_peers"],
+        record=record,
     )
 
 
@@ -170,6 +215,7 @@ def continue_training(
                 model=run.model,
                 config=config,
                 rng=run.rng,
+                ahead=run.ahead,
             ),
             state,
         )

@@ -14,13 +14,14 @@ from torch import Tensor
 from dfl_unlearn.accounting.ledger import PrivacyLedger
 from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.engine.config import SimulationConfig
+from dfl_unlearn.engine.fault_draws import FaultDraws
 from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.engine.transport import Guard, Transport
 from dfl_unlearn.errors import InvalidArgumentError, NumericalError
 from dfl_unlearn.models.flat import FlatModel
 from dfl_unlearn.record.training import TrainingRecord
 from dfl_unlearn.rng import RngTree
-from dfl_unlearn.topology.graph import Topology
+from dfl_unlearn.topology.graph import Topology, TopologySchedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +78,8 @@ class TrainedRun:
         info: Kernel, threads, versions and seconds, for readers only.
         carried_out: Requests that this state carries, oldest first.
         guard: Holds messages back, in an attempt whose claim is about all of them.
+        ahead: Rounds by which the network's clock is ahead of ``state.round``; steps
+            of communication in which nobody trained.
     """
 
     topology: Topology
@@ -93,6 +96,7 @@ class TrainedRun:
     info: Mapping[str, Any] = field(default_factory=dict)
     carried_out: tuple[CarriedOut, ...] = ()
     guard: Guard | None = None
+    ahead: int = 0
 
     @classmethod
     def from_states(
@@ -157,6 +161,26 @@ class TrainedRun:
             changes = {"record": None, "history": None, "folder": None, **changes}
             changes.setdefault("digest", state_digest(changes["state"]))
         return replace(self, **changes)
+
+    @property
+    def network_round(self) -> int:
+        """The network's clock: training round t is in round t + ``ahead`` of it."""
+        return self.state.round + self.ahead
+
+    @property
+    def schedule(self) -> TopologySchedule:
+        """The network of every round when nothing fails."""
+        schedule = self.config.schedule
+        return self.topology if schedule is None else schedule
+
+    def faults(self) -> FaultDraws | None:
+        """Return what goes wrong in every round of the network; None if nothing does.
+
+        Equal for every run with the same seed, plan and network.
+        """
+        if not self.config.faults:
+            return None
+        return FaultDraws.of(self.config.faults, self.schedule, self.rng)
 
     def transport(self) -> Transport:
         """Return a transport over this network with an empty log."""

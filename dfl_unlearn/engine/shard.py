@@ -8,6 +8,7 @@ each row is summed in the same order as in the whole product.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,8 @@ from torch import Tensor
 
 from dfl_unlearn._arrays import contiguous
 from dfl_unlearn.engine.config import SimulationConfig
-from dfl_unlearn.engine.gossip import as_csr, mix
+from dfl_unlearn.engine.fault_rounds import OWN_CHECKPOINT, ShardFaults, past_name
+from dfl_unlearn.engine.gossip import as_csr, mix, with_values
 from dfl_unlearn.engine.local import LocalWork
 from dfl_unlearn.engine.trainers.contract import Report, Rows
 
@@ -108,6 +110,8 @@ class Shard:
             for block in work.chunks()
         ]
         self._slots = slot_names(config)
+        self._oldest = config.faults.oldest
+        self._faults: ShardFaults | None = None
 
     def load(
         self, links: Links, params: Tensor, slots: Mapping[str, Tensor], t: int
@@ -140,6 +144,11 @@ class Shard:
                     self._state[name][places] = given.to(dtype)
                 else:
                     self._kept[name].copy_(given)
+        self._load_past(links, slots)
+        every = self._config.faults.own_checkpoints
+        if every is not None:
+            given = slots.get(OWN_CHECKPOINT, params)
+            self._kept[OWN_CHECKPOINT] = given.to(dtype, copy=True)
         self._follow(links)
         if any(name not in slots for name in self._trainer.slots):
             for chunk, work in self._everyone():
@@ -147,15 +156,24 @@ class Shard:
                 self._trainer.start(rows, work, t)
                 rows.write_back()
 
-    def begin(self, t: int) -> None:
-        """Do the work of round t (from 0) before the mixing."""
+    def begin(self, t: int, faults: ShardFaults | None = None) -> None:
+        """Do the work of round t (from 0) before the mixing.
+
+        Args:
+            t: The round.
+            faults: What goes wrong in it, also after the mixing; None for nothing.
+        """
+        self._faults = faults
+        if faults is not None and faults.crashed.any():
+            self._lose(faults.crashed)
         self._loss = np.zeros(len(self._links.own))
         self._norms = np.zeros(len(self._links.own))
         # Values that are not finite are found by the backend.
         with np.errstate(over="ignore", invalid="ignore"):
             for chunk, work in self._everyone():
                 rows = self._rows(self._state, chunk)
-                self._note(chunk, self._trainer.before(rows, work, t))
+                with self._idle_kept(rows, chunk):
+                    self._note(chunk, self._trainer.before(rows, work, t))
                 rows.write_back()
 
     def outgoing(self, shard: int) -> NDArray[np.floating]:
@@ -181,20 +199,112 @@ class Shard:
         with np.errstate(over="ignore", invalid="ignore"):
             for block, (place, weights) in zip(self._blocks, self._mixing, strict=True):
                 for name in self._trainer.mixed:
-                    mix(self._state[name], weights, out=self._next[name][place])
+                    self._mix(name, place, weights)
                 for chunk, work in block:
                     old = self._rows(self._state, chunk)
                     new = self._rows(self._next, chunk)
-                    self._note(chunk, self._trainer.after(old, new, work, t))
+                    with self._idle_kept(new, chunk):
+                        self._note(chunk, self._trainer.after(old, new, work, t))
                     new.write_back()
-        self._state, self._next = self._next, self._state
+        self._turn()
+        self._keep_own(t)
         return self._loss, self._norms
 
     def rows(self) -> dict[str, Tensor]:
         """Return copies of ``params`` and every slot of the shard's own peers."""
         places = torch.from_numpy(self._places)
         found = {name: held[places] for name, held in self._state.items()}
+        for age, sent in enumerate(self._past, start=1):
+            for name, held in sent.items():
+                found[past_name(name, age)] = held[places]
         return found | {name: kept.clone() for name, kept in self._kept.items()}
+
+    # --- faults of the simulated network ---------------------------------------------
+
+    def _load_past(self, links: Links, slots: Mapping[str, Tensor]) -> None:
+        """Make room for what was sent in earlier rounds; own rows or all held ones."""
+        places = torch.from_numpy(np.searchsorted(links.held, links.own))
+        self._past: list[dict[str, Tensor]] = []
+        for age in range(1, self._oldest + 1):
+            sent = {}
+            for name in self._trainer.mixed:
+                sent[name] = torch.zeros_like(self._state[name])
+                given = slots.get(past_name(name, age))
+                if given is not None and len(given) == len(links.held):
+                    sent[name].copy_(given)
+                elif given is not None:
+                    sent[name][places] = given.to(sent[name])
+            self._past.append(sent)
+
+    def _lose(self, crashed: NDArray[np.bool_]) -> None:
+        """Forget what peers that crashed had besides their own checkpoint."""
+        lost = torch.from_numpy(np.flatnonzero(crashed))
+        for name, rows in self._kept.items():
+            if name != OWN_CHECKPOINT:
+                rows[lost] = 0.0
+        if OWN_CHECKPOINT in self._kept:
+            places = torch.from_numpy(self._places)[lost]
+            self._state["params"][places] = self._kept[OWN_CHECKPOINT][lost]
+
+    @contextmanager
+    def _idle_kept(self, rows: "_ChunkRows", chunk: Index) -> Iterator[None]:
+        """Take back what is done to rows of peers that do no work in the round.
+
+        The work of the whole chunk is computed, so its shapes never change.
+        """
+        idle = None if self._faults is None else ~self._faults.works[chunk]
+        if idle is None or not idle.any():
+            yield
+            return
+        which = torch.from_numpy(np.flatnonzero(idle))
+        saved = {name: rows[name][which] for name in ("params", *self._slots)}
+        yield
+        for name, values in saved.items():
+            rows[name][which] = values
+        self._norms[chunk[idle]] = 0.0
+
+    def _mix(self, name: str, place: slice, weights: Tensor) -> None:
+        """Mix the rows of a block, old ones too where messages are late."""
+        out = self._next[name][place]
+        if self._faults is None:
+            mix(self._state[name], weights, out=out)
+            return
+        values = self._entries(place)
+        mix(self._state[name], with_values(weights, values[0][1]), out=out)
+        for age, entries in values[1:]:
+            held = self._past[age - 1][name]
+            out.addmm_(with_values(weights, entries), held)
+
+    def _entries(self, place: slice) -> list[tuple[int, Tensor]]:
+        """Return the round's entries of a block's rows, without ages that are not."""
+        assert self._faults is not None
+        first = int(np.searchsorted(self._places, place.start))
+        last = int(np.searchsorted(self._places, place.stop - 1))
+        pointers = self._links.weights.indptr
+        part = slice(int(pointers[first]), int(pointers[last + 1]))
+        dtype = self._config.torch_dtype
+        return [
+            (age, torch.from_numpy(entries[part]).to(dtype))
+            for age, entries in self._faults.entries
+            if age == 0 or entries[part].any()
+        ]
+
+    def _turn(self) -> None:
+        """Make the mixed rows the state; with late messages keep what was sent."""
+        if self._past:
+            self._past.insert(0, self._state)
+            self._state, self._next = self._next, self._past.pop()
+        else:
+            self._state, self._next = self._next, self._state
+
+    def _keep_own(self, t: int) -> None:
+        """Let peers copy their own parameters after round t, where they do."""
+        every = self._config.faults.own_checkpoints
+        if every is None or self._faults is None or (t + 1) % every:
+            return
+        up = torch.from_numpy(np.flatnonzero(self._faults.up))
+        places = torch.from_numpy(self._places)[up]
+        self._kept[OWN_CHECKPOINT][up] = self._state["params"][places]
 
     def relink(self, links: Links) -> None:
         """Follow a network that changed: hold other rows, mix by other weights.

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from dfl_unlearn import _validate
 from dfl_unlearn.data.peers import PeerData
@@ -23,6 +24,7 @@ from dfl_unlearn.models.flat import FlatModel
 from dfl_unlearn.models.zoo import models
 from dfl_unlearn.record.plan import RecordPlan
 from dfl_unlearn.rng import RngTree
+from dfl_unlearn.store.folder import RunFolder
 from dfl_unlearn.topology.files import load_topology
 from dfl_unlearn.topology.graph import Topology
 
@@ -31,6 +33,7 @@ __all__ = [
     "initial_state",
     "kept_open",
     "peer_scores",
+    "resume",
     "retrain",
     "samples_per_round",
     "simulate",
@@ -58,7 +61,8 @@ def simulate(
         config: Everything that changes results; default ``SimulationConfig()``.
         execution: What changes speed and display only.
         callbacks: Hooks after a round; see ``engine.callbacks``.
-        folder: An empty run folder to keep the run in, or None.
+        folder: An empty run folder to keep the run in, or None. From before the first
+            round on it can be gone on with by ``resume``.
 
     Returns:
         The trained run. Equal arguments give equal bits.
@@ -103,18 +107,88 @@ def simulate(
             f"config.schedule: must have {data.n} peers, got {config.schedule.n}"
         )
     _check_memory(data, model, config, execution)
-    if folder is not None:
-        from dfl_unlearn.engine.stored import check_storable
+    if folder is None:
+        rng = RngTree(config.seed)
+        run = train(
+            topology, data, model, config, execution, callbacks, rng, label="training"
+        )
+    else:
+        from dfl_unlearn.engine.resuming import begin, go_on
+        from dfl_unlearn.engine.stored import check_storable, open_folder
 
         check_storable(config, folder)
-    rng = RngTree(config.seed)
-    run = train(
-        topology, data, model, config, execution, callbacks, rng, label="training"
-    )
-    if folder is not None:
-        run = run.save(folder)
+        kept = open_folder(folder)
+        with kept.locked():
+            begun = begin(kept, topology, data, model, config)
+            run = go_on(begun, execution, callbacks, fresh=True)
     notify(callbacks, "on_end", run)
     return run
+
+
+def resume(
+    folder: str | Path,
+    *,
+    rounds: int | None = None,
+    config: SimulationConfig | None = None,
+    data: PeerData | None = None,
+    model: FlatModel | None = None,
+    execution: ExecutionConfig | None = None,
+    callbacks: Sequence[Callback] = (),
+    **options: Any,
+) -> TrainedRun:
+    """Go on with a run that was interrupted, or train a finished one further.
+
+    The result has the digest of a run that was never interrupted, however often it was
+    and with whatever engine each part ran: states come from the newest checkpoint that
+    verifies, draws from their keys. A run with more rounds has the digest of one that
+    had them from the start where no privacy was charged (its ledger has one charge for
+    each part) and no request was committed in between.
+
+    Args:
+        folder: The run folder.
+        rounds: Rounds in all; not below what was planned. None finishes what was.
+        config: Compared with the run's own settings; only ``rounds`` may be larger.
+        data: The peers' data where the run was made from arrays of your own.
+        model: The model where it is not one of the zoo's.
+        execution: What changes speed and display only.
+        callbacks: Hooks after a round; see ``engine.callbacks``.
+        **options: Fields of ``ExecutionConfig``, instead of ``execution``.
+
+    Returns:
+        The finished run; unchanged where there was nothing to do.
+
+    Raises:
+        InvalidArgumentError: If ``execution`` is given and fields of it as well.
+
+    Example:
+        >>> import tempfile
+        >>> from dfl_unlearn import PeerData, SimulationConfig, resume, simulate
+        >>> data = PeerData.load("gaussian-classes", peers=4, seed=0)
+        >>> place = tempfile.mkdtemp() + "/run"
+        >>> run = simulate("ring", data, config=SimulationConfig(rounds=5),
+        ...                model="logistic", folder=place)
+        >>> resume(place, rounds=8).state.round
+        8
+    """
+    from dfl_unlearn.engine.resuming import go_on, reopen
+
+    if execution is not None and options:
+        raise InvalidArgumentError(
+            f"execution: must not be given beside {', '.join(sorted(options))}; put "
+            "them into it"
+        )
+    execution = execution if execution is not None else ExecutionConfig(**options)
+    if rounds is not None:
+        _validate.integer(rounds=rounds, at_least=1, at_most=10_000_000)
+    kept = RunFolder(folder)
+    with kept.locked():
+        run = reopen(kept, rounds=rounds, config=config, data=data, model=model)
+        if isinstance(run, TrainedRun):
+            return run
+        _check_memory(run.data, run.model, run.config, execution)
+        finished = go_on(run, execution, callbacks)
+    notify(callbacks, "on_end", finished)
+    return finished
 
 
 def retrain(

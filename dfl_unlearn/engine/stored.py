@@ -1,4 +1,4 @@
-"""Finished runs on disk: written file by file, each whole or not at all.
+"""Runs on disk: written file by file, each whole or not at all.
 
 ``manifest.json`` says how data and model are made again, which rows are forgotten and
 which state belongs to it; all are checked by their fingerprints, so a changed file or
@@ -59,15 +59,24 @@ __all__ = [
     "FINAL",
     "FORMAT",
     "LEDGER",
+    "begun_manifest",
+    "carried_out_from",
     "carried_out_to",
+    "check_noise",
     "check_storable",
     "config_from",
     "config_to",
+    "data_and_model",
     "data_entry",
+    "finish_run",
     "noted_head",
+    "open_folder",
+    "read_ledger",
+    "read_manifest",
     "read_network",
     "read_run",
     "read_state",
+    "remove_unused_ledger",
     "request_from",
     "request_to",
     "save_run",
@@ -91,24 +100,84 @@ def save_run(run: TrainedRun, path: str | Path) -> TrainedRun:
         The run, bound to the folder and with a ledger that is durable there.
 
     Raises:
-        InvalidArgumentError: If the folder holds a finished run already.
+        InvalidArgumentError: If the folder holds a run already.
     """
-    path = Path(path)
     check_storable(run.config, path)
-    folder = (
-        RunFolder(path) if path.exists() else RunFolder.create(path.parent, path.name)
-    )
+    folder = open_folder(path)
     with folder.locked():
-        folder.write_json("manifest.json", _manifest(run, folder.name))
+        remove_unused_ledger(folder)
         write_topology(folder, run.topology)
-        folder.write_tensors(FINAL, {"params": run.state.params, **run.state.slots})
-        if run.record is not None:
-            write_record(folder, run.record)
+        ledger = run.ledger.fork(folder.path(LEDGER))
         if run.history is not None:
             write_history(folder, run.history)
-        ledger = run.ledger.fork(folder.path(LEDGER))
-        folder.finish(run.digest)
-    return replace(run, folder=folder.root, ledger=ledger)
+        begun = begun_manifest(
+            folder.name, run.topology, run.data, run.model, run.config
+        )
+        begun["carried_out"] = [carried_out_to(past) for past in run.carried_out]
+        return finish_run(folder, begun, replace(run, ledger=ledger))
+
+
+def open_folder(path: str | Path) -> RunFolder:
+    """Return an existing run folder, or a new one where there is none."""
+    path = Path(path)
+    return (
+        RunFolder(path) if path.exists() else RunFolder.create(path.parent, path.name)
+    )
+
+
+def remove_unused_ledger(folder: RunFolder) -> None:
+    """Remove the ledger of a run that was killed before it could begin.
+
+    Args:
+        folder: A folder without a manifest, locked.
+
+    Raises:
+        InvalidArgumentError: If something was charged in it.
+    """
+    place = folder.path(LEDGER)
+    if place.exists():
+        if place.stat().st_size:
+            raise InvalidArgumentError(
+                f"folder: must not hold another run's ledger, got {place}; choose "
+                "another name"
+            )
+        place.unlink()
+
+
+def finish_run(
+    folder: RunFolder, manifest: Mapping[str, Any], run: TrainedRun
+) -> TrainedRun:
+    """Write what only a finished run has, ``done.json`` last; may be done again.
+
+    Args:
+        folder: The run's folder, locked; network, ledger and rows are there.
+        manifest: What is known of the run from before.
+        run: The finished run; its ledger is the folder's.
+
+    Returns:
+        The run, bound to the folder.
+    """
+    folder.write_tensors(FINAL, {"params": run.state.params, **run.state.slots})
+    if run.record is not None:
+        write_record(folder, run.record)
+    state = state_digest(run.state)
+    folder.write_json(
+        "manifest.json",
+        {
+            **manifest,
+            "round": run.state.round,
+            "ahead": run.ahead,
+            "state": state,
+            "final": {"state": state, "digest": run.digest},
+            "training": config_to(run.config),
+            "record": None if run.record is None else record_entry(run.record),
+            "ledger": list(run.ledger.head),
+            "versions": versions(),
+            "info": {**manifest["info"], **run.info},
+        },
+    )
+    folder.finish(run.digest)
+    return replace(run, folder=folder.root)
 
 
 def check_storable(config: SimulationConfig, path: str | Path) -> None:
@@ -120,12 +189,20 @@ def check_storable(config: SimulationConfig, path: str | Path) -> None:
 
     Raises:
         InvalidArgumentError: If the configuration cannot be written, or the folder
-            holds a finished run already.
+            holds a run already, finished or not.
     """
     config_to(config)
-    if Path(path).exists() and RunFolder(path).is_done:
+    if not Path(path).exists():
+        return
+    folder = RunFolder(path)
+    if folder.is_done:
         raise InvalidArgumentError(
             f"folder: must not hold a finished run, got {path}; choose another name"
+        )
+    if folder.path("manifest.json").exists():
+        raise InvalidArgumentError(
+            f"folder: must not hold a run that was interrupted, got {path}; go on with "
+            f"it by resume({str(path)!r}), or choose another name"
         )
 
 
@@ -150,7 +227,7 @@ def read_run(
     if not folder.is_done:
         raise StoreCorruptError(
             f"{folder.root}: must hold a finished run, got no done.json; the run was "
-            "interrupted, make it again"
+            f"interrupted, go on with: dfl-unlearn resume {folder.root}"
         )
     with understood(f"{folder.root}/manifest.json"):
         return _read(folder, data, model)
@@ -160,17 +237,8 @@ def _read(
     folder: RunFolder, data: PeerData | None, model: FlatModel | None
 ) -> TrainedRun:
     manifest, state = read_state(folder)
-    then, now = tuple(manifest["noise_self_check"]), noise_self_check()
-    if then != now:
-        raise NoiseStreamChangedError(
-            f"{folder.root}/manifest.json: keyed noise must start {then}, got {now}; "
-            f"use the NumPy it was made with ({manifest['versions']['numpy']})"
-        )
-    if data is None:
-        data = _build_data(manifest)
-    if model is None:
-        model = _build_model(manifest)
-    data = _marked(data, manifest["data"])
+    check_noise(folder, manifest)
+    data, model = data_and_model(manifest, data, model)
     if data.fingerprint() != manifest["data"]["fingerprint"]:
         raise StoreCorruptError(
             f"{folder.root}/manifest.json: data must have the fingerprint "
@@ -188,7 +256,6 @@ def _read(
             f"{manifest['state'][:16]}..., got {known[:16]}...; the file was changed"
         )
     config = config_from(manifest["training"])
-    ledger_path = folder.path(LEDGER)
     return TrainedRun(
         topology=read_topology(folder, manifest),
         data=data,
@@ -196,42 +263,126 @@ def _read(
         config=config,
         state=state,
         record=read_record(folder, manifest["record"]),
-        history=read_history(folder),
-        ledger=PrivacyLedger.load(
-            ledger_path,
-            budget=config.privacy_budget,
-            expected_head=noted_head(manifest),
-        ),
+        history=read_history(folder, config),
+        ledger=read_ledger(folder, manifest, config),
         rng=RngTree(config.seed),
-        digest=_digest(
-            manifest["state"]  # of a committed state there is no other
-            if manifest["forgotten"]
-            else folder.read_json("done.json")["digest"]
-        ),
+        digest=_digest(folder, manifest),
         folder=folder.root,
         info=manifest["info"],
-        carried_out=tuple(
-            CarriedOut(
-                request_id=past["request"],
-                round=past["round"],
-                rows={int(owner): rows for owner, rows in past["rows"].items()},
-            )
-            for past in manifest.get("carried_out", ())  # none in older folders
-        ),
+        carried_out=carried_out_from(manifest),
+        ahead=int(manifest.get("ahead", 0)),  # none in older folders
     )
 
 
-def _digest(text: str) -> str:
-    """Return a digest that was read, after a check that it is one."""
+def check_noise(folder: RunFolder, manifest: Mapping[str, Any]) -> None:
+    """Refuse to go on where keyed draws are not what they were.
+
+    Args:
+        folder: The run's folder.
+        manifest: Its manifest.
+
+    Raises:
+        NoiseStreamChangedError: If the self-check gives other values.
+    """
+    then, now = tuple(manifest["noise_self_check"]), noise_self_check()
+    if then != now:
+        raise NoiseStreamChangedError(
+            f"{folder.root}/manifest.json: keyed noise must start {then}, got {now}; "
+            f"use the NumPy it was made with ({manifest['versions']['numpy']})"
+        )
+
+
+def data_and_model(
+    manifest: Mapping[str, Any], data: PeerData | None, model: FlatModel | None
+) -> tuple[PeerData, FlatModel]:
+    """Return a run's data, forgotten rows marked, and its model.
+
+    Args:
+        manifest: Says how they are made again.
+        data: Given where they cannot be.
+        model: As ``data``.
+
+    Returns:
+        Both; the caller compares the fingerprint.
+    """
+    data = _build_data(manifest) if data is None else data
+    model = _build_model(manifest) if model is None else model
+    return _marked(data, manifest["data"]), model
+
+
+def read_ledger(
+    folder: RunFolder, manifest: Mapping[str, Any], config: SimulationConfig
+) -> PrivacyLedger:
+    """Return a run's ledger, bound to its file; it may have grown since it was noted.
+
+    Args:
+        folder: The run's folder.
+        manifest: Notes the head.
+        config: Gives the budget.
+
+    Returns:
+        The ledger.
+    """
+    return PrivacyLedger.load(
+        folder.path(LEDGER),
+        budget=config.privacy_budget,
+        expected_head=noted_head(manifest),
+    )
+
+
+def _digest(folder: RunFolder, manifest: Mapping[str, Any]) -> str:
+    """Return the digest of the state in force; a committed state's is its own."""
+    final = manifest.get("final")  # none in older folders
+    if final is not None and final["state"] == manifest["state"]:
+        text = final["digest"]
+    elif manifest["forgotten"]:
+        text = manifest["state"]
+    else:
+        text = folder.read_json("done.json")["digest"]
     if not re.fullmatch("[0-9a-f]{64}", text):
-        raise ValueError(f"the digest {text!r:.80}")
-    return text
+        raise ValueError(f"the digest {_validate.show(text)}")
+    return str(text)
+
+
+def carried_out_from(manifest: Mapping[str, Any]) -> tuple[CarriedOut, ...]:
+    """Return the requests that a run's state carries, oldest first."""
+    return tuple(
+        CarriedOut(
+            request_id=past["request"],
+            round=past["round"],
+            rows={int(owner): rows for owner, rows in past["rows"].items()},
+        )
+        for past in manifest.get("carried_out", ())  # none in older folders
+    )
 
 
 def carried_out_to(past: CarriedOut) -> dict[str, Any]:
     """Return what the manifest says of a request that a state carries."""
     rows = {str(owner): number for owner, number in past.rows.items()}
     return {"request": past.request_id, "round": past.round, "rows": rows}
+
+
+def read_manifest(folder: RunFolder) -> dict[str, Any]:
+    """Return a manifest as it was written, ``next`` included.
+
+    Args:
+        folder: A run folder.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        StoreCorruptError: If it has another format.
+    """
+    manifest: dict[str, Any] = folder.read_json("manifest.json")
+    with understood(f"{folder.root}/manifest.json"):
+        if manifest.get("format") != FORMAT:
+            raise StoreCorruptError(
+                f"{folder.root}/manifest.json: format must be {FORMAT}, got "
+                f"{_validate.show(manifest.get('format'))}; read it with the version "
+                "that wrote it"
+            )
+    return manifest
 
 
 def read_state(folder: RunFolder) -> tuple[dict[str, Any], PeerState]:
@@ -242,19 +393,10 @@ def read_state(folder: RunFolder) -> tuple[dict[str, Any], PeerState]:
 
     Returns:
         The manifest, without ``next``, and the state.
-
-    Raises:
-        StoreCorruptError: If the manifest has another format.
     """
-    manifest = folder.read_json("manifest.json")
+    manifest = read_manifest(folder)
+    tensors = folder.read_tensors(FINAL)
     with understood(f"{folder.root}/manifest.json"):
-        if manifest.get("format") != FORMAT:
-            raise StoreCorruptError(
-                f"{folder.root}/manifest.json: format must be {FORMAT}, got "
-                f"{_validate.show(manifest.get('format'))}; read it with the version "
-                "that wrote it"
-            )
-        tensors = folder.read_tensors(FINAL)
         params = tensors.pop("params")
         coming = manifest.pop("next", None)
         if coming and coming["state"] == state_digest(PeerState(params=params)):
@@ -302,30 +444,49 @@ def noted_head(known: Mapping[str, Any]) -> tuple[int, str] | None:
     return seq, digest
 
 
-def _manifest(run: TrainedRun, name: str) -> dict[str, Any]:
+def begun_manifest(
+    name: str,
+    topology: Topology,
+    data: PeerData,
+    model: FlatModel,
+    config: SimulationConfig,
+) -> dict[str, Any]:
+    """Return the manifest of a run that has trained no round yet.
+
+    Args:
+        name: The run's name.
+        topology: The network.
+        data: What each peer holds.
+        model: The model.
+        config: How it will be trained.
+
+    Returns:
+        JSON values.
+    """
     return {
         "format": FORMAT,
         "run": name,
-        "round": run.state.round,
-        "state": state_digest(run.state),
-        "training": config_to(run.config),
-        "data": data_entry(run.data),
-        "model": None if run.model.recipe is None else dict(run.model.recipe),
+        "round": 0,
+        "ahead": 0,
+        "state": None,
+        "training": config_to(config),
+        "data": data_entry(data),
+        "model": None if model.recipe is None else dict(model.recipe),
         "topology": {
-            "name": run.topology.name,
-            "stochastic": run.topology.stochastic,
-            "directed": run.topology.directed,
-            "edges": run.topology.edges.tolist(),
-            "labels": list(run.topology.labels),
-            "fingerprint": run.topology.fingerprint(),
+            "name": topology.name,
+            "stochastic": topology.stochastic,
+            "directed": topology.directed,
+            "edges": topology.edges.tolist(),
+            "labels": list(topology.labels),
+            "fingerprint": topology.fingerprint(),
         },
-        "record": None if run.record is None else record_entry(run.record),
+        "record": None,
         "forgotten": [],
-        "carried_out": [carried_out_to(past) for past in run.carried_out],
-        "ledger": list(run.ledger.head),
+        "carried_out": [],
+        "ledger": None,
         "noise_self_check": list(noise_self_check()),
         "versions": versions(),
-        "info": dict(run.info),
+        "info": {},
     }
 
 

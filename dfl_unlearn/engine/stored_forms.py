@@ -7,6 +7,7 @@ from typing import Any
 from dfl_unlearn.accounting.ledger import PrivacyBudget
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.config import LocalSteps, SimulationConfig, trainers
+from dfl_unlearn.engine.faults import FaultPlan, fault_models
 from dfl_unlearn.errors import InvalidArgumentError
 from dfl_unlearn.record.plan import RecordPlan
 
@@ -34,6 +35,13 @@ def config_to(config: SimulationConfig) -> dict[str, Any]:
         "trainer": {"use": trainers.name_of(config.trainer)}
         | fields_of(config.trainer),
         "local": fields_of(config.local),
+        "faults": fields_of(config.faults)
+        | {
+            "models": [
+                {"use": fault_models.name_of(m)} | fields_of(m)
+                for m in config.faults.models
+            ]
+        },
         "record": fields_of(config.record) | {"parts": sorted(config.record.parts)},
         "privacy_budget": fields_of(config.privacy_budget),
     }
@@ -48,10 +56,24 @@ def config_from(values: Mapping[str, Any]) -> SimulationConfig:
             **values,
             "trainer": trainers.build(trainer.pop("use"), **trainer),
             "local": LocalSteps(**values["local"]),
+            "faults": _faults_from(values.get("faults", {})),  # none in older folders
             "record": RecordPlan(**{**record, "parts": frozenset(record["parts"])}),
             "privacy_budget": PrivacyBudget(**values["privacy_budget"]),
         }
     )
+
+
+def _faults_from(values: Mapping[str, Any]) -> FaultPlan:
+    models = []
+    for entry in values.get("models", ()):
+        given = {name: _tuples(value) for name, value in entry.items()}
+        models.append(fault_models.build(given.pop("use"), **given))
+    return FaultPlan(**{**values, "models": tuple(models)})
+
+
+def _tuples(value: Any) -> Any:
+    """Return JSON lists as tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def request_to(request: ForgetRequest) -> dict[str, Any]:

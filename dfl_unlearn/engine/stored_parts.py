@@ -6,7 +6,10 @@ from typing import Any
 import networkx as nx
 import numpy as np
 import scipy.sparse as sp
+from numpy.typing import NDArray
 
+from dfl_unlearn.engine.config import SimulationConfig
+from dfl_unlearn.engine.figures import history_of, is_evaluated, rows_of
 from dfl_unlearn.engine.run import History
 from dfl_unlearn.engine.stored_forms import fields_of
 from dfl_unlearn.errors import StoreCorruptError
@@ -146,38 +149,63 @@ def read_record(
     )
 
 
+def round_row(
+    done: int,
+    loss: NDArray[np.float64],
+    accuracy: NDArray[np.float64],
+    consensus: float,
+    seconds: float,
+) -> dict[str, Any]:
+    """Return the figures after ``done`` rounds as a record of ``results.jsonl``."""
+    return {
+        "type": "round",
+        "round": int(done),
+        "loss": loss.tolist(),
+        "accuracy": [None if np.isnan(a) else a for a in accuracy.tolist()],
+        "consensus": float(consensus),
+        "seconds": float(seconds),
+    }
+
+
 def write_history(folder: RunFolder, history: History) -> None:
-    """Append one row per evaluated round to the results."""
-    for e, done in enumerate(history.rounds):
-        folder.append(
-            {
-                "type": "round",
-                "round": int(done),
-                "loss": history.loss[e].tolist(),
-                "accuracy": [
-                    None if np.isnan(a) else a for a in history.accuracy[e].tolist()
-                ],
-                "consensus": float(history.consensus[e]),
-                "seconds": float(history.seconds[e]),
-            }
-        )
+    """Append the evaluated rounds to the results, those that are not there yet."""
+    known = {r["round"] for r in folder.records() if r["type"] == "round"}
+    for row in rows_of(history):
+        if row[0] not in known:
+            folder.append(round_row(*row))
 
 
-def read_history(folder: RunFolder) -> History | None:
-    """Read the rows of the evaluated rounds; None where there are none."""
+def read_history(folder: RunFolder, config: SimulationConfig) -> History | None:
+    """Read the figures of a run's evaluated rounds.
+
+    Args:
+        folder: The run's folder.
+        config: Says which rounds they are: the last round of a run that went on
+            since then is none of them.
+
+    Returns:
+        The figures; None where there are none.
+    """
     with understood(f"{folder.root}/results.jsonl"):
-        rows = [r for r in folder.records() if r["type"] == "round"]
+        rows = {
+            int(r["round"]): r
+            for r in folder.records()
+            if r["type"] == "round" and is_evaluated(int(r["round"]), config)
+        }
         if not rows:
             return None
-        history = History(
-            rounds=np.array([r["round"] for r in rows], dtype=np.int64),
-            loss=np.array([r["loss"] for r in rows], dtype=np.float64),
-            accuracy=np.array([r["accuracy"] for r in rows], dtype=np.float64),
-            consensus=np.array([r["consensus"] for r in rows], dtype=np.float64),
-            seconds=np.array([r["seconds"] for r in rows], dtype=np.float64),
+        history = history_of(
+            [
+                (
+                    done,
+                    np.array(r["loss"], dtype=np.float64),
+                    np.array(r["accuracy"], dtype=np.float64),
+                    float(r["consensus"]),
+                    float(r["seconds"]),
+                )
+                for done, r in rows.items()
+            ]
         )
-        ends = (history.rounds, history.consensus, history.seconds)
-        peers = (history.loss, history.accuracy)
-        if {a.ndim for a in ends} != {1} or {a.ndim for a in peers} != {2}:
-            raise ValueError("a row of a round with another number of values")
+        if history.loss.ndim != 2 or history.loss.shape != history.accuracy.shape:
+            raise ValueError("rows of rounds with other numbers of peers")
     return history

@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfl_unlearn import _validate
-from dfl_unlearn._limits import MESSAGES, check_cap
 from dfl_unlearn.errors import (
     InvalidArgumentError,
     SensitivityUnprovenError,
@@ -382,7 +381,6 @@ class Transport:
             StaleModelError: If a sender's state is older than the last correction.
         """
         self._hold_back(kind, sums=sums)
-        check_cap(MESSAGES, len(edges), f"message {kind!r}")
         if edges:
             ends = np.array(edges, dtype=np.int64)
             stale = ends[self.carried[ends[:, 0]] < self.required, 0]

@@ -72,6 +72,8 @@ class Topology:
         name: What reports and figures call the network.
         labels: One text per peer; the peers' numbers unless given.
         stochastic: Which sums of W are one: ``doubly``, ``row`` or ``column``.
+        connected: Whether the graph must be connected; False for single rounds of a
+            schedule only.
 
     Example:
         >>> import networkx as nx
@@ -85,6 +87,7 @@ class Topology:
     name: str = ""
     labels: tuple[str, ...] = ()
     stochastic: Stochastic = "doubly"
+    connected: bool = True
 
     def __post_init__(self) -> None:
         """Check graph, weights and labels, and freeze copies of them."""
@@ -109,11 +112,14 @@ class Topology:
         check_size(n, self.graph.number_of_edges())
         labels = tuple(self.labels) or tuple(map(str, range(n)))
         _check_labels(labels, n)
-        check_connected(self.graph, labels)
+        if self.connected:
+            check_connected(self.graph, labels)
         graph = self.graph
         if not nx.is_frozen(graph):
             graph = nx.freeze(graph.copy())
-        weights = _mixing.checked(self.weights, graph, stochastic=self.stochastic)
+        weights = _mixing.checked(
+            self.weights, graph, stochastic=self.stochastic, connected=self.connected
+        )
         object.__setattr__(self, "graph", graph)
         object.__setattr__(self, "weights", weights)
         object.__setattr__(self, "labels", labels)

@@ -241,7 +241,9 @@ def is_doubly_stochastic(weights: Matrix, *, tolerance: float = TOLERANCE) -> bo
     )
 
 
-def checked(weights: Matrix, graph: nx.Graph, *, stochastic: Stochastic) -> csr_array:
+def checked(
+    weights: Matrix, graph: nx.Graph, *, stochastic: Stochastic, connected: bool = True
+) -> csr_array:
     """Return W as sorted CSR after checking that it can average over the graph.
 
     Conditions, to a tolerance of 1e-10: non-negative; positive only on edges and the
@@ -253,6 +255,8 @@ def checked(weights: Matrix, graph: nx.Graph, *, stochastic: Stochastic) -> csr_
         weights: Dense or sparse, shape ``(N, N)``.
         graph: With nodes ``0 .. N-1``.
         stochastic: Which sums must be one.
+        connected: Whether the entries must connect all peers; without it convergence
+            is not asked for.
 
     Returns:
         A copy with sorted indices and no stored zeros.
@@ -269,7 +273,8 @@ def checked(weights: Matrix, graph: nx.Graph, *, stochastic: Stochastic) -> csr_
         )
     _check_entries(matrix, graph)
     _check_sums(matrix, stochastic)
-    _check_mixes(matrix)
+    if connected:
+        _check_mixes(matrix)
     return matrix
 
 

@@ -4,7 +4,8 @@ Any backend runs the same block functions in the same blocks, so the results are
 same bits.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -24,13 +25,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSetup:
-    """Everything a backend needs besides the state it starts from."""
+    """Everything a backend needs besides the state it starts from.
+
+    Attributes:
+        schedule: The network of every round when nothing fails.
+        data: What the peers hold.
+        model: What they train.
+        config: How.
+        rng: The run's draws.
+        ahead: Rounds by which the network's clock, which faults go by, is ahead of the
+            rounds of training.
+    """
 
     schedule: TopologySchedule
     data: PeerData
     model: FlatModel
     config: SimulationConfig
     rng: RngTree
+    ahead: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +55,14 @@ class RoundInfo:
         gradient_norms: Sum over the local steps of the norm of the data term's
             gradient, shape ``(N,)``.
         seconds: Elapsed time of the round.
+        faults: How often what went wrong; see ``fault_draws.RoundFaults.counts``.
     """
 
     round: int
     loss: NDArray[np.float64]
     gradient_norms: NDArray[np.float64]
     seconds: float
+    faults: Mapping[str, int] = field(default_factory=dict)
 
 
 class Backend(Protocol):

@@ -8,11 +8,11 @@ import torch
 
 from dfl_unlearn.engine.backends.contract import EngineSetup, RoundInfo
 from dfl_unlearn.engine.backends.recorder import Recorder, check_finite
+from dfl_unlearn.engine.fault_rounds import RoundsOfFaults, network_weights
 from dfl_unlearn.engine.local import LocalData, LocalWork
 from dfl_unlearn.engine.shard import Links, Shard, link
 from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.record.training import TrainingRecord
-from dfl_unlearn.topology.graph import Topology
 
 
 class Inline:
@@ -31,10 +31,12 @@ class Inline:
         config = setup.config
         self._setup = setup
         self._round = state.round
+        self._everyone = np.arange(setup.data.n)
         self.recorder = recorder if recorder is not None else Recorder(setup, state)
         data = LocalData.of(setup.data, config)
         self._shard = Shard(LocalWork(data, setup.model, config, setup.rng), config)
-        self._linked: tuple[Topology, Links] | None = None
+        self._faults = RoundsOfFaults.of(setup, state.slots, state.round)
+        self._linked: tuple[object, Links] | None = None
         self._shard.load(
             self._links(state.round), state.params, state.slots, state.round
         )
@@ -50,7 +52,9 @@ class Inline:
         """
         began = time.perf_counter()
         self._shard.relink(self._links(t))
-        self._shard.begin(t)
+        faults = self._faults
+        now = None if faults is None else faults.cut(t, [self._everyone])[0]
+        self._shard.begin(t, now)
         loss, norms = self._shard.finish(t, {})
         self._round = t + 1
         self.recorder.after(t, loss, norms, lambda: self._shard.rows()["params"])
@@ -59,6 +63,7 @@ class Inline:
             loss=loss,
             gradient_norms=norms,
             seconds=time.perf_counter() - began,
+            faults={} if faults is None else faults.counts(t),
         )
 
     def gather(self) -> PeerState:
@@ -79,8 +84,7 @@ class Inline:
         return {"engine": "inline"}
 
     def _links(self, t: int) -> Links:
-        topology = self._setup.schedule.at(t)
-        if self._linked is None or self._linked[0] is not topology:
-            peers = np.arange(topology.n)
-            self._linked = (topology, link(topology.weights, [peers])[0])
+        weights = network_weights(self._setup.schedule, self._faults, t)
+        if self._linked is None or self._linked[0] is not weights:
+            self._linked = (weights, link(weights, [self._everyone])[0])
         return self._linked[1]

@@ -26,12 +26,17 @@ from dfl_unlearn.engine.backends.ray_runtime import ray_session
 from dfl_unlearn.engine.backends.ray_worker import Key, Worker, columns_digest
 from dfl_unlearn.engine.backends.recorder import Recorder, check_finite
 from dfl_unlearn.engine.config import ExecutionConfig, SimulationConfig
+from dfl_unlearn.engine.fault_rounds import (
+    RoundsOfFaults,
+    ShardFaults,
+    network_weights,
+    past_names,
+)
 from dfl_unlearn.engine.local import LocalData
 from dfl_unlearn.engine.shard import Links, link
 from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.errors import ResourceError, StaleStateError, StalledError
 from dfl_unlearn.record.training import TrainingRecord
-from dfl_unlearn.topology.graph import Topology
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -76,7 +81,9 @@ class RaySharded:
         )
         self._run, self._epoch, self._round = secrets.token_hex(8), 0, state.round
         self._copy = state
-        self._linked: tuple[Topology, list[Links]] | None = None
+        self._past = past_names(setup.config)
+        self._faults = RoundsOfFaults.of(setup, state.slots, state.round)
+        self._linked: tuple[object, list[Links]] | None = None
         self._data = LocalData.of(setup.data, setup.config)
         session = self._open.enter_context(ray_session(len(self._cut)))
         self._ray = session.ray
@@ -104,6 +111,7 @@ class RaySharded:
             loss=loss,
             gradient_norms=norms,
             seconds=time.perf_counter() - began,
+            faults={} if self._faults is None else self._faults.counts(t),
         )
 
     def gather(self) -> PeerState:
@@ -151,10 +159,13 @@ class RaySharded:
         key = self._key(first=t >= self._reached)
         self._reached = max(self._reached, t + 1)
         sent: dict[tuple[int, int], Any] = {}
+        faults: Sequence[ShardFaults | None] = [None] * len(links)
+        if self._faults is not None:
+            faults = self._faults.cut(t, [one.own for one in links])
         for s, (actor, one) in enumerate(zip(self._actors, links, strict=True)):
             changed = None if before is self._linked else one
             refs = actor.begin.options(num_returns=1 + len(one.send)).remote(
-                key, changed
+                key, changed, faults[s]
             )
             for r, ref in zip(
                 sorted(one.send), refs[1:] if one.send else (), strict=True
@@ -259,7 +270,11 @@ class RaySharded:
         for actor, one in zip(self._actors, links, strict=True):
             own = torch.from_numpy(one.own)
             params = self._copy.params[own].numpy()
-            slots = {name: rows[own].numpy() for name, rows in self._copy.slots.items()}
+            held = torch.from_numpy(one.held)
+            slots = {  # of rows sent in earlier rounds the neighbours' as well
+                name: rows[held if name in self._past else own].numpy()
+                for name, rows in self._copy.slots.items()
+            }
             done.append(actor.load.remote(key, one, params, slots))
         self._get(done)
         self._fresh = True
@@ -326,8 +341,8 @@ class RaySharded:
         return Key(self._run, self._epoch, self._round, first)
 
     def _links(self, t: int) -> list[Links]:
-        topology = self._setup.schedule.at(t)
-        if self._linked is None or self._linked[0] is not topology:
+        weights = network_weights(self._setup.schedule, self._faults, t)
+        if self._linked is None or self._linked[0] is not weights:
             size, n = self._setup.config.block_peers, self._setup.data.n
             peers = [
                 np.concatenate(
@@ -335,7 +350,7 @@ class RaySharded:
                 )
                 for blocks in self._cut
             ]
-            self._linked = (topology, link(topology.weights, peers))
+            self._linked = (weights, link(weights, peers))
         return self._linked[1]
 
 

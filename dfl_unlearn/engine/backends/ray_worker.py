@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from dfl_unlearn.engine.config import SimulationConfig
+from dfl_unlearn.engine.fault_rounds import ShardFaults
 from dfl_unlearn.engine.local import LocalData, LocalWork
 from dfl_unlearn.engine.shard import Links, Shard
 from dfl_unlearn.engine.threads import blas_report, limited_threads
@@ -124,12 +125,15 @@ class Worker:
         self._links = links
         self._held = (key.run, key.epoch, key.round, "begin")
 
-    def begin(self, key: Key, links: Links | None) -> tuple[Any, ...] | bool:
+    def begin(
+        self, key: Key, links: Links | None, faults: ShardFaults | None = None
+    ) -> tuple[Any, ...] | bool:
         """Work before the mixing.
 
         Args:
             key: What the worker must hold.
             links: What is mixed from now on, where it changed.
+            faults: What goes wrong in the round, or None for nothing.
 
         Returns:
             True, then the rows for each shard that needs some, shards ascending.
@@ -138,7 +142,7 @@ class Worker:
         if links is not None:
             self._shard.relink(links)
             self._links = links
-        self._shard.begin(key.round)
+        self._shard.begin(key.round, faults)
         self._held = (key.run, key.epoch, key.round, "finish")
         sent = [self._shard.outgoing(s) for s in sorted(self._links.send)]
         return (True, *sent) if sent else True
