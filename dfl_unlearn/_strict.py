@@ -399,9 +399,9 @@ def _hint(name: str, known: Sequence[str]) -> str:
 
 
 def _article(words: str) -> str:
-    return (
-        words if words[0] == '"' else f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
-    )
+    if words.startswith(('"', "one of")):
+        return words
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
 def _join(path: str, key: str) -> str:

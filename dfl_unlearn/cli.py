@@ -20,8 +20,13 @@ import typer
 
 from dfl_unlearn import __version__
 from dfl_unlearn._stopping import StoppedError, stopped_by_signals
-from dfl_unlearn._validate import clean
-from dfl_unlearn.errors import DflUnlearnError, InvalidArgumentError, MissingInputError
+from dfl_unlearn._validate import clean, show
+from dfl_unlearn.errors import (
+    DflUnlearnError,
+    InvalidArgumentError,
+    MissingInputError,
+    ResourceError,
+)
 
 if TYPE_CHECKING:
     from dfl_unlearn.data.forget import ForgetRequest
@@ -82,6 +87,16 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 Large = Annotated[
     bool,
     typer.Option("--allow-large", help="Start although memory may not suffice."),
+]
+MaxGraph = Annotated[
+    int | None,
+    typer.Option(
+        "--max-graph-mb",
+        metavar="N",
+        min=1,
+        max=16384,
+        help="Largest graph file that is read  [default: 256]",
+    ),
 ]
 Engine = Annotated[
     str | None,
@@ -145,6 +160,7 @@ def run(
     engine: Engine = None,
     workers: Workers = None,
     allow_large: Large = False,
+    max_graph_mb: MaxGraph = None,
     runs: Runs = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -164,11 +180,11 @@ def run(
         experiment = replace(experiment, name=name)
     experiment = _executed(experiment, engine, workers, allow_large=allow_large)
     if dry_run:
-        build_parts(experiment)
+        build_parts(experiment, max_graph_mb=max_graph_mb)
         config = to_config(experiment)
         _print(_json(config) if _common.as_json else to_toml(config).rstrip())
         return
-    _conduct(experiment, page=not no_report)
+    _conduct(experiment, page=not no_report, max_graph_mb=max_graph_mb)
 
 
 @app.command()
@@ -397,7 +413,7 @@ def report(
         if kind not in ("png", "svg", "gif"):
             raise InvalidArgumentError(
                 "--figures: must be png, svg, gif or several of them with commas, got "
-                f"{clean(kind)!r}"
+                f"{show(kind)}"
             )
     trained = load_run(_folder(run_name))
     outcomes = load_outcomes(trained)
@@ -447,6 +463,8 @@ def audit(
     request: Annotated[
         str | None, typer.Option(metavar="ID", help="Only this request, e.g. r0.")
     ] = None,
+    allow_large: Large = False,
+    max_graph_mb: MaxGraph = None,
     runs: Runs = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -464,7 +482,10 @@ def audit(
 
     if Path(source).suffix in (".toml", ".json"):
         experiment = load_experiment(source, [])
-        trained, *_ = run_experiment(experiment, _common.runs)
+        experiment = _executed(experiment, None, None, allow_large=allow_large)
+        trained, *_ = run_experiment(
+            experiment, _common.runs, max_graph_mb=max_graph_mb
+        )
     else:
         trained = load_run(_folder(source))
     assert trained.folder is not None
@@ -497,7 +518,7 @@ def list_(
     _set(None, as_json, False, debug)
     if kind is not None and kind not in KINDS:
         raise InvalidArgumentError(
-            f"KIND: must be one of {', '.join(KINDS)}, got {clean(kind)!r}"
+            f"KIND: must be one of {', '.join(KINDS)}, got {show(kind)}"
         )
     found = {k: _entries(_registry(k)) for k in ([kind] if kind else KINDS)}
     if _common.as_json:
@@ -593,6 +614,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         MemoryError: Likewise.
     """
     try:
+        _refuse_controls(sys.argv[1:] if arguments is None else arguments)
         with _quiet_libraries(), stopped_by_signals():
             app(args=arguments, standalone_mode=True)
     except DflUnlearnError as error:
@@ -617,6 +639,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except Exception as error:
         if _common.debug:
             raise
+        if _out_of_memory(error):
+            _complain(
+                "ResourceError: out of memory "
+                f"({clean_lines(str(error)) or 'no more could be had'}); use fewer "
+                "peers, a smaller model or a machine with more"
+            )
+            sys.exit(ResourceError.exit_code)
         import platform
 
         _complain(
@@ -629,6 +658,28 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     sys.exit(0)
 
 
+def _refuse_controls(arguments: Sequence[str]) -> None:
+    """Refuse words that would write to the terminal when an error repeats them.
+
+    Raises:
+        InvalidArgumentError: If a word has control characters; a line end may be part
+            of a value.
+    """
+    for word in arguments:
+        if any((ord(c) < 32 and c not in "\t\n") or 127 <= ord(c) < 160 for c in word):
+            raise InvalidArgumentError(
+                f"argument: must have no control characters, got {ascii(word)[:200]}; "
+                "type it again"
+            )
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Tell whether NumPy or torch was refused memory by the system."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
 def clean_lines(text: str) -> str:
     """Return text without control characters except line ends."""
     return "\n".join(clean(line) for line in text.split("\n"))
@@ -639,13 +690,21 @@ def _set(runs: Path | None, as_json: bool, quiet: bool, debug: bool) -> None:
     _common.quiet, _common.debug = quiet or as_json, debug
 
 
+class _CleanFormatter(logging.Formatter):
+    """Log lines without control characters, whatever a name in them holds."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        return clean_lines(super().format(record))
+
+
 @contextmanager
 def _quiet_libraries() -> Iterator[None]:
     """Send logs and warnings to stderr, one line each."""
     level = os.environ.get("DFL_UNLEARN_LOG", "WARNING").upper()
     logger = logging.getLogger("dfl_unlearn")
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_CleanFormatter("%(levelname)s %(name)s: %(message)s"))
     logger.addHandler(handler)
     logger.setLevel(level if level in logging.getLevelNamesMapping() else "WARNING")
     before = warnings.showwarning
@@ -691,7 +750,9 @@ def _execution(
     return replace(execution, **changes)
 
 
-def _conduct(experiment: "Experiment", *, page: bool) -> None:
+def _conduct(
+    experiment: "Experiment", *, page: bool, max_graph_mb: int | None = None
+) -> None:
     from dfl_unlearn.experiment import run_experiment
     from dfl_unlearn.sections import ReportSection
     from dfl_unlearn.story import comparison_lines, influence_lines, training_lines
@@ -704,7 +765,9 @@ def _conduct(experiment: "Experiment", *, page: bool) -> None:
     tell: Callable[[str], None] | None = None
     if not _common.quiet:
         tell = lambda line: _complain(f"... {clean(line)}")  # noqa: E731
-    trained, outcomes, tables = run_experiment(experiment, _common.runs, tell=tell)
+    trained, outcomes, tables = run_experiment(
+        experiment, _common.runs, tell=tell, max_graph_mb=max_graph_mb
+    )
     assert trained.folder is not None
     if _common.as_json:
         _print(
@@ -870,7 +933,7 @@ def _requests(
         rows = [int(part) for part in indices.split(",")]
     except ValueError:
         raise InvalidArgumentError(
-            f"--indices: must be integers with commas between, got {clean(indices)!r}"
+            f"--indices: must be integers with commas between, got {show(indices)}"
         ) from None
     return [ForgetRequest.samples(peer, indices=rows)]
 

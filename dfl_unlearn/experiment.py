@@ -8,7 +8,8 @@ can be refused without training is refused before anything is written.
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.simulator import kept_open, retrain, simulate
 from dfl_unlearn.engine.stored_influence import keep_influence
 from dfl_unlearn.engine.trainers.contract import Trainer
-from dfl_unlearn.errors import ConfigError
+from dfl_unlearn.errors import ConfigError, InvalidArgumentError, InvalidTypeError
 from dfl_unlearn.evaluation.view import evaluate
 from dfl_unlearn.models.flat import FlatModel
 from dfl_unlearn.models.zoo import models
@@ -129,6 +130,7 @@ _REGISTRIES: dict[Any, Registry[Any]] = {
     UnlearningProtocol: unlearners,
 }
 _FORMS = {ForgetRequest: RequestForm}
+_INDEX = re.compile(r"[0-9]{1,9}")
 # What a file cannot give: objects, and fields that the experiment itself fills in.
 _NOT_IN_FILES = {SimulationConfig: ("schedule",)}
 
@@ -179,6 +181,11 @@ def read_experiment(table: Mapping[str, Any], where: str = "") -> Experiment:
         if name in topologies:
             if "seed" in settings_of(topologies.get(name)):
                 table["topology"] = {"seed": seed, **topology}
+        elif Path(name).suffix.lower() == ".toml":  # a preset: its family has the keys
+            mixing = topology.get("mixing")
+            fields = {k: v for k, v in topology.items() if k not in ("use", "mixing")}
+            del table["topology"]
+            graph = TopologySection(use=name, mixing=mixing, fields=fields)
         elif name in graph_names() or Path(name).suffix:
             form = read_strict(GraphForm, table.pop("topology"), where, path="topology")
             graph = form.build()
@@ -205,6 +212,7 @@ def run_experiment(
     runs: str | Path | None = None,
     *,
     tell: Callable[[str], None] | None = None,
+    max_graph_mb: int | None = None,
 ) -> tuple[TrainedRun, list[Outcome], list[ResultsTable]]:
     """Train, forget, evaluate and report; everything lands in one run folder.
 
@@ -217,12 +225,13 @@ def run_experiment(
         runs: The folder that holds run folders; None is ``DFL_UNLEARN_RUNS`` or
             ``runs``.
         tell: Called with one line before each part of the work.
+        max_graph_mb: Limit of a graph file's size in MB; None is 256.
 
     Returns:
         The run, the outcomes, and one table of metrics per outcome.
     """
     tell = tell if tell is not None else _silent
-    topology, data, model = build_parts(experiment)
+    topology, data, model = build_parts(experiment, max_graph_mb=max_graph_mb)
     requests = [
         replace(r, request_id=r.request_id or f"r{k}").resolve(data)
         for k, r in enumerate(experiment.forget)
@@ -278,26 +287,62 @@ def _forgotten(
     return outcomes
 
 
-def build_parts(experiment: Experiment) -> tuple[Topology, PeerData, FlatModel]:
-    """Build network, data and model of an experiment; writes nothing."""
+def build_parts(
+    experiment: Experiment, *, max_graph_mb: int | None = None
+) -> tuple[Topology, PeerData, FlatModel]:
+    """Build network, data and model of an experiment; writes nothing.
+
+    Args:
+        experiment: What to build.
+        max_graph_mb: Limit of a graph file's size in MB; None is 256.
+
+    Returns:
+        The three.
+    """
     section = experiment.topology
-    topology = load_topology(section.use, mixing=section.mixing, **section.fields)
+    options = dict(section.fields)
+    if max_graph_mb is not None and section.use not in topologies:
+        options["max_bytes"] = max_graph_mb * 2**20
+    with _naming(topology=(*section.fields, "mixing")):
+        topology = load_topology(section.use, mixing=section.mixing, **options)
     source = experiment.data
-    data = PeerData.load(
-        source.use,
-        peers=topology.n,
-        partition=source.partition.use,
-        seed=experiment.seed if source.seed is None else source.seed,
-        dataset_options=source.fields,
-        **source.partition.fields,
-    )
-    model = models.build(
-        experiment.model.use,
-        input_shape=tuple(data.store.inputs.shape[1:]),
-        num_classes=data.num_classes,
-        **experiment.model.fields,
-    )
+    split = source.partition
+    places = {"data": (*source.fields, "seed"), "data.partition": tuple(split.fields)}
+    with _naming(**places):
+        data = PeerData.load(
+            source.use,
+            peers=topology.n,
+            partition=split.use,
+            seed=experiment.seed if source.seed is None else source.seed,
+            dataset_options=source.fields,
+            **split.fields,
+        )
+    with _naming(model=tuple(experiment.model.fields)):
+        model = models.build(
+            experiment.model.use,
+            input_shape=tuple(data.store.inputs.shape[1:]),
+            num_classes=data.num_classes,
+            **experiment.model.fields,
+        )
     return topology, data, model
+
+
+@contextmanager
+def _naming(**sections: tuple[str, ...]) -> Iterator[None]:
+    """Put the key path before the message about an argument that a section gave.
+
+    Args:
+        **sections: Names of the arguments by section.
+
+    Yields:
+        Nothing.
+    """
+    try:
+        yield
+    except (InvalidArgumentError, InvalidTypeError) as error:
+        name = str(error).partition(":")[0].partition("[")[0]
+        found = [section for section, names in sections.items() if name in names]
+        raise type(error)(f"{(found or [next(iter(sections))])[0]}.{error}") from error
 
 
 def write_results(
@@ -389,8 +434,13 @@ def _override(table: dict[str, Any], keys: Sequence[str], value: Any) -> None:
     path = _validate.clean(".".join(keys))[:200]
     for depth, key in enumerate(keys):
         last = depth == len(keys) - 1
+        if isinstance(at, dict) and _INDEX.fullmatch(key) and key not in at:
+            raise ConfigError(
+                f"{path}: must lead to an entry of a list at {key!r}, got no list "
+                "there; add the entry to the file first"
+            )
         if isinstance(at, list):
-            if not re.fullmatch("[0-9]{1,9}", key) or int(key) >= len(at):
+            if not _INDEX.fullmatch(key) or int(key) >= len(at):
                 raise ConfigError(
                     f"{path}: must be an index below {len(at)} at "
                     f"{_validate.show(key)}; add the entry to the file first"

@@ -96,7 +96,7 @@ class Registry(Generic[T]):
             )
         return self._entries[name]
 
-    def build(self, name: str, **fields: Any) -> T:
+    def build(self, name: str, /, **fields: Any) -> T:
         """Return ``get(name)(**fields)``.
 
         Args:

@@ -12,6 +12,7 @@ from dfl_unlearn.errors import (
     DflUnlearnError,
     InputFileError,
     InputTooLargeError,
+    InvalidArgumentError,
     UnsupportedFormatError,
 )
 from dfl_unlearn.experiment import (
@@ -202,6 +203,17 @@ def test_overrides_win_over_the_file(tmp_path):
     assert experiment.unlearning[0].epsilon == 0.5
     assert experiment.training.trainer.form == "cta"
     assert experiment.training.seed == 7
+
+
+def test_a_preset_file_stands_for_its_family(tmp_path):
+    preset = tmp_path / "mine.toml"
+    preset.write_text('generator = "torus"\n[parameters]\nn = 9\n')
+    text = GOOD.replace('use = "ring"\nn = 4', f"use = '{preset}'")
+    experiment = load(tmp_path, text)
+    assert build_parts(experiment)[0].n == 9
+    assert read_experiment(to_config(experiment)) == experiment
+    with pytest.raises(InvalidArgumentError, match=r"topology\..*unknown field 'm'"):
+        build_parts(load(tmp_path, text, "topology.m=1"))
 
 
 def test_another_name_drops_the_fields_of_the_former(tmp_path):

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -163,7 +164,10 @@ class PeerData:
                 "peers": peers,
                 "partition": partition,
                 "seed": seed,
-                "dataset_options": dict(dataset_options or {}),
+                "dataset_options": {
+                    key: str(value) if isinstance(value, Path) else value
+                    for key, value in (dataset_options or {}).items()
+                },
                 **options,
             }
             dataset = datasets.build(dataset, **(dataset_options or {}))

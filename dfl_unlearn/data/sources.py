@@ -52,6 +52,7 @@ datasets: Registry[Dataset] = Registry(
     "datasets",
     packages=(
         "dfl_unlearn.data.sources",
+        "dfl_unlearn.data.arrays",
         "dfl_unlearn.data.vision",
         "dfl_unlearn.data.parquet",
     ),
@@ -71,7 +72,7 @@ def digits() -> Dataset:
     from sklearn.datasets import load_digits
 
     raw = load_digits()
-    test = _held_out(raw.target, "digits")
+    test = held_out(raw.target, "digits")
     inputs = (raw.data / 16).astype(np.float32)
     return Dataset(
         train=_rows(inputs, raw.target, ~test),
@@ -97,7 +98,7 @@ def breast_cancer() -> Dataset:
     from sklearn.datasets import load_breast_cancer
 
     raw = load_breast_cancer()
-    test = _held_out(raw.target, "breast-cancer")
+    test = held_out(raw.target, "breast-cancer")
     mean, std = raw.data[~test].mean(axis=0), raw.data[~test].std(axis=0)
     inputs = ((raw.data - mean) / std).astype(np.float32)
     return Dataset(
@@ -156,13 +157,24 @@ def gaussian_classes(
     )
 
 
-def _held_out(labels: NDArray[np.integer], name: str) -> NDArray[np.bool_]:
-    """Return which rows are for tests: a fifth of each class, fixed for ever."""
+def held_out(
+    labels: NDArray[np.integer], name: str, share: float = _TEST_SHARE
+) -> NDArray[np.bool_]:
+    """Return which rows are for tests: a share of each class, fixed for ever.
+
+    Args:
+        labels: Class of every row, shape ``(R,)``.
+        name: Name of the data set; other names give other rows.
+        share: Share of each class, in [0, 1).
+
+    Returns:
+        True for test rows, shape ``(R,)``.
+    """
     rng = RngTree(name).numpy("data-split")
     test = np.zeros(len(labels), dtype=np.bool_)
     for label in np.unique(labels):
         rows = rng.permutation(np.flatnonzero(labels == label))
-        test[rows[: round(_TEST_SHARE * len(rows))]] = True
+        test[rows[: round(share * len(rows))]] = True
     return test
 
 

@@ -29,6 +29,7 @@ from torch import Tensor
 from dfl_unlearn import _validate
 from dfl_unlearn._kill_hook import die_if_asked
 from dfl_unlearn.accounting.ledger import PrivacyLedger
+from dfl_unlearn.engine.fault_rounds import FaultsSeen
 from dfl_unlearn.engine.progress import Array, Progress
 from dfl_unlearn.engine.stored import LEDGER, noted_head
 from dfl_unlearn.engine.stored_parts import ROUND
@@ -141,6 +142,15 @@ def newest_checkpoint(folder: RunFolder, identity: Identity) -> Progress | None:
         try:
             known, arrays = _read(folder, place, identity)
             states = _record_states(folder, known)
+            with _as_corrupt(place):
+                FaultsSeen.of(known["faults"])
+                progress = Progress.of_arrays(
+                    arrays,
+                    round=done,
+                    seconds=float(known["seconds"]),
+                    faults=known["faults"],
+                    states=states,
+                )
         except StoreCorruptError as error:
             failures.append(f"{place.name}: {error}")
             _set_aside(place, error)
@@ -151,13 +161,7 @@ def newest_checkpoint(folder: RunFolder, identity: Identity) -> Progress | None:
         # A ledger that is shorter than it was is no fault of the checkpoint: an older
         # one would only hide that charges are gone.
         PrivacyLedger.load(folder.path(LEDGER), expected_head=noted_head(known))
-        return Progress.of_arrays(
-            arrays,
-            round=done,
-            seconds=float(known["seconds"]),
-            faults=known["faults"],
-            states=states,
-        )
+        return progress
     if older:
         raise ResumeWouldUndoUnlearningError(
             f"{folder.root}: the newest checkpoint must carry the committed requests "

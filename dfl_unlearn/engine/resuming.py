@@ -55,7 +55,6 @@ from dfl_unlearn.errors import (
     ConfigMismatchError,
     DataMismatchError,
     ResumeWouldUndoUnlearningError,
-    StoreCorruptError,
 )
 from dfl_unlearn.models.flat import FlatModel
 from dfl_unlearn.rng import RngTree
@@ -97,17 +96,18 @@ class Unfinished:
     def identity(self) -> Identity:
         """What its checkpoints belong to."""
         known = self.manifest
-        return Identity(
-            training=known["training"],
-            data=known["data"]["fingerprint"],
-            graph=known["topology"]["fingerprint"],
-            requests=self.requests,
-            noted={
-                "versions": versions(),
-                "noise_self_check": known["noise_self_check"],
-                "arithmetic": known["info"]["arithmetic"],
-            },
-        )
+        with understood(f"{self.folder.root}/{_MANIFEST}"):
+            return Identity(
+                training=known["training"],
+                data=known["data"]["fingerprint"],
+                graph=known["topology"]["fingerprint"],
+                requests=self.requests,
+                noted={
+                    "versions": versions(),
+                    "noise_self_check": known["noise_self_check"],
+                    "arithmetic": known["info"]["arithmetic"],
+                },
+            )
 
 
 def begin(

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dfl_unlearn import _validate
 from dfl_unlearn.accounting.ledger import PrivacyLedger
 from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.engine.config import SimulationConfig
@@ -21,6 +23,7 @@ from dfl_unlearn.errors import InvalidArgumentError, NumericalError
 from dfl_unlearn.models.flat import FlatModel
 from dfl_unlearn.record.training import TrainingRecord
 from dfl_unlearn.rng import RngTree
+from dfl_unlearn.store.inputs import read_arrays
 from dfl_unlearn.topology.graph import Topology, TopologySchedule
 
 
@@ -104,7 +107,7 @@ class TrainedRun:
         topology: Topology,
         data: PeerData,
         model: FlatModel,
-        states: Tensor,
+        states: Tensor | str | Path,
         config: SimulationConfig | None = None,
     ) -> "TrainedRun":
         """Bring in models that were trained elsewhere.
@@ -115,7 +118,8 @@ class TrainedRun:
             topology: The network.
             data: What each peer holds.
             model: The model.
-            states: One row of parameters per peer, shape ``(N, P)``.
+            states: One row of parameters per peer, shape ``(N, P)``; or a ``.npz`` or
+                ``.safetensors`` file with the one array ``params``, or a ``.npy``.
             config: How training would go on; its seed names all further draws.
 
         Returns:
@@ -126,6 +130,13 @@ class TrainedRun:
             NumericalError: If a row is not finite.
         """
         config = config if config is not None else SimulationConfig()
+        if isinstance(states, str | Path):
+            states = torch.from_numpy(read_arrays(states, names=("params",))["params"])
+        _validate.of_type(Tensor, why="or the path of a file", states=states)
+        if not states.is_floating_point():
+            raise InvalidArgumentError(
+                f"states: must be float32 or float64, got {states.dtype}; convert them"
+            )
         if tuple(states.shape) != (data.n, model.size) or topology.n != data.n:
             raise InvalidArgumentError(
                 f"states: must have shape ({topology.n}, {model.size}) for "

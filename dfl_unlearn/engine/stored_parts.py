@@ -185,6 +185,9 @@ def read_history(folder: RunFolder, config: SimulationConfig) -> History | None:
 
     Returns:
         The figures; None where there are none.
+
+    Raises:
+        StoreCorruptError: If a row is no row of figures.
     """
     with understood(f"{folder.root}/results.jsonl"):
         rows = {
@@ -207,5 +210,8 @@ def read_history(folder: RunFolder, config: SimulationConfig) -> History | None:
             ]
         )
         if history.loss.ndim != 2 or history.loss.shape != history.accuracy.shape:
-            raise ValueError("rows of rounds with other numbers of peers")
+            raise StoreCorruptError(
+                f"{folder.root}/results.jsonl: rows of rounds must have one loss and "
+                "accuracy for each peer, got other numbers; make the run again"
+            )
     return history

@@ -45,6 +45,7 @@ STATUS: Mapping[str, Mapping[str, Any]] = {
 
 # Any: matplotlib types the keys as one long literal.
 STYLE: Any = {
+    "text.usetex": False,  # names come from users, TeX would run them
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.titlesize": 9.5,
@@ -82,7 +83,18 @@ STYLE: Any = {
 
 
 def label(text: str, limit: int = 40) -> str:
-    """Return a user's text fit for a figure: plain letters, no formulas, not long."""
+    """Return a user's text fit for a figure: plain letters, no formulas, not long.
+
+    A formula needs an unescaped dollar sign, so ``_`` and ``^`` stay as they are: a
+    backslash before them would be drawn.
+
+    Args:
+        text: What a user typed.
+        limit: Most letters; a longer text ends in an ellipsis.
+
+    Returns:
+        The text for matplotlib.
+    """
     text = _validate.clean(text)
     if len(text) > limit:
         text = text[: limit - 1] + "…"

@@ -49,7 +49,7 @@ NETWORK = -1
 # A membership attack's registered name starts so; its value says nothing without the
 # value that a retrained network has under the same attack.
 _ATTACK = "mia-"
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA = ("=", "+", "-", "@")
 _COUNTED = ("bytes", "messages", "gradients", "rounds")
 _GROUP = ("case", "protocol", "request", "seed")
 
@@ -195,8 +195,9 @@ class ResultsTable:
     def to_csv(self, path: str | Path) -> Path:
         """Write the rows as CSV, whole or not at all.
 
-        Texts that a spreadsheet would run as a formula get a leading apostrophe; a
-        value that is not finite is written as ``nan``, ``inf`` or ``-inf``.
+        Texts that a spreadsheet would run as a formula get a leading apostrophe, and
+        control characters are left out; a value that is not finite is written as
+        ``nan``, ``inf`` or ``-inf``.
 
         Args:
             path: The file; its folder exists.
@@ -344,6 +345,7 @@ def _text(value: float | None, unit: str) -> str:
 
 
 def _harmless(text: str) -> str:
+    text = _validate.clean(text)
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 

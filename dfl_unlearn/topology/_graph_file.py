@@ -95,7 +95,10 @@ def read_graph(
             f"got {_validate.show(kind)}; save the graph as GraphML"
         )
     data = read_utf8(
-        path, where, max_bytes=max_bytes, remedy="(raise it with max_bytes)"
+        path,
+        where,
+        max_bytes=max_bytes,
+        remedy="(raise with --max-graph-mb, or max_bytes in Python)",
     )
     graph = _READERS[kind](data, where, directed or make_undirected)
     for u, v, attributes in graph.edges(data=True):

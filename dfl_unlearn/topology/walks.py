@@ -362,7 +362,8 @@ def _conditioned(topology: Topology, transition: csr_array, avoid: int) -> csr_a
     if alone:
         raise TopologyError(
             f"avoid: every other peer must have a neighbour besides peer {avoid}, got "
-            f"peer {min(alone)} with none; allow visits of peer {avoid} or add an edge"
+            f"peer {min(alone)} with none; allow visits of peer {avoid} "
+            "(natural_visit='relay' or 'noisy') or add an edge"
         )
     entries = coo_array(transition)
     rows, columns = entries.coords

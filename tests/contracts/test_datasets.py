@@ -1,5 +1,6 @@
 """What every registered data set promises."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -8,6 +9,15 @@ from dfl_unlearn.data.sources import Dataset, datasets
 from dfl_unlearn.errors import MissingDataError
 
 FROM_FILES = ("mnist", "cifar10", "image-parquet")
+
+
+@pytest.fixture(scope="module")
+def fields(tmp_path_factory):
+    """What a data set cannot be built without, by name."""
+    path = tmp_path_factory.mktemp("arrays") / "mine.npz"
+    inputs = np.linspace(0, 1, 240, dtype=np.float32).reshape(60, 4)
+    np.savez(path, inputs=inputs, labels=np.arange(60) % 3)
+    return {"arrays": {"file": path}}
 
 
 def entries():
@@ -23,18 +33,18 @@ def loaded():
     return {}
 
 
-def build(name, loaded) -> Dataset:
+def build(name, loaded, fields) -> Dataset:
     if name not in loaded:
         try:
-            loaded[name] = datasets.build(name)
+            loaded[name] = datasets.build(name, **fields.get(name, {}))
         except MissingDataError as error:
             pytest.skip(str(error))
     return loaded[name]
 
 
 @pytest.mark.parametrize("name", entries())
-def test_parts_fit_together_and_are_documented(name, loaded):
-    data = build(name, loaded)
+def test_parts_fit_together_and_are_documented(name, loaded, fields):
+    data = build(name, loaded, fields)
     assert isinstance(data, Dataset)
     assert data.name == name
     assert data.source
@@ -53,8 +63,8 @@ def test_parts_fit_together_and_are_documented(name, loaded):
 
 
 @pytest.mark.parametrize("name", entries())
-def test_peers_share_it_out_without_loss(name, loaded):
-    data = build(name, loaded)
+def test_peers_share_it_out_without_loss(name, loaded, fields):
+    data = build(name, loaded, fields)
     peers = PeerData.load(data, 5, "dirichlet" if data.num_classes else "iid")
     assert peers.n == 5
     assert sorted(peers.origin) == list(range(len(data.train)))

@@ -13,9 +13,9 @@ from pathlib import Path
 from random import Random
 from unittest import mock
 
+from fuzz.folder_targets import Folders, finished_runs
 from fuzz.harness import Bench, Target, touched, unwatched
 from fuzz.mutate import LETTERS, NUMBERS
-from fuzz.stored_targets import Folders
 
 from dfl_unlearn import cli, experiment
 from dfl_unlearn.errors import RefusedError
@@ -85,6 +85,14 @@ _OPTIONS = {
         "--keep-checkpoints",
         *_COMMON,
     ),
+    "resume": (
+        "--rounds",
+        "--drop-line",
+        "--engine",
+        "--workers",
+        "--allow-large",
+        *_COMMON,
+    ),
     "report": ("--out", "--figures", *_COMMON),
     "audit": (
         "--replicas",
@@ -100,6 +108,7 @@ _OPTIONS = {
 _FLAGS = frozenset(
     (
         *_COMMON,
+        "--allow-large",
         "--dry-run",
         "--no-report",
         "--all",
@@ -117,12 +126,15 @@ _FIRST = {
     "run": ("good.toml", "good.json", "bad.toml", "nowhere.toml"),
     "unlearn": ("tiny", "committed", "./work/tiny"),
     "report": ("tiny", "committed"),
+    "resume": ("tiny", "committed"),
     "audit": ("tiny", "good.toml"),
     "ledger": ("tiny", "committed"),
     "list": ("protocols", "topologies", "plots"),
     "demo": (),
 }
 _LIKELY = {
+    "--rounds": ("0", "3", "4"),
+    "--drop-line": ("0", "1", "2"),
     "--peer": ("0", "1", "2", "3", "4"),
     "--indices": ("0", "0,1", "0,4,17"),
     "--fraction": ("0.1", "0.5", "1", "1.0"),
@@ -157,7 +169,7 @@ def _built(found: experiment.Experiment, *rest: object, **named: object) -> None
 
 
 def _cli(scratch: Path) -> Bench:
-    folders = Folders(scratch)
+    folders = Folders(scratch, finished_runs)
     for place in (folders.kept, folders.work):
         (place / "good.toml").write_text(
             '[topology]\nuse = "ring"\nn = 4\n[data]\nuse = "gaussian-classes"\n'

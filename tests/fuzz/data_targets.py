@@ -1,7 +1,9 @@
-"""Targets that hold data sets: Parquet tables of images, and the files of MNIST."""
+"""Targets that hold data: arrays, Parquet tables of images, the files of MNIST."""
 
 import io
 import struct
+import zipfile
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -12,6 +14,7 @@ from fuzz.mutate import LETTERS, damaged, mutated
 from dfl_unlearn.data.parquet import read_images
 from dfl_unlearn.data.sources import datasets
 from dfl_unlearn.data.vision import _BATCHES, _CIFAR_MD5
+from dfl_unlearn.store.inputs import read_arrays
 
 _WORDS = [
     t.encode() for t in (*LETTERS, "PAR1", "IHDR", "IDAT", "\x00\x00\x00\x01", "IEND")
@@ -128,7 +131,67 @@ def _cifar(scratch: Path) -> Bench:
     return Bench(seeds, damaged(seeds, _WORDS), tried)
 
 
+def _arrays(suffix: str, scratch: Path) -> Bench:
+    """A file of arrays, and for a zip one whose members are damaged inside."""
+    path = scratch / f"data{suffix}"
+    rng = np.random.default_rng(0)
+    arrays = {
+        "inputs": rng.standard_normal((6, 3)).astype(np.float32),
+        "labels": np.array([0, 1, 2, 0, 1, 2]),
+    }
+    params = {"params": np.zeros((2, 3)), "mask": np.array([True]), "n": np.uint8(3)}
+    code = np.array([{}, print], dtype=object)
+    seeds = [_saved(suffix, a) for a in (arrays, params, {"array": np.ones(3)})]
+    if suffix == ".npy":
+        buffer = io.BytesIO()
+        np.save(buffer, code, allow_pickle=True)
+        seeds.append(buffer.getvalue())
+    words = [*_WORDS, b"<f8", b"|O", b"(99999999999,)", b"fortran_order", b"True"]
+    whole = [_saved(".npy", {"array": value}) for value in arrays.values()]
+
+    def draw(rng: Random) -> bytes:
+        if suffix == ".npz" and rng.random() < 0.5:
+            buffer = io.BytesIO()
+            kind = rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
+            with zipfile.ZipFile(buffer, "w", kind) as archive:
+                for name, value in zip(arrays, whole, strict=True):
+                    name = rng.choice((name, name, name, *LETTERS))
+                    if "\x00" not in name:
+                        damaged_too = mutated(value, whole, rng, words)
+                        chosen = rng.choice((value, damaged_too))
+                        archive.writestr(zipfile.ZipInfo(f"{name}.npy"), chosen)
+            return buffer.getvalue()
+        return mutated(rng.choice(seeds), seeds, rng, words)
+
+    def tried(data: bytes) -> object:
+        path.write_bytes(data)
+        found = read_arrays(path)
+        for value in found.values():
+            value.sum()
+        if set(found) >= {"inputs", "labels"}:
+            datasets.build("arrays", file=path)
+        return found
+
+    return Bench(seeds, draw, tried)
+
+
+def _saved(suffix: str, arrays: dict[str, np.ndarray]) -> bytes:
+    from dfl_unlearn.store.files import to_safetensors
+
+    if suffix == ".safetensors":
+        return to_safetensors("a", {k: np.asarray(v) for k, v in arrays.items()})
+    buffer = io.BytesIO()
+    if suffix == ".npz":
+        np.savez_compressed(buffer, **arrays)
+    else:
+        np.save(buffer, next(iter(arrays.values())))
+    return buffer.getvalue()
+
+
 TARGETS = (
+    Target("npz", 5, partial(_arrays, ".npz")),
+    Target("npy", 4, partial(_arrays, ".npy")),
+    Target("tensors", 4, partial(_arrays, ".safetensors")),
     Target("parquet", 3, _parquet),
     Target("mnist", 3, _mnist),
     Target("cifar", 1, _cifar),

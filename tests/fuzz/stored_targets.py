@@ -6,25 +6,24 @@ inputs therefore have their checksums made right again.
 
 import json
 import re
-import shutil
 import zlib
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
-from fuzz.harness import Bench, Misread, Target, touched, unwatched
-from fuzz.mutate import LETTERS, VALUES, edited, json_edits, mutated, steps
+from fuzz.harness import Bench, Misread, Target
+from fuzz.mutate import LETTERS, VALUES, edited, json_edits, mutated
 
 from dfl_unlearn.accounting.certificate import Certificate
 from dfl_unlearn.accounting.entries import START
 from dfl_unlearn.accounting.ledger import PrivacyLedger
+from dfl_unlearn.engine.config import SimulationConfig
 from dfl_unlearn.engine.run import load_run
-from dfl_unlearn.engine.stored_influence import keep_influence, kept_influence
+from dfl_unlearn.engine.stored_influence import keep_influence
 from dfl_unlearn.engine.stored_parts import read_history
 from dfl_unlearn.evaluation.audit_result import AuditClaim, AuditResult
-from dfl_unlearn.evaluation.audit_store import load_audits, save_audit
+from dfl_unlearn.evaluation.audit_store import save_audit
 from dfl_unlearn.experiment import _known_rows, read_experiment, run_experiment
-from dfl_unlearn.results.ledgers import RunLedgers
 from dfl_unlearn.results.view import ResultsView
 from dfl_unlearn.store.files import to_safetensors
 from dfl_unlearn.store.folder import RunFolder
@@ -33,7 +32,7 @@ from dfl_unlearn.unlearning.store import commit_outcome, load_outcomes
 WORDS = [
     t.encode() for t in (*LETTERS, *VALUES, "F32", "I64", "dtype", "shape", "check")
 ]
-_CRC = re.compile(rb"[0-9a-f]{8} ")
+CRC = re.compile(rb"[0-9a-f]{8} ")
 
 TINY = {
     "name": "tiny",
@@ -248,7 +247,7 @@ def _results(scratch: Path) -> Bench:
             torn.unlink()
         path.write_bytes(data)
         fresh = RunFolder(folder.root)
-        read_history(fresh)
+        read_history(fresh, SimulationConfig(rounds=3))
         _known_rows(fresh)
         return fresh
 
@@ -293,144 +292,10 @@ def _documents(seeds, read, shown) -> Bench:
     return Bench(seeds, draw, tried)
 
 
-# --- whole run folders --------------------------------------------------------
-
-
-class Folders:
-    """Run folders below a scratch folder, put back after every input that wrote."""
-
-    def __init__(self, scratch: Path) -> None:
-        self.kept = scratch / "kept"
-        self.work = scratch / "work"
-        tiny_run(self.kept)
-        committed_run(self.kept).rename(self.kept / "committed")
-        self.fresh()
-
-    def fresh(self) -> None:
-        """Make the working copy equal to what is kept."""
-        shutil.rmtree(self.work, ignore_errors=True)
-        shutil.copytree(self.kept, self.work)
-
-    def restore(self, names: list[str]) -> None:
-        """Put back the named files, or everything."""
-        for name in names:
-            (self.work / name).write_bytes((self.kept / name).read_bytes())
-        if not names:
-            self.fresh()
-
-    def files(self) -> list[str]:
-        """Return the paths of the files that a reader opens, below the folder."""
-        skipped = ("lock", "config.toml", "config.json", "topology.graphml")
-        found = [p for p in sorted(self.kept.rglob("*")) if p.is_file()]
-        names = [str(p.relative_to(self.kept)) for p in found]
-        return [n for n in names if "/tables/" not in n and not n.endswith(skipped)]
-
-
-def damage(data: bytes, edit: dict) -> bytes:
-    """Apply what an input of the target ``run`` says to a file's content."""
-    for at, cut, put in edit.get("bytes", ()):
-        data = data[:at] + put.encode("latin-1") + data[at + cut :]
-    if "json" in edit:
-        line = edit.get("line")
-        if line is None:
-            return edited(json.loads(data), edit["json"], indent=2)
-        lines = data.splitlines()
-        if line >= len(lines):
-            return data
-        crc = _CRC.match(lines[line]) is not None
-        record = json.loads(lines[line][9 if crc else 0 :])
-        record.pop("check", None)
-        lines[line] = edited(record, edit["json"])
-        if crc:
-            lines[line] = b"00000000 " + lines[line]
-            lines = summed(lines)
-        elif "prev" in record:
-            text = lines[line].replace(b'": ', b'":').replace(b', "', b',"')
-            lines[line] = text[:-1] + b',"check":"0"}'
-            lines = chained(lines)
-        data = b"".join(x + b"\n" for x in lines)
-    return data
-
-
-def _run(scratch: Path) -> Bench:
-    folders = Folders(scratch)
-    names = folders.files()
-    manifests = [n for n in names if n.endswith("manifest.json")]
-    documents = [n for n in names if n.endswith(".json")]
-    lined = [n for n in names if n.endswith(".jsonl")]
-
-    def draw(rng) -> bytes:
-        edits = []
-        for _ in range(1 if rng.random() < 0.8 else 2):
-            pools = (manifests, documents, documents, lined, names)
-            name = rng.choice(rng.choice(pools))
-            data = (folders.kept / name).read_bytes()
-            edit: dict = {"file": name}
-            lines = data.splitlines()
-            if name.endswith(".json") and rng.random() < 0.85:
-                edit["json"] = json_edits(json.loads(data), rng)
-            elif name.endswith(".jsonl") and lines and rng.random() < 0.85:
-                edit["line"] = rng.randrange(len(lines))
-                text = lines[edit["line"]]
-                record = json.loads(text[9 if _CRC.match(text) else 0 :])
-                edit["json"] = json_edits(record, rng)
-            elif rng.random() < 0.1:
-                edit["gone"] = True
-            else:
-                edit["bytes"] = [_cut(data, rng) for _ in range(steps(rng))]
-            edits.append(edit)
-        return json.dumps(edits).encode()
-
-    def tried(data: bytes) -> object:
-        edits = json.loads(data)
-        top = {e["file"].partition("/")[0] for e in edits}
-        try:
-            with unwatched():
-                for edit in edits:
-                    path, own = folders.work / edit["file"], folders.kept / edit["file"]
-                    path.unlink(missing_ok=True)
-                    if not edit.get("gone"):
-                        path.write_bytes(damage(own.read_bytes(), edit))
-            return [_opened(folders.work / name) for name in sorted(top)]
-        finally:
-            with unwatched():
-                folders.restore([] if touched() else [e["file"] for e in edits])
-
-    seeds = [json.dumps([{"file": name, "bytes": []}]).encode() for name in manifests]
-    return Bench(seeds, draw, tried)
-
-
-def _cut(data: bytes, rng) -> list:
-    at = rng.randrange(len(data) + 1)
-    put = rng.choice(
-        ("", "", chr(rng.randrange(256)), "\x00" * 8, "\xff" * 8, "9" * 30)
-    )
-    return [at, rng.choice((0, 1, 1, 8, 10**9)), put]
-
-
-def _opened(folder: Path) -> object:
-    """Read all that a command would read of a run folder."""
-    run = load_run(folder)
-    outcomes = load_outcomes(run)
-    audits = load_audits(run)
-    ledgers = RunLedgers.of(folder)
-    ledgers.verify()
-    ledgers.rows()
-    for title in ledgers.places:
-        ledgers.what(title)
-    kept_influence(run, 1)
-    for outcome in outcomes:
-        outcome._repr_html_()
-        list(outcome.messages.rows())
-    run._repr_html_()
-    return audits
-
-
 TARGETS = (
     Target("safetensors", 10, _safetensors),
     Target("ledger", 5, _ledger),
     Target("results", 8, _results),
     Target("certificate", 10, _certificate),
     Target("audit", 6, _audit),
-    Target("run", 0.8, _run),
 )

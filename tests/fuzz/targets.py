@@ -15,19 +15,33 @@ reader                                      target
 ``evaluation.audit_result.from_json``       audit, run
 ``engine.stored.read_run``, ``read_state``  run
 ``engine.stored_influence``                 run
+``engine.checkpoint``, ``engine.resuming``  resume
 ``unlearning.store.load_outcomes``          run
 ``results.ledgers.RunLedgers``              run, cli
+``store.inputs.read_arrays``, ``arrays``    npz, npy, tensors
 ``data.parquet.read_images``                parquet
 ``data.vision`` (MNIST, CIFAR-10)           mnist, cifar
 ``cli`` (arguments)                         cli
 ==========================================  ==============================
 """
 
-from fuzz import cli_target, data_targets, stored_targets, text_targets
+from fuzz import (
+    cli_target,
+    data_targets,
+    folder_targets,
+    stored_targets,
+    text_targets,
+)
 
 TARGETS = {
     target.name: target
-    for module in (text_targets, stored_targets, data_targets, cli_target)
+    for module in (
+        text_targets,
+        stored_targets,
+        folder_targets,
+        data_targets,
+        cli_target,
+    )
     for target in module.TARGETS
 }
 

@@ -499,7 +499,7 @@ def test_text_that_is_not_utf8_is_refused_with_its_place(write, data, message):
 def test_a_file_above_the_limit_says_how_to_raise_it(write):
     path = write(graphml(range(40), [(i, i + 1) for i in range(39)]))
     with pytest.raises(
-        InputTooLargeError, match=r"MB; limit 0\.000977 MB \(raise it with max_bytes"
+        InputTooLargeError, match=r"MB; limit 0\.000977 MB \(raise with --max-graph"
     ):
         load_topology(path, max_bytes=1024)
 
