@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from dfl_unlearn import _validate
 from dfl_unlearn.accounting.ledger import PrivacyLedger
 from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.engine.backends.recorder import Recorded
@@ -280,6 +281,7 @@ def _unfinished(
     model: FlatModel | None,
 ) -> Unfinished:
     check_noise(folder, manifest)
+    _check_complete(manifest)
     data, model = data_and_model(manifest, data, model)
     known = manifest["data"]["fingerprint"]
     if data.fingerprint() != known:
@@ -295,6 +297,23 @@ def _unfinished(
         model=model,
         config=config_from(manifest["training"]),
     )
+
+
+def _check_complete(manifest: Mapping[str, Any]) -> None:
+    """Touch all that going on needs, so that nothing is charged before it is there."""
+    _validate.integer(at_least=0, ahead=manifest["ahead"])
+    for part in manifest["planned"]:
+        _validate.integer(at_least=0, first=part["first"], rounds=part["rounds"])
+        _validate.integer(at_least=-1, after=part["after"])
+    for past in manifest["forgotten"]:
+        _validate.of_type(str, forgotten=past["request_id"])
+    if manifest.get("goes_on") is not None:
+        _validate.of_type(bool, record=manifest["goes_on"]["record"])
+    recorded = manifest["info"]["arithmetic"]
+    _validate.of_type(str, kernel=recorded["kernel"])
+    for key in ("chunk_peers", "blas"):
+        recorded[key]
+    carried_out_from(manifest)
 
 
 def _check_rounds(training: Mapping[str, Any], wanted: int) -> None:
