@@ -369,11 +369,14 @@ def _read(
         for name, value in arrays.items():
             if _described(value) != described[name]:
                 raise StoreCorruptError(f"{name} in {_STATE} does not match its hash")
-    check_same_training(identity.training, known["training"])
-    if requests == identity.requests and known["data"] != identity.data:
+        training, data = known["training"], known["data"]
+        if not isinstance(training, dict) or not isinstance(data, str):
+            raise StoreCorruptError("training must be a table and data a hash")
+    check_same_training(identity.training, training)
+    if requests == identity.requests and data != identity.data:
         raise DataMismatchError(
             f"{folder.root}: data hash {identity.data[:16]}... differs from checkpoint "
-            f"{known['data'][:16]}...; give the data that the run was trained on"
+            f"{data[:16]}...; give the data that the run was trained on"
         )
     return known, arrays
 

@@ -255,6 +255,8 @@ def _read(
             f"{folder.root}/{FINAL}: params must have the digest "
             f"{manifest['state'][:16]}..., got {known[:16]}...; the file was changed"
         )
+    _validate.of_type(dict, info=manifest["info"])
+    _validate.of_type(list, forgotten=manifest["forgotten"])
     config = config_from(manifest["training"])
     return TrainedRun(
         topology=read_topology(folder, manifest),
