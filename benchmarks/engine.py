@@ -91,6 +91,7 @@ class PlainLoop:
     """A list of modules and a list of optimizers."""
 
     def __init__(self, job: str, data: PeerData, topology: Topology) -> None:
+        self.draws = torch.Generator().manual_seed(0)
         self.modules = [module_of(job) for _ in range(data.n)]
         self.optimizers = [
             torch.optim.SGD(m.parameters(), lr=RATE) for m in self.modules
@@ -104,7 +105,7 @@ class PlainLoop:
 
     def round(self) -> None:
         for i, module in enumerate(self.modules):
-            order = torch.randperm(SAMPLES)
+            order = torch.randperm(SAMPLES, generator=self.draws)
             for begin in range(0, SAMPLES, BATCH):
                 rows = order[begin : begin + BATCH]
                 self.optimizers[i].zero_grad()

@@ -611,7 +611,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
     Raises:
         DflUnlearnError: With ``--debug``, as any other error, instead of a message.
-        MemoryError: Likewise.
     """
     try:
         _refuse_controls(sys.argv[1:] if arguments is None else arguments)
@@ -628,14 +627,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         _complain("interrupted; nothing that was finished is lost")
         sys.exit(130)
-    except MemoryError as error:
-        if _common.debug:
-            raise
-        _complain(
-            f"out of memory: {clean_lines(str(error)) or 'no more could be had'}; use "
-            "fewer peers, a smaller model or smaller block_peers"
-        )
-        sys.exit(5)
     except Exception as error:
         if _common.debug:
             raise
@@ -643,7 +634,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             _complain(
                 "ResourceError: out of memory "
                 f"({clean_lines(str(error)) or 'no more could be had'}); use fewer "
-                "peers, a smaller model or a machine with more"
+                "peers, a smaller model or smaller block_peers"
             )
             sys.exit(ResourceError.exit_code)
         import platform

@@ -2,10 +2,24 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 
 from dfl_unlearn._configfile import read_config_file, to_toml
+from dfl_unlearn.engine.faults import (
+    Delay,
+    Duplicate,
+    FaultPlan,
+    MarkovChurn,
+    MessageLoss,
+    NetworkSplit,
+    Reorder,
+    ScheduledChurn,
+    Straggler,
+    fault_models,
+)
+from dfl_unlearn.engine.stored import config_from, config_to
 from dfl_unlearn.engine.trainers.dp_gossip import DpGossip
 from dfl_unlearn.errors import (
     ConfigError,
@@ -106,6 +120,29 @@ BAD = {
     ),
     "bad run name": (('"small"', '"../x"'), "run name: must match"),
     "missing field": (("peer = 1", ""), "forget.0.*peer: is missing"),
+    "nothing would arrive": (
+        (
+            "rounds = 5",
+            'rounds = 5\n[[training.faults.models]]\nuse = "message-loss"\np = 1.0\n',
+        ),
+        r"exp.toml: training.faults.models.0.p: must be < 1 \(nothing would ever "
+        r"arrive\), got 1.0",
+    ),
+    "a fault that is not there": (
+        (
+            "rounds = 5",
+            'rounds = 5\n[[training.faults.models]]\nuse = "message-lost"\np = 0.1\n',
+        ),
+        "training.faults.models.0.use: .*Did you mean 'message-loss'",
+    ),
+    "a fault's field": (
+        (
+            "rounds = 5",
+            "rounds = 5\n[[training.faults.models]]\nuse = "
+            '"markov-churn"\np_leave = 1.5\np_return = 0.2\n',
+        ),
+        "training.faults.models.0.p_leave: .*got 1.5",
+    ),
     "field of another kind": (('kind = "samples"', 'kind = "peer"'), "fraction"),
 }
 
@@ -188,6 +225,32 @@ def test_defaults_are_filled_and_come_back_the_same(tmp_path):
 def test_the_demo_comes_back_the_same():
     demo = read_experiment(DEMO)
     assert read_experiment(to_config(demo)) == demo
+
+
+def test_every_fault_model_comes_back_from_its_file(tmp_path):
+    faults = FaultPlan(
+        models=(
+            MarkovChurn(p_leave=0.1, p_return=0.3),
+            ScheduledChurn(events=((3, 1, "down"), (5, 1, "up"))),
+            MessageLoss(p=0.2),
+            Delay(probabilities=(0.5, 0.5), max_staleness=2),
+            Straggler(share=0.2, slowdown=3),
+            NetworkSplit(start=1, end=4, peers=(0, 1)),
+            Duplicate(p=0.1),
+            Reorder(p=0.1),
+        ),
+        weight_policy="self",
+        patience=7,
+    )
+    assert {fault_models.name_of(m) for m in faults.models} == set(fault_models.names())
+    plain = load(tmp_path, GOOD)
+    experiment = replace(plain, training=replace(plain.training, faults=faults))
+    text = to_toml(to_config(experiment))
+    assert "[[training.faults.models]]" in text
+    assert load(tmp_path, text, name="faults.toml") == experiment
+    assert config_from(json.loads(json.dumps(config_to(experiment.training)))) == (
+        experiment.training
+    )
 
 
 def test_overrides_win_over_the_file(tmp_path):

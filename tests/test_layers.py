@@ -1,4 +1,4 @@
-"""Imports point down, the base import is light, and nothing unsafe is called."""
+"""Imports point down, and the base import is light."""
 
 import ast
 import subprocess
@@ -10,7 +10,6 @@ import pytest
 import dfl_unlearn
 
 ROOT = Path(dfl_unlearn.__file__).parent
-REPOSITORY = ROOT.parent
 
 # Parts of the package by layer; a part may import from lower layers only. Parts of one
 # layer do not import each other, and every part may import the base.
@@ -146,114 +145,3 @@ def test_simulating_loads_no_heavy_library():
     loaded = loaded_after("import dfl_unlearn\ndfl_unlearn.simulate")
     assert "torch" in loaded
     assert loaded.isdisjoint(HEAVY)
-
-
-# --- what must not be called ------------------------------------------------------
-
-UNSAFE_MODULES = {"pickle", "dill", "shelve", "marshal", "joblib", "yaml", "random"}
-UNSAFE_CALLS = {
-    "eval",
-    "exec",
-    "compile",
-    "__import__",
-    "os.system",
-    "os.popen",
-    "torch.load",
-    "torch.save",
-    "numpy.load",
-    "pandas.read_pickle",
-}
-GLOBAL_STATE = {"manual_seed", "seed", "set_rng_state", "fork_rng"}
-DRAWS = {"rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial"}
-KEYED = {"numpy.random.Generator", "numpy.random.Philox"}
-SEEDING_ALLOWED = ROOT / "models" / "initial.py"
-ALIASES = {"np": "numpy", "pd": "pandas"}
-
-
-def dotted(node):
-    """``numpy.random.rand`` for the syntax tree of ``np.random.rand``, or ''."""
-    if isinstance(node, ast.Name):
-        return ALIASES.get(node.id, node.id)
-    if isinstance(node, ast.Attribute):
-        owner = dotted(node.value)
-        return f"{owner}.{node.attr}" if owner else ""
-    return ""
-
-
-def unsafe(tree, *, seeding=False):
-    """Yield the unsafe modules and calls of a file."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            names = [alias.name for alias in node.names]
-            names = [node.module] if isinstance(node, ast.ImportFrom) else names
-            yield from {name.split(".")[0] for name in names} & UNSAFE_MODULES
-        if not isinstance(node, ast.Call):
-            continue
-        name = dotted(node.func)
-        last = name.rpartition(".")[2]
-        given = {keyword.arg: keyword.value for keyword in node.keywords}
-        shell = given.get("shell")
-        refuses_pickle = ast.unparse(given.get("allow_pickle", ast.Constant(True)))
-        if name in UNSAFE_CALLS and (name, refuses_pickle) != ("numpy.load", "False"):
-            yield name
-        elif shell is not None and ast.unparse(shell) != "False":
-            yield f"{name}(shell=...)"
-        elif name.startswith("numpy.random."):
-            yield from {name} - KEYED
-        elif name.startswith("torch.") and last in GLOBAL_STATE and not seeding:
-            yield name
-        elif name.startswith("torch.") and last in DRAWS and "generator" not in given:
-            yield f"{name} without a generator"
-
-
-def scanned():
-    folders = (ROOT, REPOSITORY / "experiments")
-    return sorted(path for folder in folders for path in folder.rglob("*.py"))
-
-
-@pytest.mark.parametrize(
-    "path", scanned(), ids=lambda p: str(p.relative_to(REPOSITORY))
-)
-def test_nothing_unsafe_or_unrepeatable_is_called(path):
-    tree = ast.parse(path.read_text())
-    assert list(unsafe(tree, seeding=path == SEEDING_ALLOWED)) == []
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "import pickle",
-        "from random import shuffle",
-        "import yaml.reader",
-        "eval(text)",
-        "torch.load(path)",
-        "os.system('ls')",
-        "subprocess.run('ls', shell=True)",
-        "np.load(path)",
-        "np.load(path, allow_pickle=True)",
-        "np.random.rand(3)",
-        "np.random.default_rng()",
-        "torch.manual_seed(0)",
-        "torch.random.fork_rng()",
-        "torch.cuda.manual_seed(0)",
-        "torch.randn(3)",
-    ],
-)
-def test_an_unsafe_line_is_found(line):
-    assert list(unsafe(ast.parse(line)))
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "np.load(path, allow_pickle=False)",
-        "np.random.Generator(np.random.Philox(key=0))",
-        "torch.randn(3, generator=generator)",
-        "generator.manual_seed(0)",
-        "subprocess.run(['ls'])",
-        "re.compile(pattern)",
-        "model.eval()",
-    ],
-)
-def test_a_safe_line_passes(line):
-    assert not list(unsafe(ast.parse(line)))

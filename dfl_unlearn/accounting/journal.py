@@ -65,11 +65,14 @@ class Journal:
             raise StoreWriteError(_not_written(path, error)) from error
         journal = cls(path, size=0)
         journal._write(handle, content)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+            folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError as error:
+            raise StoreWriteError(_not_written(path, error)) from error
         return journal
 
     def append(self, content: bytes) -> None:

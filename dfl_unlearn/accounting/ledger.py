@@ -48,12 +48,14 @@ from dfl_unlearn.accounting.entries import (
 from dfl_unlearn.accounting.gaussian import gaussian_delta
 from dfl_unlearn.accounting.journal import Journal, read_journal
 from dfl_unlearn.accounting.mechanisms import Adjacency, Mechanism
+from dfl_unlearn.accounting.outbox import Outbox
 from dfl_unlearn.accounting.rdp import RdpCurve, curve_of
 from dfl_unlearn.errors import (
     InvalidArgumentError,
     InvalidPrivacyParameterError,
     LedgerCorruptError,
     PrivacyBudgetExceededError,
+    ReplayDivergedError,
 )
 
 __all__ = [
@@ -77,6 +79,7 @@ class PrivacyLedger:
     Attributes:
         budget: What charges are checked against.
         filter_order: The one Rényi order that counts with adaptive costs, else None.
+        outbox: Notes what is released before it is sent, or None.
 
     Example:
         >>> ledger = PrivacyLedger(PrivacyBudget(epsilon_max=1.0))
@@ -113,7 +116,9 @@ class PrivacyLedger:
         self._lines: list[bytes] = []
         self._book = EntryBook()
         self._open: set[int] = set()  # places reserved here, not yet settled
+        self._ahead: list[bytes] = []  # written by an attempt that was interrupted
         self._journal = None if path is None else Journal.create(Path(path), b"")
+        self.outbox: Outbox | None = None
 
     @property
     def path(self) -> Path | None:
@@ -446,6 +451,48 @@ class PrivacyLedger:
             copy._journal = Journal.create(Path(path), self._text())
         return copy
 
+    def again(self, path: Path | str, *, read_only: bool = False) -> "PrivacyLedger":
+        """Return a fork that goes through the charges of an earlier attempt again.
+
+        Its file already holds them: whoever makes the same charges finds them there,
+        line by line, and nothing is charged twice; others are refused.
+
+        Args:
+            path: The file of the earlier attempt, a fork of this ledger.
+            read_only: Leave the file as it is: charges beyond its end are kept in
+                memory.
+
+        Returns:
+            The copy; ``ahead`` says how many lines are still to come.
+
+        Raises:
+            LedgerCorruptError: If the file was changed, or is of another ledger.
+        """
+        path = Path(path)
+        content = read_journal(path)
+        *lines, tail = content.split(b"\n")
+        replay(lines, path.name)
+        own = len(self._lines)
+        if lines[:own] != self._lines[: len(lines)]:
+            raise LedgerCorruptError(
+                f"{path.name}: must begin with the {own} lines of the run's ledger, "
+                "got others; the attempt is of another run or was made before a commit"
+            )
+        if len(lines) < own and not read_only:
+            path.unlink()  # killed while it was made, nothing was charged in it
+            return self.fork(path)
+        copy = self.fork()
+        copy._ahead = lines[own:]
+        if not read_only:
+            size = len(content) - len(tail)
+            copy._journal = Journal(path, size=size, torn=len(tail))
+        return copy
+
+    @property
+    def ahead(self) -> int:
+        """Lines of an earlier attempt that were not charged again yet."""
+        return len(self._ahead)
+
     def save(self, path: Path | str) -> None:
         """Write the chain to a new file; this ledger stays bound to where it was.
 
@@ -648,8 +695,18 @@ class PrivacyLedger:
             seq += 1
             lines.append(encode(entry, seq, prev))
             prev = sha256(lines[-1]).hexdigest()
-        if self._journal is not None and lines:
-            self._journal.append(b"".join(line + b"\n" for line in lines))
+        known = self._ahead[: len(lines)]
+        if known != lines[: len(known)]:
+            name = "ledger" if self.path is None else self.path.name
+            raise ReplayDivergedError(
+                f"{name} line {len(self._lines) + 1}: must be charged as in the "
+                "attempt before, got another charge; nothing was sent: use the version "
+                "that began it, or ask again under another request_id"
+            )
+        new = lines[len(known) :]
+        if self._journal is not None and new:
+            self._journal.append(b"".join(line + b"\n" for line in new))
+        del self._ahead[: len(known)]
         self._lines.extend(lines)
 
     def _text(self) -> bytes:

@@ -290,6 +290,11 @@ class GaussianRelease:
             assumptions=assumptions,
             round=round,
         )[0]
+        outbox = ledger.outbox
+        if outbox is not None and self.mode == "secure":
+            sent = outbox.kept(entry)
+            if sent is not None:  # by an attempt that was interrupted
+                return sent.to(value)
         if self.grid is None or steps is None:
             noise = self._keyed(tuple(value.shape), entry, rng).to(value.device)
             noised = (value.double() + self.noise_std * noise).to(value)
@@ -301,6 +306,8 @@ class GaussianRelease:
                 f"value: must fit {value.dtype} with noise of std {self.noise_std:g}, "
                 "got infinity; nothing was sent, though it is charged"
             )
+        if outbox is not None:
+            outbox.keep(entry, noised)
         return noised
 
     def _keyed(

@@ -144,6 +144,7 @@ def newest_checkpoint(folder: RunFolder, identity: Identity) -> Progress | None:
             states = _record_states(folder, known)
             with _as_corrupt(place):
                 FaultsSeen.of(known["faults"])
+                head = noted_head(known)
                 progress = Progress.of_arrays(
                     arrays,
                     round=done,
@@ -160,7 +161,7 @@ def newest_checkpoint(folder: RunFolder, identity: Identity) -> Progress | None:
             continue
         # A ledger that is shorter than it was is no fault of the checkpoint: an older
         # one would only hide that charges are gone.
-        PrivacyLedger.load(folder.path(LEDGER), expected_head=noted_head(known))
+        PrivacyLedger.load(folder.path(LEDGER), expected_head=head)
         return progress
     if older:
         raise ResumeWouldUndoUnlearningError(

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from dfl_unlearn.engine.fault_draws import FaultDraws
 from dfl_unlearn.engine.faults import FaultPlan
 from dfl_unlearn.errors import InvalidArgumentError
+from dfl_unlearn.record.round_weights import RoundWeights
 from dfl_unlearn.topology.graph import TopologySchedule
 
 if TYPE_CHECKING:
@@ -125,6 +126,27 @@ class RoundsOfFaults:
             for own, places in zip(shards, self._cuts[1], strict=True)
         ]
 
+    def works(self, t: int) -> Bools:
+        """Return who does its local work in round t, shape ``(N,)``."""
+        return self.draws.at(t + self._ahead).works
+
+    def crashed(self, t: int) -> Bools:
+        """Return who restarts in round t, shape ``(N,)``."""
+        return self.draws.at(t + self._ahead).crashed
+
+    def weights(self, t: int) -> RoundWeights:
+        """Return what mixes in round t."""
+        now, pattern = self.draws.at(t + self._ahead), self.pattern(t)
+        return RoundWeights(
+            by_age=tuple(
+                sp.csr_array(
+                    (entries, pattern.indices, pattern.indptr), shape=pattern.shape
+                )
+                for entries in now.mixing.entries.values()
+            ),
+            works=now.works,
+        )
+
     def counts(self, t: int) -> dict[str, int]:
         """Return how often what went wrong in round t; see ``RoundFaults.counts``."""
         now = self.draws.at(t + self._ahead)
@@ -132,6 +154,40 @@ class RoundsOfFaults:
         if not now.mixing.keeps_mean(self.draws.arcs(now.round)):
             found[MEAN_MOVED] = 1
         return found
+
+
+def cut_replicas(each: Sequence[RoundsOfFaults], t: int) -> ShardFaults:
+    """Return what a shard of replicas is told: row ``i R + r`` is peer i of replica r.
+
+    Args:
+        each: What goes wrong in every replica, by its own draws.
+        t: Round of training, from 0.
+
+    Returns:
+        For the pattern ``kron(pattern, identity of R)``.
+    """
+    pointers = each[0].pattern(t).indptr.astype(np.int64)
+    lengths, r = np.diff(pointers), len(each)
+    row = np.repeat(np.arange(len(lengths)), lengths)
+    # Row i R + k of the product has the entries of row i, whatever k.
+    first = (pointers[:-1] * r)[row] + np.arange(len(row)) - pointers[:-1][row]
+    everyone = [np.arange(len(lengths))]
+    cuts = [one.cut(t, everyone)[0] for one in each]
+    ages = sorted({age for cut in cuts for age, _ in cut.entries})
+    entries = {age: np.zeros(len(row) * r) for age in ages}
+    for k, cut in enumerate(cuts):
+        for age, values in cut.entries:
+            entries[age][first + k * lengths[row]] = values
+
+    def flat(name: str) -> Bools:
+        return np.stack([getattr(cut, name) for cut in cuts], axis=1).reshape(-1)
+
+    return ShardFaults(
+        entries=tuple(entries.items()),
+        up=flat("up"),
+        works=flat("works"),
+        crashed=flat("crashed"),
+    )
 
 
 class FaultsSeen:

@@ -34,6 +34,7 @@ from torch import Tensor
 
 from dfl_unlearn import _validate
 from dfl_unlearn.data.forget import ForgetRequest
+from dfl_unlearn.engine.fault_rounds import RoundsOfFaults
 from dfl_unlearn.engine.replay import Chosen, Replay, refuse_undifferentiable
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.simulator import retrain, samples_per_round
@@ -54,6 +55,7 @@ from dfl_unlearn.record.influence import (
     influence_trace,
     mixing_power,
 )
+from dfl_unlearn.record.round_weights import Mixing
 
 _LOG = logging.getLogger(__name__)
 
@@ -130,7 +132,36 @@ def _cheap(
             f"{what.kind!r}, got 'norm_bound'; training recorded the norms of whole "
             "peers' gradients only: give the peer, or influence_trace gradient_norms"
         )
-    return influence_trace(run.record, run.topology, chosen.source, mode)
+    return influence_trace(
+        run.record, run.topology, chosen.source, mode, mixing=mixing_of(run, mode)
+    )
+
+
+def mixing_of(
+    run: TrainedRun, mode: Literal["norm_bound", "mixing_power"] = "norm_bound"
+) -> Mixing | None:
+    """Return what mixed in each round of training, None where that is W.
+
+    Args:
+        run: The trained run.
+        mode: What it is for.
+
+    Returns:
+        For ``influence_trace``.
+
+    Raises:
+        UnsupportedRequestError: If peers restarted from their own checkpoints, whose
+            influence no bound follows.
+    """
+    draws = run.faults()
+    if draws is None:
+        return None
+    if mode == "norm_bound" and run.config.faults.own_checkpoints is not None:
+        raise UnsupportedRequestError(
+            "mode: must be 'mixing_power' for a run in which peers restarted from "
+            "their own checkpoints, got 'norm_bound'; no bound follows what was in them"
+        )
+    return RoundsOfFaults(draws, 0).weights
 
 
 def _exact(replay: Replay, chosen: Chosen, every: int, vectors: bool) -> InfluenceTrace:
@@ -181,7 +212,12 @@ def best_influence(run: TrainedRun, source: int) -> InfluenceTrace:
     if kept is not None:
         return kept
     if run.record is None:
-        return mixing_power(run.topology, source, run.config.rounds)
+        return mixing_power(
+            run.topology,
+            source,
+            run.config.rounds,
+            mixing=mixing_of(run, "mixing_power"),
+        )
     work = run.record.rounds * samples_per_round(run.data, run.config) * run.model.size
     if work * (1 if run.model.convex else _AUTOGRAD) <= _AFFORDABLE:
         try:
@@ -190,7 +226,12 @@ def best_influence(run: TrainedRun, source: int) -> InfluenceTrace:
             _LOG.debug("no exact influence: %s", error)
         except ReplayDivergedError as error:
             _LOG.warning("no exact influence: %s", error)
-    return best_trace(run.record, run.topology, source)
+    try:
+        mixing = mixing_of(run)
+    except UnsupportedRequestError:
+        mixing = mixing_of(run, "mixing_power")
+        return mixing_power(run.topology, source, run.record.rounds, mixing=mixing)
+    return best_trace(run.record, run.topology, source, mixing=mixing)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -17,6 +17,7 @@ from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.backends.contract import EngineSetup
 from dfl_unlearn.engine.backends.inline import Inline
 from dfl_unlearn.engine.batches import Batch, BatchPlan
+from dfl_unlearn.engine.fault_rounds import RoundsOfFaults
 from dfl_unlearn.engine.local import peer_scale
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.state import PeerState
@@ -79,6 +80,9 @@ class Replay:
         self.scale = peer_scale(run.data, run.config.peer_weighting)
         self.steps = run.config.local.per_round(run.data.sizes)
         self.initial = PeerState(params=record.initial)
+        # Training began with the network's clock, whatever came after it.
+        draws = run.faults()
+        self.faults = None if draws is None else RoundsOfFaults(draws, 0)
         self._plan = BatchPlan(
             offsets=run.data.offsets,
             keep=run.data.keep,
@@ -179,9 +183,22 @@ class Replay:
             decay=scale * self.run.model.l2 + self.config.local.weight_decay,
         )
 
+    def works(self, t: int) -> NDArray[np.bool_]:
+        """Return who did its local work in round t, shape ``(N,)``."""
+        if self.faults is None:
+            return np.ones(len(self.steps), dtype=np.bool_)
+        return self.faults.works(t)
+
+    def forget_crashed(self, t: int, slot: Tensor) -> None:
+        """Set the rows of a slot to 0 that were lost in round t, in place."""
+        if self.faults is not None and (crashed := self.faults.crashed(t)).any():
+            slot[torch.from_numpy(crashed)] = 0.0
+
     def mix(self, t: int, rows: Tensor, *, back: bool = False) -> Tensor:
         """Return W rows of round t in float64, or W' rows (``back``), ``(N, P)``."""
         weights = self.schedule.at(t).weights
+        if self.faults is not None:
+            weights = self.faults.weights(t).by_age[0]
         mixed = (weights.T if back else weights) @ rows.numpy()
         return torch.from_numpy(np.ascontiguousarray(mixed))
 
@@ -206,6 +223,10 @@ def refuse_undifferentiable(run: TrainedRun) -> None:
         reason = f"optimizer={getattr(local, 'optimizer', '')!r}: it adapts its steps"
     elif type(run.config.trainer) not in _DIFFERENTIABLE:
         reason = f"trainer {type(run.config.trainer).__name__}: no derivative is known"
+    elif run.config.faults.oldest > 0:
+        reason = "delay: old rows are mixed in"
+    elif run.config.faults.own_checkpoints is not None:
+        reason = "restarts from own checkpoints"
     if reason:
         raise UnsupportedRequestError(
             f"mode: must not be 'exact' for a run trained with {reason}; use "

@@ -19,8 +19,14 @@ from torch import Tensor
 
 from dfl_unlearn import _validate
 from dfl_unlearn.data.peers import PeerData
+from dfl_unlearn.engine.backends.contract import EngineSetup
 from dfl_unlearn.engine.batches import Batch, BatchPlan
 from dfl_unlearn.engine.config import SimulationConfig
+from dfl_unlearn.engine.fault_rounds import (
+    RoundsOfFaults,
+    cut_replicas,
+    network_weights,
+)
 from dfl_unlearn.engine.local import LocalData, LocalWork, batch_plan
 from dfl_unlearn.engine.memory import available_memory
 from dfl_unlearn.engine.run import TrainedRun
@@ -31,7 +37,7 @@ from dfl_unlearn.errors import NumericalError, ResourceError
 from dfl_unlearn.models.flat import FlatModel
 from dfl_unlearn.record.plan import RecordPlan
 from dfl_unlearn.rng import RngTree
-from dfl_unlearn.topology.graph import Topology
+from dfl_unlearn.topology.graph import TopologySchedule
 
 BLOCK_REPLICAS = 64
 """Replicas that train together, unless they would take too much memory."""
@@ -88,6 +94,7 @@ def train_replicas(
         rounds=run.config.rounds,
         block=block,
         progress=progress,
+        ahead=0,
     )
 
 
@@ -137,6 +144,7 @@ def continue_replicas(
         rounds=rounds,
         block=block,
         progress=None,
+        ahead=run.ahead,
     )
 
 
@@ -150,6 +158,7 @@ def _carried_on(
     rounds: int,
     block: int,
     progress: Callable[[int], None] | None,
+    ahead: int,
 ) -> Replicas:
     """Train block after block of replicas; ``starts`` gives ``(N, k, P)`` for k."""
     _validate.integer(block=block, at_least=1)
@@ -159,7 +168,8 @@ def _carried_on(
     with limited_threads(config.threads):
         for first in range(0, len(trees), block):
             some = trees[first : first + block]
-            rows = _block(run, config, data, some, starts(some), begin, rounds, first)
+            start = starts(some)
+            rows = _block(run, config, data, some, start, begin, rounds, first, ahead)
             found.append(rows)
             if progress is not None:
                 progress(len(some))
@@ -175,21 +185,23 @@ def _block(
     begin: int,
     rounds: int,
     first: int,
+    ahead: int,
 ) -> Tensor:
     """Return the states after some rounds of replicas together, ``(k, N, P)``."""
     n, k = data.n, len(trees)
     schedule = run.topology if config.schedule is None else config.schedule
     work = ReplicaWork(LocalData.of(data, config), run.model, config, trees)
     shard = Shard(work, config)
-    linked: tuple[Topology, Links] | None = None
+    faults = _faults(run, config, schedule, trees, begin, ahead)
+    linked: tuple[object, Links] | None = None
     for t in range(begin, begin + rounds):
-        topology = schedule.at(t)
-        if linked is None or linked[0] is not topology:
-            linked = (topology, _links(topology, k))
+        weights = network_weights(schedule, faults[0] if faults else None, t)
+        if linked is None or linked[0] is not weights:
+            linked = (weights, _links(weights, k))
         if t == begin:
             shard.load(linked[1], start.reshape(n * k, -1), {}, t)
         shard.relink(linked[1])
-        shard.begin(t)
+        shard.begin(t, cut_replicas(faults, t) if faults else None)
         shard.finish(t, {})
     rows: Tensor = shard.rows()["params"].reshape(n, k, -1).transpose(0, 1)
     bad = ~rows.isfinite().all(dim=2)
@@ -202,10 +214,34 @@ def _block(
     return rows
 
 
-def _links(topology: Topology, replicas: int) -> Links:
+def _links(weights: sp.csr_array, replicas: int) -> Links:
     """Return the network of all replicas: R copies that exchange nothing."""
-    copies = sp.kron(topology.weights, sp.eye_array(replicas), format="csr")
-    return link(sp.csr_array(copies), [np.arange(topology.n * replicas)])[0]
+    copies = sp.kron(weights, sp.eye_array(replicas), format="csr")
+    return link(sp.csr_array(copies), [np.arange(copies.shape[0])])[0]
+
+
+def _faults(
+    run: TrainedRun,
+    config: SimulationConfig,
+    schedule: TopologySchedule,
+    trees: Sequence[RngTree],
+    begin: int,
+    ahead: int,
+) -> list[RoundsOfFaults]:
+    """Return what goes wrong in every replica by its own draws; empty for nothing."""
+    setups = [
+        EngineSetup(
+            schedule=schedule,
+            data=run.data,
+            model=run.model,
+            config=config,
+            rng=tree,
+            ahead=ahead,
+        )
+        for tree in trees
+    ]
+    found = [RoundsOfFaults.of(setup, {}, begin) for setup in setups]
+    return [one for one in found if one is not None]
 
 
 def _fitting(run: TrainedRun, config: SimulationConfig) -> int:

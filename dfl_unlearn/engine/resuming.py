@@ -309,6 +309,7 @@ def _check_complete(manifest: Mapping[str, Any]) -> None:
         _validate.of_type(str, forgotten=past["request_id"])
     if manifest.get("goes_on") is not None:
         _validate.of_type(bool, record=manifest["goes_on"]["record"])
+    noted_head(manifest)
     recorded = manifest["info"]["arithmetic"]
     _validate.of_type(str, kernel=recorded["kernel"])
     for key in ("chunk_peers", "blas"):

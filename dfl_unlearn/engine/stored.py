@@ -6,11 +6,11 @@ generator is noticed before anything is computed. It also notes the ledger's las
 a ledger that is shorter has lost charges; a longer one was charged since.
 
 While a forget request is committed the manifest also holds the one to come, under
-``next``: the state file says which of the two is in force, so a crash leaves either the
-run before or the run after.
+``next``. A commit that was interrupted is carried out to its end when the folder is
+opened next (``engine.commit``); while another process is at it, the state file says
+which of the two is in force.
 """
 
-import logging
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -23,7 +23,9 @@ from numpy.typing import NDArray
 from dfl_unlearn import _validate
 from dfl_unlearn.accounting.ledger import PrivacyLedger
 from dfl_unlearn.data.peers import PeerData
+from dfl_unlearn.engine.commit import FINAL, LEDGER, NEXT, settle_commit
 from dfl_unlearn.engine.config import SimulationConfig
+from dfl_unlearn.engine.fault_rounds import MEAN_MOVED
 from dfl_unlearn.engine.figures import versions
 from dfl_unlearn.engine.run import CarriedOut, TrainedRun, state_digest
 from dfl_unlearn.engine.state import PeerState
@@ -51,6 +53,7 @@ from dfl_unlearn.errors import (
 from dfl_unlearn.models.flat import FlatModel
 from dfl_unlearn.models.zoo import models
 from dfl_unlearn.rng import RngTree, noise_self_check
+from dfl_unlearn.store.files import write_file
 from dfl_unlearn.store.folder import RunFolder
 from dfl_unlearn.store.understood import understood
 from dfl_unlearn.topology.graph import Topology
@@ -82,11 +85,7 @@ __all__ = [
     "save_run",
 ]
 
-_log = logging.getLogger(__name__)
-
 FORMAT = 1
-FINAL = "state/final.safetensors"
-LEDGER = "ledger.jsonl"
 
 
 def save_run(run: TrainedRun, path: str | Path) -> TrainedRun:
@@ -118,10 +117,28 @@ def save_run(run: TrainedRun, path: str | Path) -> TrainedRun:
 
 
 def open_folder(path: str | Path) -> RunFolder:
-    """Return an existing run folder, or a new one where there is none."""
+    """Return an existing run folder, or a new one where there is none.
+
+    Args:
+        path: The folder; an empty one becomes a run folder.
+
+    Returns:
+        The folder.
+    """
     path = Path(path)
+    if _is_empty(path):
+        write_file(path / "lock", b"")
     return (
         RunFolder(path) if path.exists() else RunFolder.create(path.parent, path.name)
+    )
+
+
+def _is_empty(path: Path) -> bool:
+    """Return whether a folder holds nothing, as a kill while it is made leaves it."""
+    return (
+        path.is_dir()
+        and not path.is_symlink()
+        and all(place.name.startswith(".lock.tmp-") for place in path.iterdir())
     )
 
 
@@ -161,6 +178,7 @@ def finish_run(
     if run.record is not None:
         write_record(folder, run.record)
     state = state_digest(run.state)
+    _write_fault_event(folder, run)
     folder.write_json(
         "manifest.json",
         {
@@ -180,6 +198,23 @@ def finish_run(
     return replace(run, folder=folder.root)
 
 
+def _write_fault_event(folder: RunFolder, run: TrainedRun) -> None:
+    """Write one row that says in how many rounds the peers' mean was not kept."""
+    moved = run.info.get("faults", {}).get(MEAN_MOVED, ())
+    known = (row.get("what") for row in folder.records() if row["type"] == "event")
+    if moved and MEAN_MOVED not in known:
+        folder.append(
+            {
+                "type": "event",
+                "round": moved[0],
+                "what": MEAN_MOVED,
+                "peer": -1,
+                "detail": f"{len(moved)} of {run.state.round} rounds did not keep the "
+                "peers' mean, this one first; manifest.json, info.faults, has all",
+            }
+        )
+
+
 def check_storable(config: SimulationConfig, path: str | Path) -> None:
     """Refuse a run that could not be kept, before it is trained.
 
@@ -192,7 +227,7 @@ def check_storable(config: SimulationConfig, path: str | Path) -> None:
             holds a run already, finished or not.
     """
     config_to(config)
-    if not Path(path).exists():
+    if not Path(path).exists() or _is_empty(Path(path)):
         return
     folder = RunFolder(path)
     if folder.is_done:
@@ -365,7 +400,9 @@ def carried_out_to(past: CarriedOut) -> dict[str, Any]:
 
 
 def read_manifest(folder: RunFolder) -> dict[str, Any]:
-    """Return a manifest as it was written, ``next`` included.
+    """Return a manifest as it was written, after a commit that was interrupted is done.
+
+    ``next`` is there only while another process commits.
 
     Args:
         folder: A run folder.
@@ -376,6 +413,7 @@ def read_manifest(folder: RunFolder) -> dict[str, Any]:
     Raises:
         StoreCorruptError: If it has another format.
     """
+    settle_commit(folder)
     manifest: dict[str, Any] = folder.read_json("manifest.json")
     with understood(f"{folder.root}/manifest.json"):
         if manifest.get("format") != FORMAT:
@@ -400,13 +438,8 @@ def read_state(folder: RunFolder) -> tuple[dict[str, Any], PeerState]:
     tensors = folder.read_tensors(FINAL)
     with understood(f"{folder.root}/manifest.json"):
         params = tensors.pop("params")
-        coming = manifest.pop("next", None)
+        coming = manifest.pop(NEXT, None)  # another process is committing
         if coming and coming["state"] == state_digest(PeerState(params=params)):
-            _log.warning(
-                "%s: a commit was interrupted after the new state was written; state "
-                "from before the request may still lie there until the next commit",
-                folder.root,
-            )
             manifest = coming
         _validate.integer(at_least=0, round=manifest["round"])
         state = PeerState(params=params, slots=tensors, round=manifest["round"])

@@ -1,6 +1,7 @@
 """Network, training record and history of a run, in its folder."""
 
 from collections.abc import Mapping
+from hashlib import sha256
 from typing import Any
 
 import networkx as nx
@@ -8,6 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from dfl_unlearn import _validate
 from dfl_unlearn.engine.config import SimulationConfig
 from dfl_unlearn.engine.figures import history_of, is_evaluated, rows_of
 from dfl_unlearn.engine.run import History
@@ -86,7 +88,24 @@ def record_entry(record: TrainingRecord) -> dict[str, Any]:
             if record.dynamics.smoothness is None
             else fields_of(record.dynamics.smoothness),
         },
+        "digest": _record_digest(record),
     }
+
+
+def _record_digest(record: TrainingRecord) -> str:
+    """Return the SHA-256 of a record's arrays: claims rest on them."""
+    initial = record.initial
+    if initial is not None and initial.stride(0) == 0:
+        initial = initial[:1]
+    states = sorted(record.checkpoints.items())
+    arrays = [record.step_sizes, record.gradient_norms, initial]
+    found = sha256()
+    for value in (*arrays, *(params for _, params in states)):
+        if value is not None:
+            array = np.ascontiguousarray(value)
+            found.update(f"|{array.dtype}{array.shape}|".encode())
+            found.update(array.reshape(-1).view(np.uint8).data)
+    return found.hexdigest()
 
 
 def write_record(folder: RunFolder, record: TrainingRecord) -> None:
@@ -107,7 +126,18 @@ def write_record(folder: RunFolder, record: TrainingRecord) -> None:
 def read_record(
     folder: RunFolder, known: Mapping[str, Any] | None
 ) -> TrainingRecord | None:
-    """Read what ``write_record`` wrote; None where nothing was kept."""
+    """Read what ``write_record`` wrote; None where nothing was kept.
+
+    Args:
+        folder: The run's folder.
+        known: What the manifest says of the record; without ``digest`` in older ones.
+
+    Returns:
+        The record.
+
+    Raises:
+        StoreCorruptError: If its arrays are not those that were written.
+    """
     if known is None:
         return None
     from dfl_unlearn._assumption import Assumption
@@ -122,7 +152,7 @@ def read_record(
         if known["common_initial"]:
             initial = initial.expand(n, -1)
     norms = arrays.get("gradient_norms")
-    return TrainingRecord(
+    record = TrainingRecord(
         plan=RecordPlan(
             parts=frozenset(known["parts"]),
             every=known["every"],
@@ -147,6 +177,14 @@ def read_record(
             int(t): value for t, value in known.get("training_residual", {}).items()
         },
     )
+    digest = _record_digest(record)
+    if known.get("digest", digest) != digest:  # none in older folders
+        raise StoreCorruptError(
+            f"{folder.root}/record: arrays must have the digest "
+            f"{_validate.show(known['digest'])[:20]}, got {digest[:16]}...; a file was "
+            "changed, train the run again"
+        )
+    return record
 
 
 def round_row(

@@ -97,6 +97,7 @@ class DSgdRound:
         velocity = {k: v.clone() for k, v in change.slots.items()}
         active = change.reached
         active[list(self._chosen.owners)] = True
+        active &= self._replay.works(t)
         for steps in self._replay.local_steps(t, active):
             at = torch.from_numpy(steps[0].peers)
             x, v = _rows(before, at, self._momentum)
@@ -113,6 +114,8 @@ class DSgdRound:
             local[at] = moved
             if velocity:
                 velocity["momentum"][at] = dv
+        if velocity:
+            self._replay.forget_crashed(t, velocity["momentum"])
         if self._atc:
             return Change(params=self._replay.mix(t, local), slots=velocity)
         mixed = self._replay.mix(t, change.params)
@@ -142,6 +145,7 @@ class DSgdRound:
         local = mixed.clone() if self._atc else change.params.clone()
         velocity = {k: v.clone() for k, v in change.slots.items()}
         active = Change(params=local, slots=velocity).reached
+        active &= self._replay.works(t)
         for steps in self._replay.local_steps(t, active):
             at = torch.from_numpy(steps[0].peers)
             points = self._points(steps, before, at)
@@ -160,6 +164,8 @@ class DSgdRound:
             local[at] = back
             if velocity:
                 velocity["momentum"][at] = dv
+        if velocity:
+            self._replay.forget_crashed(t, velocity["momentum"])
         if not self._atc:
             local = mixed + (local - change.params)
         return Change(params=local, slots=velocity)
@@ -217,9 +223,12 @@ class GradientTrackingRound:
     ) -> Change:
         """Carry a change through round t; see ``DSgdRound.forward``."""
         old = change.slots
-        moved = change.params - self._replay.rates[t] * old["tracker"]
+        works = torch.from_numpy(self._replay.works(t))[:, None]
+        step = self._replay.rates[t] * old["tracker"]
+        moved = change.params - torch.where(works, step, 0.0)
         params = self._replay.mix(t, moved)
         rise = self._rise(t + 1, after, params)
+        rise = torch.where(works, rise, old["gradient"])
         tracker = self._replay.mix(t, old["tracker"]) + rise - old["gradient"]
         return Change(params=params, slots={"tracker": tracker, "gradient": rise})
 
@@ -233,15 +242,18 @@ class GradientTrackingRound:
     ) -> Change:
         """Carry a derivative back through round t; see ``DSgdRound.backward``."""
         tracker = change.slots["tracker"]
+        works = torch.from_numpy(self._replay.works(t))[:, None]
         along = tracker + change.slots["gradient"]
-        fall = self._fall(t + 1, after, along, credit)
+        idle = torch.where(works, 0.0, along)
+        fall = self._fall(t + 1, after, along - idle, credit)
         params = self._replay.mix(t, change.params + fall, back=True)
         back = self._replay.mix(t, tracker, back=True)
         return Change(
             params=params,
             slots={
-                "tracker": back - self._replay.rates[t] * params,
-                "gradient": -tracker,
+                "tracker": back
+                - torch.where(works, self._replay.rates[t] * params, 0.0),
+                "gradient": idle - tracker,
             },
         )
 

@@ -42,6 +42,7 @@ from dfl_unlearn.errors import (
     UnknownPeerError,
     UnsupportedRequestError,
 )
+from dfl_unlearn.record.round_weights import Inboxes, Mixing, RoundWeights
 from dfl_unlearn.record.training import Dynamics, TrainingRecord
 from dfl_unlearn.topology.graph import Topology, TopologySchedule
 
@@ -134,6 +135,7 @@ def influence_trace(
     mode: Literal["norm_bound", "mixing_power"] = "norm_bound",
     *,
     gradient_norms: NDArray[np.float64] | None = None,
+    mixing: Mixing | None = None,
 ) -> InfluenceTrace:
     """Return how a peer's influence spread over the rounds of a run.
 
@@ -144,6 +146,8 @@ def influence_trace(
         mode: ``norm_bound`` or ``mixing_power``.
         gradient_norms: Norms of the forget set's part of the source's gradients, shape
             ``(T,)``; None takes the whole peer's, as recorded.
+        mixing: What mixed in each round of a network that failed, as
+            ``engine.influence.mixing_of`` gives it; None is W.
 
     Returns:
         The trace of all rounds.
@@ -152,12 +156,18 @@ def influence_trace(
         UnknownPeerError: If ``source`` is not a peer.
         InvalidArgumentError: If ``gradient_norms`` has another shape.
         MissingRecordError: If the record lacks gradient norms.
-        UnsupportedRequestError: If the training iteration has no such bound.
+        UnsupportedRequestError: If the training iteration has no such bound, or the
+            network failed and ``mixing`` does not say how.
     """
     _validate.one_of(("norm_bound", "mixing_power"), mode=mode)
     _check_peer(topology, source)
+    if record.dynamics.faulty and mixing is None:
+        raise UnsupportedRequestError(
+            "mixing: must be given for a run whose network failed (W is not what mixed "
+            "in its rounds), got None; use engine.influence.track_influence"
+        )
     if mode == "mixing_power":
-        return mixing_power(topology, source, record.rounds)
+        return mixing_power(topology, source, record.rounds, mixing=mixing)
     if gradient_norms is None:
         if record.gradient_norms is None:
             raise MissingRecordError(
@@ -175,7 +185,8 @@ def influence_trace(
     norms = np.zeros((record.rounds, topology.n))
     s = np.zeros(topology.n)
     grows = np.zeros(topology.n, dtype=bool)
-    own = topology.weights.diagonal()
+    now = RoundWeights(by_age=(topology.weights,), works=np.ones(topology.n, np.bool_))
+    boxes = Inboxes()
     assert dynamics.smoothness is not None
     beta = float(dynamics.smoothness.value)
     for t, (eta, g) in enumerate(zip(record.step_sizes, gradient_norms, strict=True)):
@@ -184,17 +195,20 @@ def influence_trace(
             for b in (dynamics.decay, beta)
         )
         kick = eta * g
+        now = now if mixing is None else mixing(t)
+        own, works = now.by_age[0].diagonal(), now.works
+        kick *= works[source]
         if dynamics.form == "atc":
             step = np.maximum(1 - low, high - 1)
-            factor = step**dynamics.local_steps
+            factor = np.where(works, step**dynamics.local_steps, 1.0)
             kick *= max(1.0, step[source]) ** (dynamics.local_steps[source] - 1)
             local = factor * s
             local[source] += kick
-            s = topology.weights @ local
+            s = boxes.mix(now, local)
             grows |= factor > 1
         elif (dynamics.local_steps == 1).all():
-            step = np.maximum(own - low, high - own)
-            s = topology.weights @ s + (step - own) * s
+            step = np.where(works, np.maximum(own - low, high - own), own)
+            s = boxes.mix(now, s) + (step - own) * s
             s[source] += kick
             grows |= step > own
         else:
@@ -202,7 +216,7 @@ def influence_trace(
             step = np.maximum(1 - low, high - 1)
             factor = np.maximum(step, 1.0) ** dynamics.local_steps
             kick *= factor[source]
-            s = topology.weights @ s + (1 + factor) * s
+            s = boxes.mix(now, s) + np.where(works, 1 + factor, 0.0) * s
             s[source] += kick
             grows |= True
         norms[t] = s
@@ -216,24 +230,32 @@ def influence_trace(
     )
 
 
-def mixing_power(topology: Topology, source: int, rounds: int) -> InfluenceTrace:
+def mixing_power(
+    topology: Topology, source: int, rounds: int, *, mixing: Mixing | None = None
+) -> InfluenceTrace:
     """Return the structure-only influence of a peer: the mean of W's powers.
 
     Args:
         topology: The network.
         source: The peer.
         rounds: How many powers, T.
+        mixing: What mixed in each round of a network that failed; None is W.
 
     Returns:
-        A trace whose row t is ``(1/t) sum_{k=1..t} W^k e_source``.
+        A trace whose row t is ``(1/t) sum_{k=1..t} W^k e_source``, or the same with
+        the products of what mixed in the rounds.
     """
     norms = np.zeros((rounds, topology.n))
     power = np.zeros(topology.n)
     power[source] = 1.0
     total = np.zeros(topology.n)
+    boxes = Inboxes()
     for t in range(rounds):
-        power = topology.weights @ power
-        total += power
+        if mixing is None:
+            power = topology.weights @ power
+            total += power
+        else:
+            total = boxes.mix(mixing(t), total + power)
         norms[t] = total / (t + 1)
     return InfluenceTrace(
         source=source,
@@ -379,15 +401,19 @@ def resolvent_weights(
 
 
 def best_trace(
-    record: TrainingRecord, topology: Topology, source: int
+    record: TrainingRecord,
+    topology: Topology,
+    source: int,
+    *,
+    mixing: Mixing | None = None,
 ) -> InfluenceTrace:
     """Return the norm bound where it says something, else the mixing power."""
     try:
-        trace = influence_trace(record, topology, source, "norm_bound")
+        trace = influence_trace(record, topology, source, "norm_bound", mixing=mixing)
     except (UnsupportedRequestError, MissingRecordError):
-        return mixing_power(topology, source, record.rounds)
+        return mixing_power(topology, source, record.rounds, mixing=mixing)
     if trace.vacuous.any():
-        return mixing_power(topology, source, record.rounds)
+        return mixing_power(topology, source, record.rounds, mixing=mixing)
     return trace
 
 

@@ -29,6 +29,7 @@ class Dynamics:
         smoothness: Bound on the largest eigenvalue of a batch Hessian, l2 included
             and weight decay not, or None where no bound is known.
         clip_norm: Per-sample clipping norm, or None.
+        faulty: Whether the network could fail, so that a round did not mix by W.
     """
 
     form: Literal["atc", "cta", "gradient_tracking"]
@@ -40,6 +41,7 @@ class Dynamics:
     convex: bool
     smoothness: Assumption | None
     clip_norm: float | None
+    faulty: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -355,6 +355,17 @@ class RunFolder:
                 f"{_validate.clean(str(error))}; it is damaged, make the run again"
             ) from error
 
+    def remove_leftovers(self, rel: str = "") -> None:
+        """Remove what killed writes left half-written; the folder must be held.
+
+        Args:
+            rel: A folder inside; "" is all of it.
+        """
+        place = self.path(rel) if rel else self.root
+        for file in place.rglob(".*.tmp-*"):
+            with writing(file):
+                file.unlink(missing_ok=True)
+
     # --- results, one checked line each -------------------------------------------
 
     def append(self, record: Mapping[str, Any]) -> None:

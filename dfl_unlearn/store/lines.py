@@ -85,7 +85,11 @@ class LineFile:
     """
 
     def __init__(
-        self, place: Path, held: Callable[[], AbstractContextManager[None]]
+        self,
+        place: Path,
+        held: Callable[[], AbstractContextManager[None]],
+        *,
+        private: bool = False,
     ) -> None:
         """Open a file of lines.
 
@@ -93,8 +97,10 @@ class LineFile:
             place: The file.
             held: Holds whatever keeps others from writing, or raises
                 ``RunLockedError``.
+            private: Whether only the owner may read it.
         """
         self.place = place
+        self._private = private
         self._held = held
         self._checked = False
 
@@ -111,7 +117,7 @@ class LineFile:
                     pass
             self._checked = True
         line = encode_line(self.place.name, record)
-        append_line(self.place, line, durable=durable)
+        append_line(self.place, line, durable=durable, private=self._private)
 
     def sync(self) -> None:
         """Make all records durable."""
@@ -180,8 +186,8 @@ class LineFile:
                     "matches its checksum; only damaged lines are dropped"
                 )
             kept = self._free("dropped")
-            write_file(kept, bad)
-            write_file(self.place, b"".join(lines))
+            write_file(kept, bad, private=self._private)
+            write_file(self.place, b"".join(lines), private=self._private)
         return kept
 
     def _set_aside(self, offset: int, line: bytes) -> None:
@@ -191,7 +197,7 @@ class LineFile:
                 if self.place.stat().st_size != offset + len(line):
                     return  # somebody went on writing it before we held it
                 torn = self._free("torn")
-                write_file(torn, line)
+                write_file(torn, line, private=self._private)
                 with writing(self.place):
                     handle = os.open(self.place, os.O_WRONLY | os.O_CLOEXEC)
                     try:

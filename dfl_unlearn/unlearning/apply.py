@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -27,6 +28,9 @@ from dfl_unlearn.errors import (
 from dfl_unlearn.unlearning.contracts import Outcome, UnlearningProtocol, unlearners
 from dfl_unlearn.unlearning.nothing import nothing_asked
 from dfl_unlearn.unlearning.screening import Screening, advised
+
+if TYPE_CHECKING:
+    from dfl_unlearn.store.folder import RunFolder
 
 
 def unlearn(
@@ -120,29 +124,44 @@ def _one(
     folder: str | Path | None,
 ) -> Outcome:
     request = request.resolve(run.data)
-    if folder is not None:
-        from dfl_unlearn.unlearning.store import named_in
+    if folder is None:
+        if not request.request_id:
+            request = replace(request, request_id=f"r{run.requests}")
+        return _attempted(run, request, protocol, reference, screening, None)
+    from dfl_unlearn.store.folder import RunFolder
+    from dfl_unlearn.unlearning.attempts import named_in
 
-        request = named_in(folder, request, run.requests)
-    elif not request.request_id:
-        request = replace(request, request_id=f"r{run.requests}")
+    run_folder = RunFolder(folder)
+    with run_folder.locked():
+        request = named_in(run_folder, request, protocol, run)
+        return _attempted(run, request, protocol, reference, screening, run_folder)
+
+
+def _attempted(
+    run: TrainedRun,
+    request: ForgetRequest,
+    protocol: UnlearningProtocol,
+    reference: bool | TrainedRun,
+    screening: Screening | None,
+    folder: "RunFolder | None",
+) -> Outcome:
     name = unlearners.name_of(protocol)
     _check(run, request, protocol, name)
     if screening is not None:
         screening.check(run, request, protocol)
     store = None
     if folder is not None:
-        from dfl_unlearn.unlearning.store import OutcomeFolder
+        from dfl_unlearn.unlearning.attempts import OutcomeFolder
 
-        store = OutcomeFolder.create(folder, request, name)
-    ledger = run.ledger.fork(store.ledger_path if store else None)
+        store = OutcomeFolder.open(folder, request, protocol, run)
+    ledger = run.ledger.fork() if store is None else store.ledger(run)
     attempt = run.replaced(ledger=ledger, guard=_guard(ledger, request, protocol))
     try:
-        outcome = _carried_out(run, attempt, request, protocol, name)
+        outcome = carried_out(run, attempt, request, protocol, name)
     except BaseException:
         if store is not None:
-            charges = len(attempt.ledger.entries) - len(run.ledger.entries)
-            store.discard_unless_charged(charges)
+            charges = len(ledger.entries) - len(run.ledger.entries)
+            store.discard_unless_charged(charges + ledger.ahead)
         raise
     outcome = advised(outcome) if screening is None else screening.reviewed(outcome)
     if isinstance(reference, TrainedRun):
@@ -156,7 +175,7 @@ def _one(
     return outcome
 
 
-def _carried_out(
+def carried_out(
     run: TrainedRun,
     attempt: TrainedRun,
     request: ForgetRequest,

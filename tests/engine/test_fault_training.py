@@ -2,13 +2,15 @@
 
 from dataclasses import replace
 
+import networkx as nx
 import numpy as np
 import pytest
 import torch
 from networks import blobs
 from oracles import faults as oracle
+from scipy.sparse import csr_array
 
-from dfl_unlearn import load_topology
+from dfl_unlearn import PeerData, load_topology
 from dfl_unlearn.engine.config import ExecutionConfig, LocalSteps, SimulationConfig
 from dfl_unlearn.engine.faults import (
     Delay,
@@ -27,6 +29,8 @@ from dfl_unlearn.engine.trainers.d_sgd import DSgd
 from dfl_unlearn.engine.trainers.dp_gossip import DpGossip
 from dfl_unlearn.engine.trainers.gradient_tracking import GradientTracking
 from dfl_unlearn.errors import InvalidArgumentError, UnknownPeerError
+from dfl_unlearn.store.folder import RunFolder
+from dfl_unlearn.topology.graph import Topology
 
 N = 8
 DATA = blobs([6, 9, 5, 12, 7, 8, 10, 6])
@@ -62,22 +66,12 @@ def trained(config, *models, policy="symmetric_drop", topology=RING, **execution
 
 def written_out(run, count, form, start):
     """What a loop over messages gives for a full-batch run."""
-    model, draws = run.model, run.faults()
-
-    def gradients(x):
-        rows = []
-        for i in range(N):
-            leaf = torch.from_numpy(x[i]).requires_grad_()
-            model.loss(leaf, DATA.local(i)).backward()
-            rows.append(leaf.grad.numpy())
-        return np.array(rows)
-
     return oracle.train(
         start,
         RING.weights.toarray(),
-        draws.at,
+        run.faults().at,
         count,
-        gradients,
+        oracle.gradients_of(run),
         0.3,
         policy=run.config.faults.weight_policy,
         oldest=run.config.faults.oldest,
@@ -272,6 +266,11 @@ def test_a_run_is_the_same_when_it_is_made_again(models, policy, tmp_path):
     assert loaded.config == stored.config
     assert loaded.config.faults == run.config.faults
     assert loaded.network_round == run.state.round
+    assert loaded.info["faults"] == run.info["faults"]
+    events = [r for r in RunFolder(tmp_path / "run").records() if r["type"] == "event"]
+    assert [(e["what"], e["round"]) for e in events] == [
+        ("mean_moved", r) for r in run.info["faults"]["mean_moved"][:1]
+    ]
     assert loaded.faults().at(3).counts() == run.faults().at(3).counts()
 
 
@@ -294,6 +293,46 @@ def test_rows_sent_before_training_went_on_are_in_no_inbox():
     after, _ = continue_training(run, DATA, moved, 1)
     # Nothing fresh has arrived: everybody is alone, nobody meets an old row.
     assert (after.params - moved.params).abs().max() < 5
+
+
+@pytest.mark.parametrize("form", ["atc", "cta"])
+def test_relabelling_the_peers_relabels_a_run_with_named_faults(form):
+    order = np.array([3, 0, 6, 2, 7, 5, 1, 4])  # new peer k is old peer order[k]
+    place = np.argsort(order)
+    weights = RING.weights.toarray()[np.ix_(order, order)]
+    graph = nx.relabel_nodes(RING.graph, dict(enumerate(place.tolist())))
+    plain = nx.Graph()
+    plain.add_nodes_from(range(N))
+    plain.add_edges_from(graph.edges)
+    topology = Topology(graph=plain, weights=csr_array(weights))
+    data = PeerData.from_tensors(
+        [(DATA.local(i).inputs, DATA.local(i).labels) for i in order],
+        test=(DATA.test.inputs, DATA.test.labels),
+        num_classes=DATA.num_classes,
+    )
+
+    def named(new):
+        at = place if new else np.arange(N)
+        events = tuple((t, int(at[i]), what) for t, i, what in EVENTS.events)
+        side = tuple(int(at[i]) for i in (0, 1, 2))
+        return plan(
+            ScheduledChurn(events=events), NetworkSplit(start=5, end=9, peers=side)
+        )
+
+    config = replace(FULL, trainer=DSgd(form=form), common_init=True)
+    old = simulate(RING, DATA, "logistic", replace(config, faults=named(False)))
+    new = simulate(topology, data, "logistic", replace(config, faults=named(True)))
+    torch.testing.assert_close(
+        new.state.params, old.state.params[torch.from_numpy(order)], rtol=1e-11, atol=0
+    )
+
+
+def test_the_network_of_a_split_round_is_in_parts():
+    run = trained(FULL, NetworkSplit(start=2, end=4, peers=(0, 1, 2)))
+    apart, whole = run.faults().at(2).topology, run.faults().at(4).topology
+    assert nx.number_connected_components(apart.graph) == 2
+    assert apart.stochastic == "doubly"
+    np.testing.assert_array_equal(whole.weights.toarray(), RING.weights.toarray())
 
 
 def test_peers_that_are_not_there_are_refused():

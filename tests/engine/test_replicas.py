@@ -9,6 +9,7 @@ from networks import blobs, full_batch, l6_data, logistic4
 
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.config import LocalSteps, SimulationConfig
+from dfl_unlearn.engine.faults import Delay, FaultPlan, MarkovChurn, MessageLoss
 from dfl_unlearn.engine.replicas import continue_replicas, train_replicas
 from dfl_unlearn.engine.simulator import continue_training, retrain, simulate
 from dfl_unlearn.engine.trainers.d_sgd import DSgd
@@ -63,6 +64,20 @@ CASES = {
     "tracking-float64": settings(GradientTracking(), dtype="float64"),
     "own starts": settings(DSgd(), common_init=False, peer_weighting="size"),
     "schedule": settings(DSgd(), schedule=Alternating()),
+    "late messages": settings(
+        DSgd(),
+        momentum=0.9,
+        faults=FaultPlan(
+            models=(
+                Delay(probabilities=(0.5, 0.3, 0.2)),
+                MarkovChurn(p_leave=0.2, p_return=0.5),
+            )
+        ),
+    ),
+    "push-sum": settings(
+        DSgd(form="cta"),
+        faults=FaultPlan(models=(MessageLoss(p=0.3),), weight_policy="push_sum"),
+    ),
 }
 
 

@@ -215,6 +215,13 @@ def test_an_interrupted_run_is_not_overwritten_and_not_loaded(tmp_path):
         load_run(path, data=DATA)
 
 
+def test_an_empty_folder_becomes_a_run_folder(tmp_path):
+    (tmp_path / "a").mkdir()  # as a kill between two calls of the system leaves it
+    (tmp_path / "a/.lock.tmp-1").write_bytes(b"")
+    run = simulate("ring", DATA, "logistic", MOMENTUM, folder=tmp_path / "a")
+    assert load_run(tmp_path / "a", data=DATA).digest == run.digest
+
+
 def test_a_kernel_that_was_recorded_is_used_again(tmp_path, monkeypatch):
     path = crashed(tmp_path / "a", 5)
     manifest = json.loads((path / "manifest.json").read_text())

@@ -21,11 +21,13 @@ from fuzz.stored_targets import CRC, chained, committed_run, summed, tiny_run
 
 from dfl_unlearn.engine.checkpoint import _text_hash
 from dfl_unlearn.engine.config import ExecutionConfig
-from dfl_unlearn.engine.run import load_run
+from dfl_unlearn.engine.run import TrainedRun, load_run, state_digest
 from dfl_unlearn.engine.simulator import resume, simulate
+from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.engine.stored_influence import kept_influence
 from dfl_unlearn.evaluation.audit_store import load_audits
 from dfl_unlearn.results.ledgers import RunLedgers
+from dfl_unlearn.unlearning.store import load_outcomes
 
 
 class Folders:
@@ -163,8 +165,14 @@ def _sealed(data: bytes) -> bytes:
 
 
 def _run(scratch: Path) -> Bench:
+    clean: dict[str, list[str]] = {}
+
     def opened(folder: Path, changed: set[str]) -> object:
         run = load_run(folder)
+        found = _states(run)
+        known = clean.setdefault(folder.name, found)  # the seeds come first
+        if found != known and all(n.endswith(".safetensors") for n in changed):
+            raise Misread("changed arrays were read")
         audits = load_audits(run)
         ledgers = RunLedgers.of(folder)
         ledgers.verify()
@@ -179,6 +187,17 @@ def _run(scratch: Path) -> Bench:
         return audits
 
     return _tries(Folders(scratch, finished_runs), opened)
+
+
+def _states(run: TrainedRun) -> list[str]:
+    """Digests of the states that claims rest on."""
+    outcomes = sorted(load_outcomes(run), key=lambda o: o.protocol_name)
+    found = [state_digest(run.state), *(state_digest(o.state) for o in outcomes)]
+    if run.record is not None:
+        states = sorted(run.record.checkpoints.items())
+        found += [state_digest(PeerState(params=p)) for _, p in states]
+        found.append(run.record.step_sizes.tobytes().hex())
+    return found
 
 
 class _PowerError(Exception):

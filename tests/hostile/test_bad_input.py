@@ -229,6 +229,21 @@ CONFIG = {
 }
 
 
+for fault, place in {
+    'use = "message-loss"\np = 1.0': r"p: must be .*< 1.*nothing would ever arrive",
+    'use = "message-loss"\np = -0.1': r"p: must be .*>= 0 and < 1, got -0\.1",
+    'use = "markov-churn"\np_leave = 1.5\np_return = 0.3': r"p_leave: .*<= 1.*",
+    'use = "markov-churn"\np_leave = 0.1\np_return = nan': r"p_return: must be finite",
+    'use = "straggler"\nshare = 2\nslowdown = 3': r"share: must be .*got 2",
+    'use = "meteor"': r"use: 'meteor' is not registered",
+}.items():
+    CONFIG[f"faults: {fault}"] = (
+        "[training.local]",
+        f"[[training.faults.models]]\n{fault}\n[training.local]",
+        rf"ConfigError: exp\.toml: training\.faults\.models\.0\.{place}",
+    )
+
+
 @pytest.mark.parametrize("case", CONFIG)
 def test_a_mistake_in_a_configuration_is_named(case, command, tmp_path):
     old, new, message = CONFIG[case]
@@ -561,6 +576,24 @@ def test_a_mistake_in_data_is_named(case, command, tmp_path):
     )
     (tmp_path / "exp.toml").write_text(text)
     refused(command, tmp_path, ["run", "exp.toml"], message)
+
+
+def test_a_run_goes_on_with_its_own_data_only(command, tmp_path):
+    inputs = np.arange(80.0).reshape(20, 4) / 80
+    np.savez(tmp_path / "mine.npz", inputs=inputs, labels=np.arange(20) % 2)
+    text = EXPERIMENT.split("[[forget]]")[0].replace(
+        'use = "gaussian-classes"\nper_class = 20', 'use = "arrays"\nfile = "mine.npz"'
+    )
+    (tmp_path / "exp.toml").write_text(text)
+    assert command("run", "exp.toml", "--no-report", "--quiet")[0] == 0
+    np.savez(tmp_path / "mine.npz", inputs=inputs + 1, labels=np.arange(20) % 2)
+    code, _, complaint = command("resume", "small", "--rounds", 4)
+    assert re.search(
+        r"(DataMismatch|StoreCorrupt)Error: .*data must have the finger.*"
+        r", got \w{16}\.\.\.; the data set's files or your arrays differ",
+        complaint,
+    ), complaint
+    assert code in (2, 6)
 
 
 # --- names and words of the command line ------------------------------

@@ -186,6 +186,8 @@ fraction = 0.2
 reason = "\\u001b[2J=1+1 <script>alert(1)</script> $\\\\frac$ \\u202e"
 [[unlearning]]
 use = "retrain"
+[evaluation]
+reference = false
 [report]
 figures = ["svg"]
 """

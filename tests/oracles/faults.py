@@ -1,6 +1,24 @@
 """A round of gossip under faults, written out: message by message, in float64."""
 
 import numpy as np
+import torch
+
+
+def gradients_of(run, source=None, omega=1.0):
+    """All peers' full-batch gradients; the source's data term times omega."""
+
+    def gradients(x):
+        rows = []
+        for i in range(run.data.n):
+            leaf = torch.from_numpy(x[i]).requires_grad_()
+            run.model.loss(leaf, run.data.local(i)).backward()
+            row = leaf.grad.numpy()
+            if i == source:
+                row = omega * row + (1 - omega) * run.model.l2 * x[i]
+            rows.append(row)
+        return np.array(rows)
+
+    return gradients
 
 
 def ages(rounds, weights, t, oldest, since=0):
@@ -52,15 +70,30 @@ def matrices(weights, age, policy, crashed=()):
     return found
 
 
-def train(x, weights, rounds, count, gradients, rate, *, policy, oldest=0, form="atc"):
+def train(
+    x,
+    weights,
+    rounds,
+    count,
+    gradients,
+    rate,
+    *,
+    policy,
+    oldest=0,
+    form="atc",
+    momentum=0.0,
+):
     """Parameters after ``count`` rounds; ``gradients(x)`` gives all peers' (N, P)."""
-    x, sent, mass = x.copy(), [], np.ones(len(x))
+    x, sent, mass, v = x.copy(), [], np.ones(len(x)), np.zeros_like(x)
     for t in range(count):
         now = rounds(t)
-        step = rate * gradients(x) * now.works[:, None]
+        works = now.works[:, None]
+        v = np.where(works, momentum * v + gradients(x), v)
+        crashed = np.flatnonzero(now.crashed)
+        v[crashed] = 0
+        step = rate * v * works
         sent.insert(0, x - step if form == "atc" else x)
         age = ages(rounds, weights, t, oldest)
-        crashed = np.flatnonzero(now.crashed)
         parts = matrices(weights, age, policy, crashed)
         if policy == "push_sum":
             after = parts[0] @ mass
@@ -69,4 +102,20 @@ def train(x, weights, rounds, count, gradients, rate, *, policy, oldest=0, form=
         else:
             mixed = sum(parts[a] @ sent[a] for a in parts if a < len(sent))
         x = mixed if form == "atc" else mixed - step
+    return x
+
+
+def track(x, weights, rounds, count, gradients, rate):
+    """Gradient tracking under symmetric faults; a peer that is idle keeps its own."""
+    x = x.copy()
+    g = gradients(x)
+    q = g.copy()
+    for t in range(count):
+        now = rounds(t)
+        works = now.works[:, None]
+        w = matrices(weights, ages(rounds, weights, t, 0), "symmetric_drop")[0]
+        x = w @ (x - rate * q * works)
+        new = np.where(works, gradients(x), g)
+        q = w @ q + new - g
+        g = new
     return x

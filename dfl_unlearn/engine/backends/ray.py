@@ -82,7 +82,7 @@ class RaySharded:
         self._run, self._epoch, self._round = secrets.token_hex(8), 0, state.round
         self._copy = state
         self._past = past_names(setup.config)
-        self._faults = RoundsOfFaults.of(setup, state.slots, state.round)
+        self._failing = RoundsOfFaults.of(setup, state.slots, state.round)
         self._linked: tuple[object, list[Links]] | None = None
         self._data = LocalData.of(setup.data, setup.config)
         session = self._open.enter_context(ray_session(len(self._cut)))
@@ -111,7 +111,7 @@ class RaySharded:
             loss=loss,
             gradient_norms=norms,
             seconds=time.perf_counter() - began,
-            faults={} if self._faults is None else self._faults.counts(t),
+            faults={} if self._failing is None else self._failing.counts(t),
         )
 
     def gather(self) -> PeerState:
@@ -160,8 +160,8 @@ class RaySharded:
         self._reached = max(self._reached, t + 1)
         sent: dict[tuple[int, int], Any] = {}
         faults: Sequence[ShardFaults | None] = [None] * len(links)
-        if self._faults is not None:
-            faults = self._faults.cut(t, [one.own for one in links])
+        if self._failing is not None:
+            faults = self._failing.cut(t, [one.own for one in links])
         for s, (actor, one) in enumerate(zip(self._actors, links, strict=True)):
             changed = None if before is self._linked else one
             refs = actor.begin.options(num_returns=1 + len(one.send)).remote(
@@ -341,7 +341,7 @@ class RaySharded:
         return Key(self._run, self._epoch, self._round, first)
 
     def _links(self, t: int) -> list[Links]:
-        weights = network_weights(self._setup.schedule, self._faults, t)
+        weights = network_weights(self._setup.schedule, self._failing, t)
         if self._linked is None or self._linked[0] is not weights:
             size, n = self._setup.config.block_peers, self._setup.data.n
             peers = [

@@ -119,6 +119,7 @@ class Recorder:
                 convex=setup.model.convex,
                 smoothness=_smoothness(setup),
                 clip_norm=config.clip_norm,
+                faulty=bool(config.faults),
             ),
             step_sizes=np.array(self._rates),
             initial=self._initial if "initial_state" in keep else None,
