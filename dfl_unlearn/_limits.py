@@ -23,6 +23,8 @@ class Cap(NamedTuple):
     remedy: str
 
 
+MAX_ROUNDS = 10_000_000  # of training or recovery; an InvalidArgumentError above
+
 PEERS = Cap("peers", 100_000, "use a smaller or sparser network")
 EDGES = Cap("edges", 5_000_000, "use a smaller or sparser network")
 PARAMETERS = Cap("parameters", 500_000_000, "use a smaller model")
@@ -30,7 +32,7 @@ REPLICAS = Cap("replicas", 1_000_000, "ask for fewer")
 MESSAGES = Cap(
     "messages in flight", 1_000_000, "use dissemination='tree' or fewer edges"
 )
-LOAD_BYTES = Cap("bytes of arrays", 4 * 2**30, "use fewer or smaller rows")
+LOAD_BYTES = Cap("bytes of arrays", 4 * 2**30, "use fewer or smaller ones")
 DENSE_PEERS = Cap(
     "peers for a dense N x N matrix", 2000, "use a smaller network or a sparse method"
 )

@@ -32,6 +32,7 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.sparse import csr_array
 
 from dfl_unlearn import _validate
+from dfl_unlearn._limits import DENSE_PEERS, LOAD_BYTES, check_cap
 from dfl_unlearn.errors import (
     InvalidArgumentError,
     InvalidPrivacyParameterError,
@@ -99,8 +100,10 @@ def linear_view_mu(
         UnknownPeerError: If there is no peer ``source``.
         InvalidPrivacyParameterError: If the multiplier is not above 0.
     """
-    w = csr_array(weights, dtype=np.float64).toarray()
-    n = len(w)
+    sparse = csr_array(weights, dtype=np.float64)
+    n = sparse.shape[0]
+    check_cap(DENSE_PEERS, n, "linear_view_mu")
+    w = sparse.toarray()
     if w.shape != (n, n) or not ((w >= 0) & np.isfinite(w)).all():
         raise InvalidArgumentError(
             "weights: must be a square matrix of finite, non-negative numbers, got "
@@ -114,6 +117,7 @@ def linear_view_mu(
     )
     # What cta sends in a round, atc has sent in the round before.
     sent = rounds if form == "atc" else max(rounds - 1, 0)
+    check_cap(LOAD_BYTES, 8 * sent * n * n, "linear_view_mu")
     powers = np.empty((sent, n, n))
     for k in range(sent):
         powers[k] = np.eye(n) if k == 0 else w @ powers[k - 1]

@@ -32,6 +32,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
 
 from dfl_unlearn import _validate
+from dfl_unlearn._limits import DENSE_PEERS, check_cap
 from dfl_unlearn.accounting.gaussian import compose_gaussians
 from dfl_unlearn.accounting.mechanisms import check_scale
 from dfl_unlearn.accounting.renyi import rdp_gaussian
@@ -383,6 +384,7 @@ def network_dp_pairwise(
     _validate.number(
         error=InvalidPrivacyParameterError, above=0, noise_multiplier=noise_multiplier
     )
+    check_cap(DENSE_PEERS, n, "network_dp_pairwise")
     heard = (w.toarray() > 0) & ~np.eye(n, dtype=bool)
     power, shown = np.eye(n), np.zeros(n)
     for t in range(rounds):

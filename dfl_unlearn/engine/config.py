@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from dfl_unlearn import _validate
+from dfl_unlearn._limits import MAX_ROUNDS
 from dfl_unlearn.accounting.ledger import PrivacyBudget
 from dfl_unlearn.engine.fault_rounds import check_faults
 from dfl_unlearn.engine.faults import FaultPlan
@@ -160,7 +161,7 @@ class SimulationConfig:
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        _validate.integer(rounds=self.rounds, at_least=1, at_most=10_000_000)
+        _validate.integer(rounds=self.rounds, at_least=1, at_most=MAX_ROUNDS)
         _validate.integer(seed=self.seed, at_least=0, at_most=2**63 - 1)
         _validate.of_type(Trainer, why="e.g. DSgd(form='atc')", trainer=self.trainer)
         _validate.of_type(LocalSteps, local=self.local)

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Literal, get_args
 
 from dfl_unlearn import _validate
+from dfl_unlearn._limits import MAX_ROUNDS
 from dfl_unlearn.accounting.entries import NoiseMode
 from dfl_unlearn.engine.transport import Dissemination
 from dfl_unlearn.errors import (
@@ -54,6 +55,7 @@ def check_fields(protocol: "NewtonFisher") -> None:
     _validate.integer(
         newton_steps_max=protocol.newton_steps_max,
         at_least=protocol.newton_steps,
+        at_most=MAX_ROUNDS,
         error=wrong,
     )
     if protocol.align_to is not None:
@@ -66,7 +68,12 @@ def check_fields(protocol: "NewtonFisher") -> None:
         convex_head=protocol.convex_head,
         disclose_m=protocol.disclose_m,
     )
-    _validate.integer(recovery_rounds=protocol.recovery_rounds, at_least=0, error=wrong)
+    _validate.integer(
+        recovery_rounds=protocol.recovery_rounds,
+        at_least=0,
+        at_most=MAX_ROUNDS,
+        error=wrong,
+    )
     _check_together(protocol)
 
 

@@ -5,12 +5,15 @@ import pytest
 
 from dfl_unlearn import PeerData, load_topology
 from dfl_unlearn._limits import DENSE_PEERS, EDGES, MESSAGES, PEERS, check_cap
+from dfl_unlearn.accounting.gossip_view import linear_view_mu
+from dfl_unlearn.accounting.network import network_dp_pairwise
 from dfl_unlearn.data.sources import datasets
 from dfl_unlearn.engine import transport
 from dfl_unlearn.engine.transport import Transport
-from dfl_unlearn.errors import ResourceError
+from dfl_unlearn.errors import InvalidHyperparameterError, ResourceError
 from dfl_unlearn.models.zoo import models
 from dfl_unlearn.record.influence import influence_matrix
+from dfl_unlearn.unlearning.contracts import unlearners
 
 SQUARE = {"input_shape": (8, 8), "num_classes": 10}
 REFUSED = {
@@ -43,6 +46,34 @@ REFUSED = {
     "parameters of a resnet8": (
         lambda: models.build("resnet8", width=8000, groups=8, **SQUARE),
         r"500000000 parameters",
+    ),
+    "a dense view of gossip": (
+        lambda: linear_view_mu(
+            load_topology("ring", n=2001).weights,
+            source=0,
+            rounds=1,
+            noise_multiplier=1.0,
+        ),
+        r"linear_view_mu: must have at most 2000 peers for a dense N x N matrix",
+    ),
+    "powers of a matrix": (
+        lambda: linear_view_mu(
+            load_topology("ring", n=2000).weights,
+            source=0,
+            rounds=1000,
+            noise_multiplier=1.0,
+        ),
+        r"linear_view_mu: must have at most 4294967296 bytes of arrays, got 3200",
+    ),
+    "privacy between all pairs": (
+        lambda: network_dp_pairwise(
+            [2.0],
+            load_topology("ring", n=2001).weights,
+            source=0,
+            rounds=1,
+            noise_multiplier=1.0,
+        ),
+        r"network_dp_pairwise: must have at most 2000 peers for a dense",
     ),
     "a dense matrix of influence": (
         lambda: influence_matrix(load_topology("ring", n=2001), 3),
@@ -84,3 +115,20 @@ def test_a_cap_is_inclusive_and_nan_never_passes(cap):
     for value in (cap.most + 1, np.inf, np.nan):
         with pytest.raises(ResourceError, match=f"here: .*{cap.name}"):
             check_cap(cap, value, "here")
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("fine-tune", "rounds"),
+        ("newton-fisher", "recovery_rounds"),
+        ("newton-fisher", "newton_steps_max"),
+        ("rr-du", "hops"),
+        ("rr-du", "max_visits"),
+        ("rr-du", "local_batches"),
+    ],
+)
+def test_no_protocol_runs_for_ever(name, field):
+    for value in (2**31, 2**63, 10**30):
+        with pytest.raises(InvalidHyperparameterError, match=rf"{field}: .*<= 10\d+"):
+            unlearners.build(name, **{field: value})

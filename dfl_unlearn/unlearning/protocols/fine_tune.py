@@ -29,6 +29,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from dfl_unlearn import _validate
+from dfl_unlearn._limits import MAX_ROUNDS
 from dfl_unlearn.accounting.certificate import status_of
 from dfl_unlearn.accounting.mechanisms import GaussianMechanism
 from dfl_unlearn.data.forget import ForgetRequest
@@ -89,7 +90,9 @@ class FineTune:
     def __post_init__(self) -> None:
         """Check the fields."""
         wrong = InvalidHyperparameterError
-        _validate.integer(rounds=self.rounds, at_least=1, error=wrong)
+        _validate.integer(
+            rounds=self.rounds, at_least=1, at_most=MAX_ROUNDS, error=wrong
+        )
         if self.epsilon is not None:
             _validate.number(
                 epsilon=self.epsilon, above=0, error=InvalidPrivacyParameterError

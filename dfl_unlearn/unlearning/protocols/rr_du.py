@@ -185,7 +185,9 @@ class RrDu:
                 at_most=1,
                 error=wrong,
             )
-        _validate.integer(local_batches=self.local_batches, at_least=1, error=wrong)
+        _validate.integer(
+            local_batches=self.local_batches, at_least=1, at_most=100_000, error=wrong
+        )
         for name in ("hops", "max_visits"):
             if getattr(self, name) is not None:
                 _validate.integer(
