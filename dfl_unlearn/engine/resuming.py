@@ -27,6 +27,7 @@ from dfl_unlearn.engine.checkpoint import (
     newest_checkpoint,
     write_checkpoint,
 )
+from dfl_unlearn.engine.commit import finish_commit
 from dfl_unlearn.engine.config import ExecutionConfig, SimulationConfig
 from dfl_unlearn.engine.figures import arithmetic_of, is_evaluated, rows_of, versions
 from dfl_unlearn.engine.keeping import Keeper
@@ -180,6 +181,7 @@ def reopen(
         StoreCorruptError: If the manifest is damaged.
     """
     with understood(f"{folder.root}/{_MANIFEST}"):
+        finish_commit(folder)
         manifest = read_manifest(folder)
         if config is not None:
             config = replace(config, record=record_plan(config))
