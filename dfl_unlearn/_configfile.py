@@ -82,6 +82,7 @@ def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
     Raises:
         ConfigError: If there is no ``=`` or no key, or the value is not valid.
     """
+    _check_pairs(text, _validate.show(text))
     key, equals, value = text.partition("=")
     path = tuple(part.strip() for part in key.split("."))
     if not equals or not all(path):
@@ -166,6 +167,8 @@ def _parse_json(text: str, where: str) -> dict[str, Any]:
         raise ConfigError(
             f"{where}: must hold one JSON object, got {_validate.show(tables)}"
         )
+    if "\\u" in text:
+        _check_pairs(json.dumps(tables, ensure_ascii=False), where)
     scopes: list[set[str]] = []
     for token in _JSON_TOKEN.finditer(text):
         if token[0] in "{[":
@@ -181,6 +184,17 @@ def _parse_json(text: str, where: str) -> dict[str, Any]:
                 )
             scopes[-1].add(key)
     return tables
+
+
+def _check_pairs(text: str, where: str) -> None:
+    """Refuse half of a surrogate pair, which no file can be written with."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{where}: must be Unicode text, got half of a surrogate pair "
+            f"{_validate.show(text[error.start])}; write the letter itself"
+        ) from error
 
 
 def _check_depth(token: re.Pattern[str], text: str, where: str) -> None:

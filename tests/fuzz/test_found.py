@@ -110,6 +110,18 @@ def test_a_value_in_place_of_a_list_of_protocols_is_named():
         read_experiment({"unlearning": 75807})
 
 
+def test_half_of_a_surrogate_pair_is_refused_where_it_enters(tmp_path):
+    file = tmp_path / "a.json"
+    for text in ('{"a": "\\ud800"}', '{"\\udfff": 1}'):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=r"a\.json: .* half of a surrogate pair"):
+            read_config_file(file)
+    with pytest.raises(ConfigError, match="half of a surrogate pair"):
+        parse_override("data.root='\udcff'")
+    file.write_text('{"a": "\\ud83d\\ude00"}')
+    assert read_config_file(file) == {"a": "\U0001f600"}
+
+
 def test_an_integer_that_nothing_counts_is_bounded():
     with pytest.raises(ConfigError, match=r"topology\.n: must be below 2\*\*64"):
         read_experiment({"topology": {"use": "ring", "n": 10**5000}})
