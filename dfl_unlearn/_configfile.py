@@ -167,15 +167,16 @@ def _parse_json(text: str, where: str) -> dict[str, Any]:
         raise ConfigError(
             f"{where}: must hold one JSON object, got {_validate.show(tables)}"
         )
-    if "\\u" in text:
-        _check_pairs(json.dumps(tables, ensure_ascii=False), where)
     scopes: list[set[str]] = []
     for token in _JSON_TOKEN.finditer(text):
         if token[0] in "{[":
             scopes.append(set())
         elif token[0] in "]}":
             scopes.pop()
-        elif _AFTER_KEY.match(text, token.end()):
+            continue
+        elif "\\u" in token[0]:
+            _check_pairs(json.loads(token[0]), where)
+        if token[0][0] == '"' and _AFTER_KEY.match(text, token.end()):
             key = json.loads(token[0])
             if key in scopes[-1]:
                 line = text.count("\n", 0, token.start()) + 1

@@ -255,4 +255,4 @@ def _typed(words: list[str], base: Path, runs: Path) -> int:
     return 0
 
 
-TARGETS = (Target("cli", 1, _cli),)
+TARGETS = (Target("cli", 0.5, _cli),)

@@ -193,6 +193,6 @@ TARGETS = (
     Target("npy", 4, partial(_arrays, ".npy")),
     Target("tensors", 4, partial(_arrays, ".safetensors")),
     Target("parquet", 3, _parquet),
-    Target("mnist", 3, _mnist),
+    Target("mnist", 1, _mnist),
     Target("cifar", 1, _cifar),
 )

@@ -248,6 +248,6 @@ def _resume(scratch: Path) -> Bench:
 
 
 TARGETS = (
-    Target("run", 0.8, _run),
-    Target("resume", 0.5, _resume),
+    Target("run", 0.3, _run),
+    Target("resume", 0.4, _resume),
 )

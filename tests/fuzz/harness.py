@@ -322,7 +322,8 @@ def tried_many(
     for data in bench.seeds:  # libraries are loaded before memory is limited
         attempt(bench, data)
     start = time.perf_counter()
-    with guarded(scratch, memory=memory):
+    with guarded(scratch, memory=memory), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         for index in indices:
             if time.time() > stop_at:
                 break

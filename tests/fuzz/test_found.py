@@ -110,6 +110,19 @@ def test_a_value_in_place_of_a_list_of_protocols_is_named():
         read_experiment({"unlearning": 75807})
 
 
+@pytest.mark.parametrize(
+    ("family", "chances"),
+    [
+        ("stochastic-block", {"p_in": 0.6, "p_out": 1e-32}),
+        ("stochastic-block", {"p_in": 1e-32, "p_out": 1e-300}),
+        ("erdos-renyi", {"p": 1e-32}),
+    ],
+)
+def test_a_chance_next_to_nothing_gives_no_connected_network(family, chances):
+    with pytest.raises(TopologyError, match="must be large enough|raise"):
+        load_topology(family, n=16, **chances)
+
+
 def test_half_of_a_surrogate_pair_is_refused_where_it_enters(tmp_path):
     file = tmp_path / "a.json"
     for text in ('{"a": "\\ud800"}', '{"\\udfff": 1}'):

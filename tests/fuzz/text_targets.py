@@ -342,10 +342,10 @@ assert topologies  # the registry is filled before words are drawn
 TARGETS = (
     Target("config-toml", 14, _toml),
     Target("config-json", 12, _json),
-    Target("overrides", 6, _overrides),
-    Target("request", 8, _request),
+    Target("overrides", 4, _overrides),
+    Target("request", 12, _request),
     Target("preset", 4, _preset),
     Target("graphml", 14, _graphml),
     Target("gml", 8, _gml),
-    Target("edges", 10, _edges),
+    Target("edges", 6, _edges),
 )
