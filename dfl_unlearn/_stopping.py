@@ -16,6 +16,7 @@ from typing import Any
 GRACE_S = 5.0
 """Seconds that a round may still take after a signal."""
 
+_AT_ONCE = "interrupted; nothing that was finished is lost"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -52,7 +53,14 @@ _watch = _Watch()
 
 @contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into ``StoppedError`` while a block runs."""
+    """Turn SIGINT and SIGTERM into ``StoppedError`` while a block runs.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        StoppedError: Also where the signal hit a library that made another error of it.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -62,6 +70,10 @@ def stopped_by_signals() -> Iterator[None]:
     _install()
     try:
         yield
+    except Exception as error:
+        if _watch.asked is None:
+            raise
+        raise StoppedError(_watch.asked, _AT_ONCE) from error
     finally:
         _watch.asked, _watch.installed = None, False
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -100,7 +112,7 @@ def _on_signal(signum: int, frame: Any) -> None:
         os._exit(128 + signum)
     _watch.asked = signum
     if not _watch.between_rounds:
-        raise StoppedError(signum, "interrupted; nothing that was finished is lost")
+        raise StoppedError(signum, _AT_ONCE)
     signal.setitimer(signal.ITIMER_REAL, GRACE_S)
 
 

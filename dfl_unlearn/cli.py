@@ -29,6 +29,7 @@ from dfl_unlearn.errors import (
 )
 
 if TYPE_CHECKING:
+    from dfl_unlearn.conduct import Refusal
     from dfl_unlearn.data.forget import ForgetRequest
     from dfl_unlearn.engine.config import ExecutionConfig
     from dfl_unlearn.experiment import Experiment
@@ -118,6 +119,7 @@ def demo(
     name: Annotated[str, typer.Option(help="Name of the run folder.")] = "demo",
     engine: Engine = None,
     workers: Workers = None,
+    allow_large: Large = False,
     runs: Runs = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -132,7 +134,8 @@ def demo(
     from dfl_unlearn.experiment import DEMO, read_experiment
 
     experiment = read_experiment({**DEMO, "name": name})
-    _conduct(_executed(experiment, engine, workers), page=True)
+    experiment = _executed(experiment, engine, workers, allow_large=allow_large)
+    _conduct(experiment, page=True)
 
 
 @app.command()
@@ -194,6 +197,14 @@ def resume(
         int | None,
         typer.Option(help="Rounds in all, not below what was planned."),
     ] = None,
+    replay: Annotated[
+        bool,
+        typer.Option(
+            "--replay",
+            help="Where the state with the committed requests is lost, carry them out "
+            "again, to the same bits.",
+        ),
+    ] = False,
     drop_line: Annotated[
         int | None,
         typer.Option(
@@ -205,6 +216,7 @@ def resume(
     engine: Engine = None,
     workers: Workers = None,
     allow_large: Large = False,
+    max_graph_mb: MaxGraph = None,
     runs: Runs = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -212,8 +224,9 @@ def resume(
 ) -> None:
     """Go on with a run that was interrupted, or train a finished one further.
 
-    The digest is that of a run that was never interrupted. Example: [bold]dfl-unlearn
-    resume demo[/bold], [bold]dfl-unlearn resume ring --rounds 400 --engine ray[/bold].
+    An experiment also gets its requests, metrics and page. The digest is that of a run
+    that was never interrupted. Example: [bold]dfl-unlearn resume demo[/bold],
+    [bold]dfl-unlearn resume ring --rounds 400 --engine ray[/bold].
     """
     _set(runs, as_json, quiet, debug)
     from dfl_unlearn.engine.config import ExecutionConfig
@@ -231,7 +244,30 @@ def resume(
         workers,
         allow_large=allow_large,
     )
-    trained = go_on(folder, rounds=rounds, execution=execution)
+    if (
+        rounds is None
+        and not replay
+        and RunFolder(folder).path("config.json").is_file()
+    ):
+        from dfl_unlearn.experiment import resume_experiment, unfinished_experiment
+
+        experiment = unfinished_experiment(folder)
+        if experiment is not None:
+            _conduct(
+                _executed(experiment, engine, workers, allow_large=allow_large),
+                page=True,
+                how=lambda one, **more: resume_experiment(
+                    folder, execution=one.execution, **more
+                ),
+                max_graph_mb=max_graph_mb,
+            )
+            return
+    if replay:
+        from dfl_unlearn.unlearning.replaying import resume_replaying
+
+        trained = resume_replaying(folder, rounds=rounds, execution=execution)
+    else:
+        trained = go_on(folder, rounds=rounds, execution=execution)
     if _common.as_json:
         _print(
             _json(
@@ -314,6 +350,7 @@ def unlearn(
             help="With --commit: keep states from before the request on disk.",
         ),
     ] = False,
+    allow_large: Large = False,
     runs: Runs = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -328,6 +365,7 @@ def unlearn(
     _set(runs, as_json, quiet, debug)
     from dfl_unlearn._configfile import parse_override
     from dfl_unlearn._strict import read_strict
+    from dfl_unlearn.engine.memory import large_allowed
     from dfl_unlearn.engine.run import load_run
     from dfl_unlearn.evaluation.view import evaluate
     from dfl_unlearn.unlearning.apply import unlearn as carry_out
@@ -348,25 +386,28 @@ def unlearn(
     trained = load_run(_folder(run_name))
     folder = trained.folder
     done: list[dict[str, Any]] = []
+    last: Outcome | None = None
     for given_request in [requests] if coalesce else [[one] for one in requests]:
-        outcome = carry_out(
-            trained,
-            given_request,
-            how,
-            reference=not no_reference,
-            coalesce=coalesce,
-            screening=Screening() if screen else None,
-            folder=folder,
-        )
+        if last is not None and not commit:
+            trained = last.as_run()
+        with large_allowed(allow_large):
+            outcome = carry_out(
+                trained,
+                given_request,
+                how,
+                reference=not no_reference,
+                coalesce=coalesce,
+                screening=Screening() if screen else None,
+                folder=folder,
+            )
         table = evaluate(outcome)
-        if outcome.status == "held_for_review" and commit:
+        if outcome.status != "complete" and commit:
             _tell_outcome(outcome, table)  # what is refused next
         if commit:
             trained = commit_outcome(outcome, keep_checkpoints=keep_checkpoints)
             outcome = replace(outcome, certificate=kept_certificate(outcome))
-        else:
-            trained = outcome.as_run()
         _tell_outcome(outcome, table)
+        last = outcome
         done.append(_outcome_json(outcome, table) | {"committed": commit})
     if _common.as_json:
         _print(_json(done[0] if len(done) == 1 else {"outcomes": done}))
@@ -401,9 +442,9 @@ def report(
 ) -> None:
     """Draw the figures and the page of a run again, all its trials included."""
     _set(runs, as_json, quiet, debug)
+    from dfl_unlearn.conduct import write_results
     from dfl_unlearn.engine.run import load_run
     from dfl_unlearn.evaluation.view import evaluate
-    from dfl_unlearn.experiment import write_results
     from dfl_unlearn.sections import ReportSection
     from dfl_unlearn.store.folder import RunFolder
     from dfl_unlearn.unlearning.store import load_outcomes
@@ -697,6 +738,7 @@ def _quiet_libraries() -> Iterator[None]:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_CleanFormatter("%(levelname)s %(name)s: %(message)s"))
     logger.addHandler(handler)
+    level_before = logger.level
     logger.setLevel(level if level in logging.getLevelNamesMapping() else "WARNING")
     before = warnings.showwarning
 
@@ -709,6 +751,7 @@ def _quiet_libraries() -> Iterator[None]:
     finally:
         warnings.showwarning = before
         logger.removeHandler(handler)
+        logger.setLevel(level_before)
 
 
 def _executed(
@@ -742,8 +785,13 @@ def _execution(
 
 
 def _conduct(
-    experiment: "Experiment", *, page: bool, max_graph_mb: int | None = None
+    experiment: "Experiment",
+    *,
+    page: bool,
+    how: Callable[..., Any] | None = None,
+    max_graph_mb: int | None = None,
 ) -> None:
+    """Carry out an experiment and tell what came of it; ends with 4 after a refusal."""
     from dfl_unlearn.experiment import run_experiment
     from dfl_unlearn.sections import ReportSection
     from dfl_unlearn.story import comparison_lines, influence_lines, training_lines
@@ -756,8 +804,11 @@ def _conduct(
     tell: Callable[[str], None] | None = None
     if not _common.quiet:
         tell = lambda line: _complain(f"... {clean(line)}")  # noqa: E731
-    trained, outcomes, tables = run_experiment(
-        experiment, _common.runs, tell=tell, max_graph_mb=max_graph_mb
+    refusals: list[Refusal] = []
+    if how is None:
+        how = lambda one, **more: run_experiment(one, _common.runs, **more)  # noqa: E731
+    trained, outcomes, tables = how(
+        experiment, tell=tell, refusals=refusals, max_graph_mb=max_graph_mb
     )
     assert trained.folder is not None
     if _common.as_json:
@@ -770,9 +821,19 @@ def _conduct(
                         _outcome_json(o, t)
                         for o, t in zip(outcomes, tables, strict=True)
                     ],
+                    "refused": [
+                        {
+                            "request": r.request_id,
+                            "protocol": r.protocol,
+                            "error": type(r.error).__name__,
+                            "message": str(r.error),
+                        }
+                        for r in refusals
+                    ],
                 }
             )
         )
+        _end_refused(refusals)
         return
     blocks = [training_lines(trained)]
     if outcomes:
@@ -799,6 +860,15 @@ def _conduct(
     _say(f"      dfl-unlearn audit {trained.folder.name} --replicas 100")
     _say(f"      dfl-unlearn run {folder}/config.toml topology.use=complete")
     _say("      dfl-unlearn list")
+    _end_refused(refusals)
+
+
+def _end_refused(refusals: "Sequence[Refusal]") -> None:
+    """End with the code of a refusal, if there was one; the rest was done."""
+    for refused in refusals:
+        _complain(f"refused: {refused}")
+    if refusals:
+        sys.exit(refusals[0].error.exit_code)
 
 
 def _audits(outcomes: "Sequence[Outcome]", **options: Any) -> list[dict[str, Any]]:
@@ -857,6 +927,7 @@ def _outcome_json(outcome: "Outcome", table: "ResultsTable") -> dict[str, Any]:
         if certificate is None
         else json.loads(certificate.to_json()),
         "status": outcome.status,
+        "pending": {str(i): outcome.residual_influence[i][0] for i in outcome.pending},
         "notes": list(outcome.notes),
         "cost": asdict(outcome.cost),
         "metrics": [row for row in table.rows if row["peer"] == -1],

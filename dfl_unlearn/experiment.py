@@ -6,7 +6,6 @@ can be refused without training is refused before anything is written.
 """
 
 import dataclasses
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,25 +16,31 @@ from typing import Any
 from dfl_unlearn import _validate
 from dfl_unlearn._configfile import parse_override, read_config_file, to_toml
 from dfl_unlearn._strict import read_strict, settings_of
+from dfl_unlearn.conduct import Refusal, try_all, write_results
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.data.partition import partitions
 from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.data.sources import datasets
 from dfl_unlearn.engine.config import ExecutionConfig, SimulationConfig, trainers
+from dfl_unlearn.engine.fault_rounds import check_network
 from dfl_unlearn.engine.faults import FaultModel, fault_models
+from dfl_unlearn.engine.memory import large_allowed
 from dfl_unlearn.engine.run import TrainedRun
-from dfl_unlearn.engine.simulator import kept_open, retrain, simulate
-from dfl_unlearn.engine.stored_influence import keep_influence
+from dfl_unlearn.engine.simulator import check_start, kept_open, resume, simulate
+from dfl_unlearn.engine.stored import read_manifest
 from dfl_unlearn.engine.trainers.contract import Trainer
-from dfl_unlearn.errors import ConfigError, InvalidArgumentError, InvalidTypeError
+from dfl_unlearn.errors import (
+    ConfigError,
+    InputFileError,
+    InvalidArgumentError,
+    InvalidTypeError,
+    RefusedError,
+)
 from dfl_unlearn.evaluation.view import evaluate
 from dfl_unlearn.models.flat import FlatModel
 from dfl_unlearn.models.zoo import models
-from dfl_unlearn.plots import save_figures
 from dfl_unlearn.record.plan import RecordPlan
 from dfl_unlearn.registry import Registry
-from dfl_unlearn.report import write_report
-from dfl_unlearn.results.view import ResultsView
 from dfl_unlearn.sections import (
     DataSection,
     EvaluationSection,
@@ -48,12 +53,10 @@ from dfl_unlearn.sections import (
     TopologySection,
 )
 from dfl_unlearn.store.folder import RunFolder
-from dfl_unlearn.store.table import NETWORK, ResultsTable
-from dfl_unlearn.store.understood import understood
+from dfl_unlearn.store.table import ResultsTable
 from dfl_unlearn.topology.files import graph_names, load_topology
 from dfl_unlearn.topology.generators import topologies
 from dfl_unlearn.topology.graph import Topology
-from dfl_unlearn.unlearning.apply import unlearn
 from dfl_unlearn.unlearning.contracts import Outcome, UnlearningProtocol, unlearners
 
 
@@ -212,79 +215,178 @@ def run_experiment(
     runs: str | Path | None = None,
     *,
     tell: Callable[[str], None] | None = None,
+    refusals: list[Refusal] | None = None,
     max_graph_mb: int | None = None,
 ) -> tuple[TrainedRun, list[Outcome], list[ResultsTable]]:
     """Train, forget, evaluate and report; everything lands in one run folder.
 
     Network, data, model and requests are built and checked first; only then is the
     folder made. Every protocol is a trial on the trained run and shares one retrained
-    reference per request.
+    reference per request. A protocol that refuses does not end the others; where it
+    was killed, ``resume_experiment`` goes on.
 
     Args:
         experiment: What to do.
         runs: The folder that holds run folders; None is ``DFL_UNLEARN_RUNS`` or
             ``runs``.
         tell: Called with one line before each part of the work.
+        refusals: Takes what was refused; with None the first refusal is raised when
+            all else is done and written.
         max_graph_mb: Limit of a graph file's size in MB; None is 256.
 
     Returns:
         The run, the outcomes, and one table of metrics per outcome.
     """
-    tell = tell if tell is not None else _silent
-    topology, data, model = build_parts(experiment, max_graph_mb=max_graph_mb)
-    requests = [
-        replace(r, request_id=r.request_id or f"r{k}").resolve(data)
-        for k, r in enumerate(experiment.forget)
-    ]
+    parts = build_parts(experiment, max_graph_mb=max_graph_mb)
+    check_start(*parts, experiment.training, experiment.execution)
+    resolved_requests(experiment, parts[1])
     folder = RunFolder.create(runs, experiment.name)
     config = to_config(experiment)
-    folder.write_json("config.json", config)
     folder.write_text("config.toml", to_toml(config))
+    folder.write_json("config.json", config)
+    return _carried_out(experiment, folder, parts, tell, refusals)
+
+
+def resume_experiment(
+    folder: str | Path,
+    *,
+    execution: ExecutionConfig | None = None,
+    tell: Callable[[str], None] | None = None,
+    refusals: list[Refusal] | None = None,
+    max_graph_mb: int | None = None,
+) -> tuple[TrainedRun, list[Outcome], list[ResultsTable]]:
+    """Go on with an experiment that was interrupted, wherever that was.
+
+    Training goes on from its newest checkpoint, an attempt where it was charged or
+    released; what is complete is read. The results are those of an experiment that was
+    never interrupted, and no row is written twice.
+
+    Args:
+        folder: The run folder of ``run_experiment``.
+        execution: What changes speed and display only; None is what the folder says.
+        tell: As in ``run_experiment``.
+        refusals: As in ``run_experiment``.
+        max_graph_mb: As in ``run_experiment``.
+
+    Returns:
+        As ``run_experiment``.
+
+    Raises:
+        InputFileError: If the folder has no experiment.
+        RefusedError: If a request was committed since: the trained run is gone.
+    """
+    run_folder = RunFolder(folder)
+    if not run_folder.path("config.json").is_file():
+        raise InputFileError(
+            f"{run_folder.root}: must be the folder of an experiment, got none of its "
+            "config.json; a run of simulate(folder=...) goes on with resume, one that "
+            "was killed before it began is run again"
+        )
+    experiment = read_experiment(run_folder.read_json("config.json"), "config.json")
+    if execution is not None:
+        experiment = replace(experiment, execution=execution)
+    parts = build_parts(experiment, max_graph_mb=max_graph_mb)
+    with run_folder.locked():
+        run_folder.remove_leftovers()
+    return _carried_out(experiment, run_folder, parts, tell, refusals)
+
+
+def unfinished_experiment(folder: str | Path) -> Experiment | None:
+    """Return the experiment of a run folder, as far as it can be gone on with.
+
+    Args:
+        folder: The run folder.
+
+    Returns:
+        What its ``config.json`` says; None where it asks for training only, or where
+        a request was committed since, so that the trained run is gone.
+    """
+    run_folder = RunFolder(folder)
+    experiment = read_experiment(run_folder.read_json("config.json"), "config.json")
+    if not experiment.forget:
+        return None
+    if run_folder.path("manifest.json").is_file():
+        manifest = read_manifest(run_folder)
+        if manifest["forgotten"] or manifest.get("goes_on"):
+            return None
+    return experiment
+
+
+def _carried_out(
+    experiment: Experiment,
+    folder: RunFolder,
+    parts: tuple[Topology, PeerData, FlatModel],
+    tell: Callable[[str], None] | None,
+    refusals: list[Refusal] | None,
+) -> tuple[TrainedRun, list[Outcome], list[ResultsTable]]:
+    """Do what is missing of an experiment in its folder.
+
+    Returns:
+        As ``run_experiment``.
+
+    Raises:
+        RefusedError: If a request was committed, or a protocol refused and nobody
+            takes note of it.
+    """
+    tell = tell if tell is not None else _silent
+    execution = experiment.execution
+    with kept_open(execution), large_allowed(execution.allow_large):
+        run = _trained(experiment, folder, parts, tell)
+        if run.requests:
+            raise RefusedError(
+                f"{folder.root}: must hold the trained run, got one that carries "
+                f"{run.requests} committed requests; unlearn on it, or run the "
+                "experiment again from its config.toml"
+            )
+        outcomes, refused = try_all(
+            run,
+            resolved_requests(experiment, parts[1]),
+            experiment.unlearning,
+            reference=experiment.evaluation.reference,
+            execution=experiment.execution,
+            tell=tell,
+        )
+    tables = [evaluate(outcome, experiment.evaluation.metrics) for outcome in outcomes]
+    tell("drawing figures and the page")
+    write_results(folder, run, outcomes, tables, experiment.report, refusals=refused)
+    if refusals is not None:
+        refusals.extend(refused)
+    elif refused:
+        raise refused[0].error
+    return run, outcomes, tables
+
+
+def _trained(
+    experiment: Experiment,
+    folder: RunFolder,
+    parts: tuple[Topology, PeerData, FlatModel],
+    tell: Callable[[str], None],
+) -> TrainedRun:
+    """Train, go on training, or read the trained run."""
+    topology, data, model = parts
+    if folder.path("manifest.json").is_file():
+        tell("going on with what is in the folder")
+        return resume(folder.root, execution=experiment.execution)
     tell(
         f"training {topology.n} peers on {topology.name} with {data.name}, "
         f"{experiment.training.rounds} rounds"
     )
-    with kept_open(experiment.execution):
-        run = simulate(
-            topology,
-            data,
-            model,
-            experiment.training,
-            execution=experiment.execution,
-            folder=folder.root,
-        )
-        outcomes = [
-            outcome
-            for request in requests
-            for outcome in _forgotten(experiment, run, request, tell)
-        ]
-    tables = [evaluate(outcome, experiment.evaluation.metrics) for outcome in outcomes]
-    tell("drawing figures and the page")
-    write_results(folder, run, outcomes, tables, experiment.report)
-    return run, outcomes, tables
+    return simulate(
+        topology,
+        data,
+        model,
+        experiment.training,
+        execution=experiment.execution,
+        folder=folder.root,
+    )
 
 
-def _forgotten(
-    experiment: Experiment,
-    run: TrainedRun,
-    request: ForgetRequest,
-    tell: Callable[[str], None],
-) -> list[Outcome]:
-    """Carry out one request by every protocol, all beside the same yardstick."""
-    reference: TrainedRun | bool = False
-    if experiment.evaluation.reference:
-        rows = request.size(run.data)
-        tell(f"retraining without {rows} rows, as the yardstick")
-        reference = retrain(
-            run, run.data.without(request), execution=experiment.execution
-        )
-    outcomes = []
-    for protocol in experiment.unlearning:
-        tell(f"forgetting {request.request_id} by {unlearners.name_of(protocol)}")
-        outcomes.append(
-            unlearn(run, request, protocol, reference=reference, folder=run.folder)
-        )
-    return outcomes
+def resolved_requests(experiment: Experiment, data: PeerData) -> list[ForgetRequest]:
+    """Return the requests of an experiment with ids and rows."""
+    return [
+        replace(r, request_id=r.request_id or f"r{k}").resolve(data)
+        for k, r in enumerate(experiment.forget)
+    ]
 
 
 def build_parts(
@@ -305,6 +407,7 @@ def build_parts(
         options["max_bytes"] = max_graph_mb * 2**20
     with _naming(topology=(*section.fields, "mixing")):
         topology = load_topology(section.use, mixing=section.mixing, **options)
+    check_network(experiment.training, topology)
     source = experiment.data
     split = source.partition
     places = {"data": (*source.fields, "seed"), "data.partition": tuple(split.fields)}
@@ -342,82 +445,8 @@ def _naming(**sections: tuple[str, ...]) -> Iterator[None]:
     except (InvalidArgumentError, InvalidTypeError) as error:
         name = str(error).partition(":")[0].partition("[")[0]
         found = [section for section, names in sections.items() if name in names]
-        raise type(error)(f"{(found or [next(iter(sections))])[0]}.{error}") from error
-
-
-def write_results(
-    folder: RunFolder,
-    run: TrainedRun,
-    outcomes: Sequence[Outcome],
-    tables: Sequence[ResultsTable],
-    report: ReportSection,
-    page: str | Path | None = None,
-) -> Path | None:
-    """Write metric rows, tables, figures and the page of a run.
-
-    Args:
-        folder: The run folder.
-        run: The run.
-        outcomes: Its outcomes.
-        tables: One table of metrics per outcome.
-        report: Which figures and whether the page.
-        page: Where the page goes; None is ``report.html`` in the folder.
-
-    Returns:
-        Where the page was written, or None.
-    """
-    with folder.locked():
-        known = _known_rows(folder)
-        for table in tables:
-            for row in table.rows:
-                if (row["request"], row["protocol"]) not in known:
-                    folder.append({"type": "metric", **_finite(row)})
-    if tables:
-        rows = ResultsTable.concat(tables)
-        network = ResultsTable(rows=tuple(r for r in rows.rows if r["peer"] == NETWORK))
-        peers = ResultsTable(rows=tuple(r for r in rows.rows if r["peer"] != NETWORK))
-        for name, part in (("metrics", network), ("peers", peers)):
-            for kind, write in (("csv", part.to_csv), ("parquet", part.to_parquet)):
-                place = folder.path(f"tables/{name}.{kind}")
-                place.parent.mkdir(exist_ok=True)
-                write(place)
-    source: Any = list(outcomes) if outcomes else run
-    view = ResultsView.of(source, list(tables) if outcomes else None)
-    if (report.figures or report.html) and view.influence().mode == "exact":
-        keep_influence(run.replaced(folder=folder.root), view.influence())
-    if report.figures:
-        figures = folder.path("figures")
-        figures.mkdir(exist_ok=True)
-        still = [kind for kind in report.figures if kind != "gif"]
-        save_figures(view, figures, formats=still)
-        if "gif" in report.figures:
-            from dfl_unlearn.plots.animation import write_influence_gif
-
-            trace = view.influence()
-            write_influence_gif(view.topology, trace, figures / "influence.gif")
-    if not report.html:
-        return None
-    return write_report(view, page if page is not None else folder.path("report.html"))
-
-
-def _known_rows(folder: RunFolder) -> set[tuple[str, str]]:
-    """Return request and protocol of the metric rows that a folder has already."""
-    with understood(f"{folder.root}/results.jsonl"):
-        return {
-            (r["request"], r["protocol"]) for r in folder.records() if _is_metric(r)
-        }
-
-
-def _is_metric(record: Mapping[str, Any]) -> bool:
-    return bool(record["type"] == "metric")
-
-
-def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a metric row as JSON values; a number that is not finite is a note."""
-    value = row["value"]
-    if math.isfinite(value):
-        return dict(row)
-    return {**row, "value": None, "note": repr(float(value))}
+        place = f"{found[0]}." if found else f"{next(iter(sections))}: "
+        raise type(error)(f"{place}{error}") from error
 
 
 def _silent(line: str) -> None:

@@ -316,6 +316,7 @@ def _methods(view: ResultsView) -> Html:
                 f"{cost.payload_bytes:,}",
                 f"{cost.rounds:,}",
                 f"{cost.wall_seconds:.2f}",
+                f"{cost.simulated_seconds:.2f}",
             )
         )
     head = (
@@ -327,11 +328,12 @@ def _methods(view: ResultsView) -> Html:
         "bytes sent",
         "rounds",
         "seconds",
+        "simulated seconds",
     )
     return h.section(
         "Protocols compared",
         _figure(view, "methods"),
-        h.table("", head, rows, frozenset(range(2, 8))),
+        h.table("", head, rows, frozenset(range(2, 9))),
     )
 
 
@@ -381,6 +383,7 @@ def _settings(view: ResultsView) -> Html:
             )
             for key, value in run.info.get("arithmetic", {}).items()
         ),
+        *_faults(run),
     ]
     return h.section(
         "Settings",
@@ -392,6 +395,19 @@ def _settings(view: ResultsView) -> Html:
             "the same digest again.",
         ),
     )
+
+
+def _faults(run: TrainedRun) -> list[tuple[str, str]]:
+    """Return what went wrong in the simulated network in training; mostly nothing."""
+    if not run.config.faults:
+        return []
+    seen = run.info.get("faults", {"totals": {}})["totals"]
+    counts = ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in seen.items())
+    broken = run.config.faults.breaks(run.config.trainer)
+    return [
+        ("Faults of the network", counts or "none happened"),
+        ("What they change", "; ".join(broken) or "nothing in the results"),
+    ]
 
 
 def _fact(value: object) -> object:

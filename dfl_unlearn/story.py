@@ -68,6 +68,7 @@ def comparison_lines(
         f"  {'protocol':<15}{'claim':<24}"
         + "".join(f"{h:>9}" for h in heads)
         + f"{'gradients':>12}{'messages':>10}{'seconds':>9}"
+        + f"{'simulated':>11}"
     )
     first = _means(tables[0])
     for label, world in (("(before)", "before"), ("(retrained)", "reference")):
@@ -82,12 +83,14 @@ def comparison_lines(
             claim = outcome.certificate.status
             if outcome.certificate.epsilon:
                 claim += f" eps={round_up(outcome.certificate.epsilon):g}"
+        if outcome.status == "incomplete" and claim != "pending":
+            claim += ", incomplete"
         cost = outcome.cost
         lines.append(
             f"  {outcome.protocol_name:<15}{claim:<24}"
             + "".join(map(_cell, cells))
             + f"{cost.gradient_evaluations:>12,}{cost.messages:>10,}"
-            + f"{cost.wall_seconds:>9.2f}"
+            + f"{cost.wall_seconds:>9.2f}{cost.simulated_seconds:>11.2f}"
         )
     return lines
 

@@ -66,11 +66,15 @@ def test_a_signal_ends_with_its_code_and_says_how_to_go_on(tmp_path, capsys):
         stdout=subprocess.PIPE,
         text=True,
     )
-    while not list(tmp_path.glob("runs/long/ckpt/round-*")):
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    try:
+        while not list(tmp_path.glob("runs/long/ckpt/round-*")):
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+        process.wait()
     assert process.returncode == 143
     assert "resume with: dfl-unlearn resume" in err
     done = int(err.split("after round ")[1].split()[0])

@@ -275,7 +275,7 @@ def test_a_preset_file_stands_for_its_family(tmp_path):
     experiment = load(tmp_path, text)
     assert build_parts(experiment)[0].n == 9
     assert read_experiment(to_config(experiment)) == experiment
-    with pytest.raises(InvalidArgumentError, match=r"topology\..*unknown field 'm'"):
+    with pytest.raises(InvalidArgumentError, match=r"topology: .*unknown field 'm'"):
         build_parts(load(tmp_path, text, "topology.m=1"))
 
 

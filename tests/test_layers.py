@@ -22,6 +22,7 @@ LAYERS = (
     ("results",),
     ("plots",),
     ("report", "story", "sections"),
+    ("conduct",),
     ("experiment",),
     ("cli",),
     ("__main__",),

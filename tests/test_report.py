@@ -3,9 +3,13 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+from networks import blobs
 from results.handmade import made_outcome, made_run, three_outcomes
 
 from dfl_unlearn.data.forget import ForgetRequest
+from dfl_unlearn.engine.config import SimulationConfig
+from dfl_unlearn.engine.faults import FaultPlan, MessageLoss
+from dfl_unlearn.engine.simulator import simulate
 from dfl_unlearn.errors import InvalidArgumentError, StoreWriteError
 from dfl_unlearn.report import report_page, write_report
 from dfl_unlearn.results.view import ResultsView
@@ -166,3 +170,17 @@ def test_an_unwritable_place_and_mixed_runs_are_refused(tmp_path):
     with pytest.raises(InvalidArgumentError, match="must come from one run"):
         write_report([outcome, other], tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
+
+
+def test_the_page_says_what_went_wrong_in_the_network():
+    config = SimulationConfig(
+        rounds=6, faults=FaultPlan(models=(MessageLoss(p=0.5),), weight_policy="self")
+    )
+    run = simulate("ring", blobs([6] * 5), "logistic", config)
+    text = Page(report_page(ResultsView.of(run))).text
+    assert f"lost {run.info['faults']['totals']['lost']}" in text
+    assert "mean moved 6" in text
+    assert "row-stochastic only" in text
+    assert f"lost {run.info['faults']['totals']['lost']}" in run._repr_html_()
+    plain = simulate("ring", blobs([6] * 5), "logistic", SimulationConfig(rounds=6))
+    assert "Faults of the network" not in report_page(ResultsView.of(plain))

@@ -14,7 +14,7 @@ import html
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from dfl_unlearn import _validate
@@ -313,6 +313,8 @@ class Certificate:
         if self.status == "heuristic":
             reasons = "; ".join(self.reasons)
             head = f"HEURISTIC — not a certified (ε,δ) guarantee: {reasons}"
+        elif self.status == "pending":
+            head = f"PENDING — {self.reasons[0]}"
         else:
             head = self.status.upper().replace("_", " ")
         lines = [
@@ -450,6 +452,36 @@ def certify(
         exposure=tuple(exposure),
         covers=tuple(covers),
         notes=(*notes, *weak),
+    )
+
+
+def incomplete(
+    certificate: Certificate, peers: Sequence[int], text: str
+) -> Certificate:
+    """Return a certificate that some peers keep from holding.
+
+    Args:
+        certificate: The claim about the peers that were corrected.
+        peers: Those that were not.
+        text: Who holds what; the first of the reasons.
+
+    Returns:
+        A ``pending`` one: no epsilon but the nominal one, for observers who do not see
+        those peers. What kept the claim from being certified stays among the reasons.
+    """
+    claimed = certificate.status in CLAIMED
+    reasons = list(certificate.reasons)
+    if certificate.status == "heuristic":
+        reasons.insert(0, "HEURISTIC — not a certified (ε,δ) guarantee when complete:")
+    return replace(
+        certificate,
+        status="pending",
+        epsilon=None,
+        delta=None,
+        nominal_epsilon=certificate.epsilon if claimed else certificate.nominal_epsilon,
+        nominal_delta=certificate.delta if claimed else certificate.nominal_delta,
+        reasons=(text, *reasons),
+        pending_peers=tuple(peers),
     )
 
 

@@ -1,6 +1,7 @@
 """What changes results, and apart from it what changes speed only."""
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from dfl_unlearn import _validate
 from dfl_unlearn._limits import MAX_ROUNDS
 from dfl_unlearn.accounting.ledger import PrivacyBudget
+from dfl_unlearn.engine.clock import NetworkClock
 from dfl_unlearn.engine.fault_rounds import check_faults
 from dfl_unlearn.engine.faults import FaultPlan
 from dfl_unlearn.engine.trainers.contract import PrivateSteps, Trainer
@@ -67,7 +69,9 @@ class LocalSteps:
                 )
         _validate.integer(steps=self.steps, at_least=1, at_most=100_000)
         if self.batch_size is not None:
-            _validate.integer(batch_size=self.batch_size, at_least=1)
+            _validate.integer(
+                batch_size=self.batch_size, at_least=1, at_most=1_000_000_000
+            )
         _validate.number(learning_rate=self.learning_rate, above=0)
         _validate.one_of(
             ("constant", "cosine", "inverse_sqrt"), lr_schedule=self.lr_schedule
@@ -140,6 +144,8 @@ class SimulationConfig:
             structure, never by timing.
         evaluate_every: Rounds between evaluations; 0 evaluates only at the end.
         privacy_budget: Caps that the ledger enforces.
+        clock: How fast the peers and their lines are, for simulated time only; it
+            changes no parameter.
     """
 
     rounds: int = 100
@@ -158,6 +164,7 @@ class SimulationConfig:
     kernel: KernelName = "auto"
     evaluate_every: int = 10
     privacy_budget: PrivacyBudget = field(default_factory=PrivacyBudget)
+    clock: NetworkClock = field(default_factory=NetworkClock)
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -177,6 +184,7 @@ class SimulationConfig:
         _validate.one_of(("auto", "stacked", "vmap", "loop"), kernel=self.kernel)
         _validate.integer(evaluate_every=self.evaluate_every, at_least=0)
         _validate.of_type(PrivacyBudget, privacy_budget=self.privacy_budget)
+        _validate.of_type(NetworkClock, clock=self.clock)
         self.trainer.check(self)
         if self.faults:
             check_faults(self.faults, self)
@@ -215,9 +223,14 @@ class ExecutionConfig:
         checkpoint_every: Rounds between checkpoints in the run folder; ``auto`` is one
             about every 30 seconds.
         keep: Checkpoints that stay in the run folder.
-        max_block_retries: Times that a round is tried again after a worker was lost.
+        max_block_retries: Times that a block's worker is replaced in one round.
         block_timeout_s: Seconds that a round may take before it counts as lost.
+        stall_timeout_s: Seconds without any finished block after which the run ends.
         max_wall_s: Seconds after which training stops with a checkpoint; None never.
+        ray_address: ``host:port`` of a running Ray cluster to join; None starts Ray on
+            this machine.
+        ray_allow_remote: Permission to send code and data to other machines, which a
+            cluster needs, also one on this machine.
         progress: Whether to show a progress bar (on a terminal) or plain lines.
         allow_large: Whether to start although the estimated memory is above 80 % of
             what is available.
@@ -229,6 +242,9 @@ class ExecutionConfig:
     keep: int = 2
     max_block_retries: int = 5
     block_timeout_s: float = 600.0
+    stall_timeout_s: float = 900.0
+    ray_address: str | None = None
+    ray_allow_remote: bool = False
     max_wall_s: float | None = None
     progress: bool = False
     allow_large: bool = False
@@ -249,4 +265,22 @@ class ExecutionConfig:
             _validate.number(max_wall_s=self.max_wall_s, above=0)
         _validate.integer(max_block_retries=self.max_block_retries, at_least=0)
         _validate.number(block_timeout_s=self.block_timeout_s, above=0)
+        _validate.number(stall_timeout_s=self.stall_timeout_s, above=0)
+        _validate.of_type(bool, ray_allow_remote=self.ray_allow_remote)
+        if self.ray_address is not None:
+            _check_address(self.ray_address, self.engine)
         _validate.of_type(bool, progress=self.progress, allow_large=self.allow_large)
+
+
+def _check_address(address: str, engine: str) -> None:
+    _validate.of_type(str, ray_address=address)
+    if engine == "inline":
+        raise InvalidArgumentError(
+            f"ray_address: must be None with engine='inline', got {address[:200]!r}; "
+            "use engine='ray'"
+        )
+    if not re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}", address):
+        raise InvalidArgumentError(
+            f"ray_address: must be host:port of a running cluster, got "
+            f"{address[:200]!r}; 'auto' and ray:// are not offered"
+        )

@@ -21,7 +21,9 @@ def messages_from(
 ) -> NDArray[np.int64]:
     """Return how many training messages a peer sent to each other peer.
 
-    In each round every peer sends one message to each neighbour that takes from it.
+    In each round every peer sends one message to each neighbour that takes from it. In
+    a network with faults this is an upper bound: what was lost, or not sent because a
+    peer was down, counts as well.
 
     Args:
         schedule: The network by round.

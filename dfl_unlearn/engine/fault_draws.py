@@ -36,6 +36,7 @@ Bools = NDArray[np.bool_]
 Index = NDArray[np.int64]
 
 _MARK_EVERY = 64  # rounds between kept memories of the chain
+_RECENT = 8  # rounds kept whole, besides those whose rows may still be on their way
 _UP, _DOWN, _LEFT = 0, 1, 2
 
 
@@ -81,7 +82,7 @@ class FaultDraws:
         self._numbered = _numbered(plan)
         self._arcs: Arcs | None = None
         self._marks: dict[int, _Memory] = {}
-        self._last: tuple[int, _Memory, RoundFaults] | None = None
+        self._last: tuple[int, _Memory] | None = None
         self._recent: OrderedDict[int, RoundFaults] = OrderedDict()
         self._events = _events_by_round(plan)
         self._slow = self._stragglers()
@@ -150,9 +151,9 @@ class FaultDraws:
     def _note(self, r: int, memory: _Memory, found: RoundFaults) -> None:
         if r % _MARK_EVERY == 0:
             self._marks[r] = memory
-        self._last = (r, memory, found)
+        self._last = (r, memory)
         self._recent[r] = found
-        while len(self._recent) > _MARK_EVERY + self.plan.oldest:
+        while len(self._recent) > self.plan.oldest + _RECENT:
             self._recent.popitem(last=False)
 
     def _advance(self, r: int, before: _Memory) -> tuple[RoundFaults, _Memory]:
@@ -235,6 +236,15 @@ class FaultDraws:
         """The peers that are slow under any model, ascending."""
         parts = [slow for _, slow in self._slow]
         return np.unique(np.concatenate(parts)) if parts else np.zeros(0, np.int64)
+
+    @property
+    def slowness(self) -> NDArray[np.float64]:
+        """Factor on the time of every peer's work, others waiting for it, ``(N,)``."""
+        slow = np.ones(self.n)
+        for model, peers in self._slow:
+            if model.policy == "wait":
+                slow[peers] = np.maximum(slow[peers], model.slowdown)
+        return slow
 
     # --- coins of messages -----------------------------------------------------------
 

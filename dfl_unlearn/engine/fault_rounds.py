@@ -19,7 +19,8 @@ from dfl_unlearn.engine.fault_draws import FaultDraws
 from dfl_unlearn.engine.faults import FaultPlan
 from dfl_unlearn.errors import InvalidArgumentError
 from dfl_unlearn.record.round_weights import RoundWeights
-from dfl_unlearn.topology.graph import TopologySchedule
+from dfl_unlearn.rng import RngTree
+from dfl_unlearn.topology.graph import Topology, TopologySchedule
 
 if TYPE_CHECKING:
     from dfl_unlearn.engine.backends.contract import EngineSetup
@@ -79,6 +80,8 @@ class RoundsOfFaults:
             begin: The first round of training that will be run.
         """
         config = setup.config
+        if setup.draws is not None:
+            return cls(setup.draws, setup.ahead)
         if not config.faults:
             return None
         inbox = all(name in slots for name in past_names(config))
@@ -258,6 +261,22 @@ def past_names(config: "SimulationConfig") -> tuple[str, ...]:
 def past_name(name: str, age: int) -> str:
     """Return the slot of what was sent some rounds ago."""
     return f"past{age}.{name}"
+
+
+def check_network(config: "SimulationConfig", topology: Topology) -> None:
+    """Refuse a plan that does not go with the network, before anything is made.
+
+    Args:
+        config: The plan, and the schedule if there is one.
+        topology: The network.
+
+    Raises:
+        InvalidArgumentError: If the weight policy does not go with the weights.
+        UnknownPeerError: If the plan names a peer that is not there.
+    """
+    if config.faults:
+        schedule = topology if config.schedule is None else config.schedule
+        FaultDraws.of(config.faults, schedule, RngTree(config.seed)).arcs(0)
 
 
 def check_faults(plan: FaultPlan, config: "SimulationConfig") -> None:

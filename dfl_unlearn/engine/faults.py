@@ -180,7 +180,8 @@ class FaultPlan:
         """Whether every round's weights are sure to keep the peers' plain mean.
 
         [derived] The mean is kept exactly if the columns of the effective matrix sum to
-        one. Symmetric weights stay symmetric where both directions fail together.
+        one. Symmetric weights stay symmetric where both directions fail together. Push-
+        sum is counted as not keeping it, though it does where no mass moves.
         """
         moves = self.weight_policy == "push_sum" and self.loses_messages
         return not (self._one_way or moves or self.crashes or self._is_late)

@@ -18,8 +18,8 @@ from dfl_unlearn.engine.run import History
 from dfl_unlearn.engine.threads import blas_report
 from dfl_unlearn.models.flat import FlatModel
 
-# round, loss, accuracy, consensus, seconds
-Evaluated = tuple[int, NDArray[np.float64], NDArray[np.float64], float, float]
+# round, loss, accuracy, consensus, seconds, simulated seconds (NaN: not known)
+Evaluated = tuple[int, NDArray[np.float64], NDArray[np.float64], float, float, float]
 
 _SCORE_BYTES = 2**26  # logits held at once while scoring
 
@@ -72,22 +72,27 @@ def is_evaluated(done: int, config: SimulationConfig) -> bool:
 
 def history_of(rows: Sequence[Evaluated]) -> History:
     """Return what was taken so far as arrays."""
+    simulated = np.array([r[5] for r in rows])
     return History(
         rounds=np.array([r[0] for r in rows], dtype=np.int64),
         loss=np.array([r[1] for r in rows]),
         accuracy=np.array([r[2] for r in rows]),
         consensus=np.array([r[3] for r in rows]),
         seconds=np.array([r[4] for r in rows]),
+        simulated_seconds=None if np.isnan(simulated).any() else simulated,
     )
 
 
 def rows_of(history: History) -> list[Evaluated]:
     """Return the rows that ``history_of`` made arrays of."""
     columns = (history.rounds, history.loss, history.accuracy)
+    simulated = history.simulated_seconds
+    if simulated is None:
+        simulated = np.full(len(history.rounds), np.nan)
     return [
-        (int(done), loss, accuracy, float(consensus), float(seconds))
-        for done, loss, accuracy, consensus, seconds in zip(
-            *columns, history.consensus, history.seconds, strict=True
+        (int(done), loss, accuracy, float(consensus), float(seconds), float(there))
+        for done, loss, accuracy, consensus, seconds, there in zip(
+            *columns, history.consensus, history.seconds, simulated, strict=True
         )
     ]
 

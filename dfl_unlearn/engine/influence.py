@@ -35,6 +35,7 @@ from torch import Tensor
 from dfl_unlearn import _validate
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.fault_rounds import RoundsOfFaults
+from dfl_unlearn.engine.memory import influence_memory
 from dfl_unlearn.engine.replay import Chosen, Replay, refuse_undifferentiable
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.simulator import retrain, samples_per_round
@@ -46,6 +47,7 @@ from dfl_unlearn.errors import (
     InvalidArgumentError,
     MissingRecordError,
     ReplayDivergedError,
+    ResourceError,
     UnsupportedRequestError,
 )
 from dfl_unlearn.record.influence import (
@@ -93,6 +95,7 @@ def track_influence(
         UnsupportedRequestError: If training clipped per sample, or is no iteration
             whose derivative is known.
         ReplayDivergedError: If the replay does not end in the run's state.
+        ResourceError: If it would not fit into memory.
 
     Example:
         >>> from dfl_unlearn import PeerData, SimulationConfig, simulate
@@ -111,6 +114,8 @@ def track_influence(
         return _cheap(run, what, chosen, mode)
     refuse_undifferentiable(run)
     replay = Replay(run)
+    kept = -(-replay.rounds // every) if vectors else 0
+    influence_memory(run, kept=kept).check()
     with limited_threads(run.config.threads):
         return _exact(replay, chosen, every, vectors)
 
@@ -222,7 +227,7 @@ def best_influence(run: TrainedRun, source: int) -> InfluenceTrace:
     if work * (1 if run.model.convex else _AUTOGRAD) <= _AFFORDABLE:
         try:
             return track_influence(run, source)
-        except (MissingRecordError, UnsupportedRequestError) as error:
+        except (MissingRecordError, UnsupportedRequestError, ResourceError) as error:
             _LOG.debug("no exact influence: %s", error)
         except ReplayDivergedError as error:
             _LOG.warning("no exact influence: %s", error)

@@ -15,6 +15,7 @@ from dfl_unlearn.engine.backends.contract import Backend, EngineSetup
 from dfl_unlearn.engine.backends.inline import Inline
 from dfl_unlearn.engine.backends.recorder import Recorder
 from dfl_unlearn.engine.callbacks import Callback, ProgressLog, notify
+from dfl_unlearn.engine.clock import TrainingClock
 from dfl_unlearn.engine.config import ExecutionConfig, SimulationConfig
 from dfl_unlearn.engine.fault_rounds import FaultsSeen
 from dfl_unlearn.engine.figures import (
@@ -103,6 +104,7 @@ def train(
                 rng=rng,
                 ahead=ahead,
             )
+            clock = TrainingClock(setup)
             recorder = Recorder(setup, initial, start.recorded if start else None)
             backend.start(setup, first, recorder)
 
@@ -118,6 +120,7 @@ def train(
             with keeper.between_rounds():
                 for t in range(first.round, config.rounds):
                     info = backend.advance(t)
+                    info = replace(info, simulated_seconds=clock.after(t))
                     seen.add(info.round, info.faults)
                     if is_evaluated(t + 1, config):
                         state = backend.gather()
@@ -128,6 +131,7 @@ def train(
                                 peer_scores(model, state.params, data),
                                 state.consensus_distance(),
                                 time.perf_counter() - began,
+                                info.simulated_seconds,
                             )
                         )
                         keeper.evaluated(rows[-1])
@@ -246,7 +250,11 @@ def kept_open(execution: ExecutionConfig) -> Iterator[None]:
         return
     from dfl_unlearn.engine.backends.ray_runtime import ray_session
 
-    with ray_session(execution.workers):
+    with ray_session(
+        execution.workers,
+        address=execution.ray_address,
+        allow_remote=execution.ray_allow_remote,
+    ):
         yield
 
 

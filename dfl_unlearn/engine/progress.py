@@ -50,6 +50,9 @@ class Progress:
         found["history.accuracy"] = history.accuracy.reshape(-1, n)
         found["history.consensus"] = history.consensus
         found["history.seconds"] = history.seconds
+        simulated = history.simulated_seconds
+        if simulated is not None:
+            found["history.simulated_seconds"] = simulated
         return found
 
     @classmethod
@@ -84,6 +87,10 @@ class Progress:
             )
         names = ("rounds", "loss", "accuracy", "consensus", "seconds")
         columns = [arrays[f"history.{name}"].numpy() for name in names]
+        simulated = arrays.get("history.simulated_seconds")
+        columns.append(
+            np.full(len(columns[0]), np.nan) if simulated is None else simulated.numpy()
+        )
         return cls(
             state=PeerState(
                 params=arrays["params"],
@@ -96,8 +103,10 @@ class Progress:
             ),
             recorded=recorded,
             rows=tuple(
-                (int(done), loss, accuracy, float(consensus), float(at))
-                for done, loss, accuracy, consensus, at in zip(*columns, strict=True)
+                (int(done), loss, accuracy, float(consensus), float(at), float(there))
+                for done, loss, accuracy, consensus, at, there in zip(
+                    *columns, strict=True
+                )
             ),
             seconds=seconds,
             faults=faults,

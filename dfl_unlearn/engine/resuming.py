@@ -34,7 +34,7 @@ from dfl_unlearn.engine.keeping import Keeper
 from dfl_unlearn.engine.loop import train
 from dfl_unlearn.engine.private import TRAINING, charge_rounds, record_plan
 from dfl_unlearn.engine.progress import Progress
-from dfl_unlearn.engine.run import TrainedRun
+from dfl_unlearn.engine.run import TrainedRun, state_digest
 from dfl_unlearn.engine.stored import (
     LEDGER,
     begun_manifest,
@@ -180,6 +180,7 @@ def reopen(
         DataMismatchError: If other data are given.
         StoreCorruptError: If the manifest is damaged.
     """
+    folder.remove_leftovers()
     with understood(f"{folder.root}/{_MANIFEST}"):
         finish_commit(folder)
         manifest = read_manifest(folder)
@@ -234,8 +235,6 @@ def go_on(
             "round again would bring back what was forgotten"
         )
     _charge_missing(ledger, config, manifest["planned"])
-    base = manifest.get("goes_on")
-    keeps_record = base is None or bool(base["record"])
     if start is not None:
         _log.info("%s: going on after round %d", folder.root, start.state.round)
     keeper = Keeper(execution, folder=folder, identity=run.identity, ledger=ledger)
@@ -255,7 +254,7 @@ def go_on(
         keeper=keeper,
         start=start,
         arithmetic={key: recorded[key] for key in ("kernel", "chunk_peers")},
-        keeps_record=keeps_record,
+        keeps_record=start is None or start.recorded is not None,
         requests=run.requests,
         ahead=int(manifest["ahead"]),
     )
@@ -268,6 +267,9 @@ def go_on(
             recorded["blas"],
             now["blas"],
         )
+    if start is not None and run.requests and start.state.round >= config.rounds:
+        # No round was trained since the request: a committed state is its own digest.
+        finished = replace(finished, digest=state_digest(finished.state))
     info = {**manifest["info"], **finished.info}
     return finish_run(
         folder,
@@ -309,8 +311,6 @@ def _check_complete(manifest: Mapping[str, Any]) -> None:
         _validate.integer(at_least=-1, after=part["after"])
     for past in manifest["forgotten"]:
         _validate.of_type(str, forgotten=past["request_id"])
-    if manifest.get("goes_on") is not None:
-        _validate.of_type(bool, record=manifest["goes_on"]["record"])
     noted_head(manifest)
     recorded = manifest["info"]["arithmetic"]
     _validate.of_type(str, kernel=recorded["kernel"])
@@ -349,6 +349,7 @@ def _with_rounds(
         **manifest,
         "training": {**manifest["training"], "rounds": wanted},
         "planned": [*manifest["planned"], _planned(first, wanted - first, head)],
+        "goes_on": {"round": first},  # it is longer than its config.json says
     }
     folder.write_json(_MANIFEST, longer)
     return longer
@@ -400,7 +401,6 @@ def _make_longer(folder: RunFolder, run: TrainedRun, wanted: int) -> None:
             "ledger": list(run.ledger.head),
             "planned": planned,
             "ahead": run.ahead,
-            "goes_on": {"round": first, "record": recorded is not None},
         },
         wanted,
         first,

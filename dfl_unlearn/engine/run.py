@@ -17,6 +17,7 @@ from dfl_unlearn.accounting.ledger import PrivacyLedger
 from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.engine.config import SimulationConfig
 from dfl_unlearn.engine.fault_draws import FaultDraws
+from dfl_unlearn.engine.faulty_transport import FaultyTransport
 from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.engine.transport import Guard, Transport
 from dfl_unlearn.errors import InvalidArgumentError, NumericalError
@@ -38,6 +39,9 @@ class History:
             error) of every peer, shape ``(E, N)``.
         consensus: Mean squared distance to the average, shape ``(E,)``.
         seconds: Elapsed training time, shape ``(E,)``; not part of the digest.
+        simulated_seconds: When the last peer was done, on the clock of
+            ``engine.clock``, shape ``(E,)``; not part of the digest. None in runs
+            made before there was one.
     """
 
     rounds: NDArray[np.int64]
@@ -45,6 +49,7 @@ class History:
     accuracy: NDArray[np.float64]
     consensus: NDArray[np.float64]
     seconds: NDArray[np.float64]
+    simulated_seconds: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +60,14 @@ class CarriedOut:
         request_id: Its id.
         round: The state's round when it was asked.
         rows: Owner -> number of rows that went.
+        pending: Peer that left before it took the corrected model -> norm of the
+            influence that it left with, None where that is not known.
     """
 
     request_id: str
     round: int
     rows: Mapping[int, int]
+    pending: Mapping[int, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +203,17 @@ class TrainedRun:
 
     def transport(self) -> Transport:
         """Return a transport over this network with an empty log."""
-        return Transport(self.topology, self.requests, guard=self.guard)
+        draws = self.faults()
+        if draws is None:
+            return Transport(self.topology, self.requests, guard=self.guard)
+        return FaultyTransport(
+            self.topology,
+            self.requests,
+            guard=self.guard,
+            draws=draws,
+            clock=self.network_round,
+            patience=self.config.faults.patience,
+        )
 
     @property
     def requests(self) -> int:
@@ -220,6 +238,9 @@ class TrainedRun:
             "mean test score": accuracy,
             "digest": self.digest[:16],
         }
+        if "faults" in self.info:
+            totals = self.info["faults"]["totals"].items()
+            rows["faults"] = ", ".join(f"{n} {count}" for n, count in totals)
         cells = "".join(
             f"<tr><th>{key}</th><td>{html.escape(str(value))}</td></tr>"
             for key, value in rows.items()

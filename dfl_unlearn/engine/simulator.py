@@ -9,6 +9,7 @@ from dfl_unlearn import _validate
 from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.engine.callbacks import Callback, notify
 from dfl_unlearn.engine.config import ExecutionConfig, SimulationConfig
+from dfl_unlearn.engine.fault_rounds import check_network
 from dfl_unlearn.engine.figures import peer_scores, versions
 from dfl_unlearn.engine.loop import (
     continue_training,
@@ -17,9 +18,9 @@ from dfl_unlearn.engine.loop import (
     samples_per_round,
     train,
 )
-from dfl_unlearn.engine.memory import available_memory
+from dfl_unlearn.engine.memory import retraining_memory, training_memory
 from dfl_unlearn.engine.run import TrainedRun
-from dfl_unlearn.errors import InvalidArgumentError, ResourceError, TopologyError
+from dfl_unlearn.errors import InvalidArgumentError, TopologyError
 from dfl_unlearn.models.flat import FlatModel
 from dfl_unlearn.models.zoo import models
 from dfl_unlearn.record.plan import RecordPlan
@@ -97,16 +98,7 @@ def simulate(
             num_classes=data.num_classes,
         )
     _validate.of_type(FlatModel, why="e.g. model='logistic'", model=model)
-    if topology.n != data.n:
-        raise TopologyError(
-            f"topology: must have one peer per part of the data, got {topology.n} "
-            f"peers and data for {data.n}; use load_topology(..., n={data.n})"
-        )
-    if config.schedule is not None and config.schedule.n != data.n:
-        raise InvalidArgumentError(
-            f"config.schedule: must have {data.n} peers, got {config.schedule.n}"
-        )
-    _check_memory(data, model, config, execution)
+    check_start(topology, data, model, config, execution, stored=folder is not None)
     if folder is None:
         rng = RngTree(config.seed)
         run = train(
@@ -185,7 +177,14 @@ def resume(
         run = reopen(kept, rounds=rounds, config=config, data=data, model=model)
         if isinstance(run, TrainedRun):
             return run
-        _check_memory(run.data, run.model, run.config, execution)
+        training_memory(
+            run.data,
+            run.model,
+            run.config,
+            execution,
+            stored=True,
+            topology=run.topology,
+        ).check(allow_large=execution.allow_large)
         finished = go_on(run, execution, callbacks)
     notify(callbacks, "on_end", finished)
     return finished
@@ -209,6 +208,8 @@ def retrain(
     Returns:
         The retrained run, without a folder.
     """
+    execution = execution if execution is not None else ExecutionConfig()
+    retraining_memory(run, execution).check(allow_large=execution.allow_large)
     config = replace(
         run.config,
         seed=run.config.seed + seed_offset,
@@ -220,29 +221,46 @@ def retrain(
         data,
         run.model,
         config,
-        execution if execution is not None else ExecutionConfig(),
+        execution,
         (),
         rng,
         label="retraining",
     )
 
 
-def _check_memory(
+def check_start(
+    topology: Topology,
     data: PeerData,
     model: FlatModel,
     config: SimulationConfig,
     execution: ExecutionConfig,
+    *,
+    stored: bool = True,
 ) -> None:
-    """Refuse a run that would take over 80 % of the available memory."""
-    item = 8 if config.dtype == "float64" else 4
-    nbytes = data.n * model.size * item
-    states = 3 + (config.local.momentum > 0) + 1
-    states += len(config.record.checkpoint_rounds(config.rounds, nbytes))
-    need = nbytes * states
-    room = 0.8 * available_memory()
-    if need > room and not execution.allow_large:
-        raise ResourceError(
-            f"{data.n} peers x {model.size} parameters need about {need / 1e9:.3g} GB "
-            f"({room / 0.8 / 1e9:.3g} GB available); use fewer peers, a smaller model "
-            "or allow_large"
+    """Refuse what cannot be trained, before anything is computed or written.
+
+    Args:
+        topology: The network.
+        data: What each peer holds.
+        model: The model.
+        config: Everything that changes results.
+        execution: What changes speed and display only.
+        stored: Whether the run is kept in a folder, which takes memory too.
+
+    Raises:
+        TopologyError: If the network and the data have different numbers of peers.
+        InvalidArgumentError: If a schedule has another number of peers.
+    """
+    if topology.n != data.n:
+        raise TopologyError(
+            f"topology: must have one peer per part of the data, got {topology.n} "
+            f"peers and data for {data.n}; use load_topology(..., n={data.n})"
         )
+    if config.schedule is not None and config.schedule.n != data.n:
+        raise InvalidArgumentError(
+            f"config.schedule: must have {data.n} peers, got {config.schedule.n}"
+        )
+    check_network(config, topology)
+    training_memory(
+        data, model, config, execution, stored=stored, topology=topology
+    ).check(allow_large=execution.allow_large)

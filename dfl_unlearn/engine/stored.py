@@ -201,7 +201,7 @@ def finish_run(
 def _write_fault_event(folder: RunFolder, run: TrainedRun) -> None:
     """Write one row that says in how many rounds the peers' mean was not kept."""
     moved = run.info.get("faults", {}).get(MEAN_MOVED, ())
-    known = (row.get("what") for row in folder.records() if row["type"] == "event")
+    known = (row.get("what") for row in folder.records() if row.get("type") == "event")
     if moved and MEAN_MOVED not in known:
         folder.append(
             {
@@ -388,6 +388,7 @@ def carried_out_from(manifest: Mapping[str, Any]) -> tuple[CarriedOut, ...]:
             request_id=past["request"],
             round=past["round"],
             rows={int(owner): rows for owner, rows in past["rows"].items()},
+            pending={int(i): s for i, s in past.get("pending", {}).items()},
         )
         for past in manifest.get("carried_out", ())  # none in older folders
     )
@@ -396,7 +397,10 @@ def carried_out_from(manifest: Mapping[str, Any]) -> tuple[CarriedOut, ...]:
 def carried_out_to(past: CarriedOut) -> dict[str, Any]:
     """Return what the manifest says of a request that a state carries."""
     rows = {str(owner): number for owner, number in past.rows.items()}
-    return {"request": past.request_id, "round": past.round, "rows": rows}
+    told = {"request": past.request_id, "round": past.round, "rows": rows}
+    if past.pending:
+        told["pending"] = {str(i): norm for i, norm in past.pending.items()}
+    return told
 
 
 def read_manifest(folder: RunFolder) -> dict[str, Any]:

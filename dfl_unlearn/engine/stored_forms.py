@@ -6,6 +6,7 @@ from typing import Any
 
 from dfl_unlearn.accounting.ledger import PrivacyBudget
 from dfl_unlearn.data.forget import ForgetRequest
+from dfl_unlearn.engine.clock import NetworkClock
 from dfl_unlearn.engine.config import LocalSteps, SimulationConfig, trainers
 from dfl_unlearn.engine.faults import FaultPlan, fault_models
 from dfl_unlearn.errors import InvalidArgumentError
@@ -44,6 +45,7 @@ def config_to(config: SimulationConfig) -> dict[str, Any]:
         },
         "record": fields_of(config.record) | {"parts": sorted(config.record.parts)},
         "privacy_budget": fields_of(config.privacy_budget),
+        "clock": fields_of(config.clock),
     }
 
 
@@ -59,6 +61,7 @@ def config_from(values: Mapping[str, Any]) -> SimulationConfig:
             "faults": _faults_from(values.get("faults", {})),  # none in older folders
             "record": RecordPlan(**{**record, "parts": frozenset(record["parts"])}),
             "privacy_budget": PrivacyBudget(**values["privacy_budget"]),
+            "clock": NetworkClock(**values.get("clock", {})),  # none in older folders
         }
     )
 

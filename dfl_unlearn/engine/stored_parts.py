@@ -193,6 +193,7 @@ def round_row(
     accuracy: NDArray[np.float64],
     consensus: float,
     seconds: float,
+    simulated: float,
 ) -> dict[str, Any]:
     """Return the figures after ``done`` rounds as a record of ``results.jsonl``."""
     return {
@@ -202,12 +203,13 @@ def round_row(
         "accuracy": [None if np.isnan(a) else a for a in accuracy.tolist()],
         "consensus": float(consensus),
         "seconds": float(seconds),
+        **({} if np.isnan(simulated) else {"simulated_seconds": float(simulated)}),
     }
 
 
 def write_history(folder: RunFolder, history: History) -> None:
     """Append the evaluated rounds to the results, those that are not there yet."""
-    known = {r["round"] for r in folder.records() if r["type"] == "round"}
+    known = {r["round"] for r in folder.records() if r.get("type") == "round"}
     for row in rows_of(history):
         if row[0] not in known:
             folder.append(round_row(*row))
@@ -243,6 +245,8 @@ def read_history(folder: RunFolder, config: SimulationConfig) -> History | None:
                     np.array(r["accuracy"], dtype=np.float64),
                     float(r["consensus"]),
                     float(r["seconds"]),
+                    # none in older folders
+                    float(r.get("simulated_seconds", np.nan)),
                 )
                 for done, r in rows.items()
             ]

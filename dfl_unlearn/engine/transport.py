@@ -11,14 +11,15 @@ first. The stamp is what a message says of itself, as honest as its sender.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dfl_unlearn import _validate
+from dfl_unlearn.engine.message_log import Message, MessageLog, Passage
 from dfl_unlearn.errors import (
     InvalidArgumentError,
     SensitivityUnprovenError,
@@ -27,128 +28,23 @@ from dfl_unlearn.errors import (
 )
 from dfl_unlearn.topology.graph import Topology
 
+__all__ = [
+    "Dissemination",
+    "Guard",
+    "Message",
+    "MessageLog",
+    "Passage",
+    "RequestState",
+    "Transport",
+    "multiples",
+]
+
 Dissemination = Literal["tree", "flood", "gossip_average", "push"]
+RequestState = Literal["received", "computed", "charged", "released"]
 
 # request id, protocol, sequence, influence weight, noise std, cap, epsilon, delta,
 # checksum: what a message carries besides its vector (decentralized-certified 3.7)
 HEADER_BYTES = 96
-
-
-@dataclass(frozen=True, kw_only=True)
-class Message:
-    """One message between two neighbours.
-
-    Attributes:
-        step: Communication step after the request, from 0.
-        source: Sending peer.
-        target: Receiving peer.
-        kind: What it carries, e.g. ``"correction"``.
-        nbytes: Payload and header, in bytes.
-    """
-
-    step: int
-    source: int
-    target: int
-    kind: str
-    nbytes: int
-
-
-class MessageLog:
-    """All messages of one attempt, in order; grows by whole communication steps.
-
-    Attributes:
-        guarded: Whether a ``Guard`` held messages back until a noised release.
-    """
-
-    def __init__(self, *, guarded: bool = False) -> None:
-        """Start an empty log.
-
-        Args:
-            guarded: Whether a guard watched all of it from the start.
-        """
-        self.guarded = guarded
-        self._steps: list[tuple[str, NDArray[np.int64], NDArray[np.int64], int]] = []
-
-    def append(
-        self,
-        kind: str,
-        sources: NDArray[np.int64],
-        targets: NDArray[np.int64],
-        nbytes: int,
-    ) -> None:
-        """Add one communication step: equal messages along the given edges.
-
-        Args:
-            kind: What the messages carry.
-            sources: Sending peers, shape ``(M,)``.
-            targets: Receiving peers, shape ``(M,)``.
-            nbytes: Size of each message in bytes.
-        """
-        self._steps.append((kind, sources, targets, nbytes))
-
-    def __len__(self) -> int:
-        """Number of messages."""
-        return sum(len(sources) for _, sources, _, _ in self._steps)
-
-    def __iter__(self) -> Iterator[Message]:
-        """Iterate over all messages in order."""
-        for step, (kind, sources, targets, nbytes) in enumerate(self._steps):
-            for source, target in zip(sources, targets, strict=True):
-                yield Message(
-                    step=step,
-                    source=int(source),
-                    target=int(target),
-                    kind=kind,
-                    nbytes=nbytes,
-                )
-
-    @property
-    def steps(self) -> int:
-        """Number of communication steps."""
-        return len(self._steps)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all messages together."""
-        return sum(len(sources) * nbytes for _, sources, _, nbytes in self._steps)
-
-    def view(self, observer: int) -> list[Message]:
-        """Return the messages that a peer sent or received."""
-        return [m for m in self if observer in (m.source, m.target)]
-
-    def received(self, n: int) -> NDArray[np.int64]:
-        """Return how many messages each of ``n`` peers received, shape ``(n,)``."""
-        counts = np.zeros(n, dtype=np.int64)
-        for _, _, targets, _ in self._steps:
-            np.add.at(counts, targets, 1)
-        return counts
-
-    def max_edge_bytes(self) -> int:
-        """Return the most bytes that any directed edge carried."""
-        loads: dict[tuple[int, int], int] = {}
-        for _, sources, targets, nbytes in self._steps:
-            for edge in zip(sources.tolist(), targets.tolist(), strict=True):
-                loads[edge] = loads.get(edge, 0) + nbytes
-        return max(loads.values(), default=0)
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Return one JSON-able row per communication step; see ``append_row``."""
-        return [
-            {
-                "step": step,
-                "kind": kind,
-                "nbytes": nbytes,
-                "sources": sources.tolist(),
-                "targets": targets.tolist(),
-            }
-            for step, (kind, sources, targets, nbytes) in enumerate(self._steps)
-        ]
-
-    def append_row(self, row: Mapping[str, Any]) -> None:
-        """Add a communication step that ``rows`` gave."""
-        sources = np.array(row["sources"], dtype=np.int64)
-        targets = np.array(row["targets"], dtype=np.int64)
-        self.append(row["kind"], sources, targets, row["nbytes"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +98,13 @@ class Transport:
             sorted(topology.graph.neighbors(i)) for i in range(topology.n)
         ]
 
+    def mark(self, state: RequestState) -> None:
+        """Note that the request has come so far; kept only where there is a clock.
+
+        Args:
+            state: What it has reached.
+        """
+
     def send(self, source: int, target: int, kind: str, payload_bytes: int) -> None:
         """Carry one message to a neighbour.
 
@@ -222,6 +125,19 @@ class Transport:
                 "route the message over neighbours"
             )
         self._step(kind, [(source, target)], payload_bytes)
+
+    def work(
+        self, samples: NDArray[np.float64], peers: NDArray[np.int64] | None = None
+    ) -> None:
+        """Note what peers compute before they send on, for the simulated clock.
+
+        Args:
+            samples: Per-sample gradients of each peer, a Hessian-vector product
+                counted twice, shape ``(k,)``.
+            peers: Who, each once; None is all peers in order.
+        """
+        everyone = np.arange(self.topology.n)
+        self.log.work(everyone if peers is None else peers, samples)
 
     def correct(self, peers: Iterable[int] | None = None) -> None:
         """Note that peers hold the corrected model; from now on no older one is sent.
@@ -375,23 +291,27 @@ class Transport:
         *,
         sums: bool = False,
     ) -> None:
-        """Log one communication step.
+        """Log one communication step."""
+        self._hold_back(kind, sums=sums)
+        if edges:
+            ends = np.array(edges, dtype=np.int64)
+            self._refuse_stale(kind, ends[:, 0])
+            self.log.append(kind, ends[:, 0], ends[:, 1], payload_bytes + HEADER_BYTES)
+
+    def _refuse_stale(self, kind: str, sources: NDArray[np.int64]) -> None:
+        """Refuse a sender that still has a model from before the last correction.
 
         Raises:
             StaleModelError: If a sender's state is older than the last correction.
         """
-        self._hold_back(kind, sums=sums)
-        if edges:
-            ends = np.array(edges, dtype=np.int64)
-            stale = ends[self.carried[ends[:, 0]] < self.required, 0]
-            if stale.size:
-                raise StaleModelError(
-                    f"message {kind!r} from peer {stale[0]}: must come from a state "
-                    f"that carries {self.required} forget requests, got one that "
-                    f"carries {self.carried[stale[0]]}; hand that peer the corrected "
-                    "model first"
-                )
-            self.log.append(kind, ends[:, 0], ends[:, 1], payload_bytes + HEADER_BYTES)
+        stale = sources[self.carried[sources] < self.required]
+        if stale.size:
+            raise StaleModelError(
+                f"message {kind!r} from peer {stale[0]}: must come from a state "
+                f"that carries {self.required} forget requests, got one that "
+                f"carries {self.carried[stale[0]]}; hand that peer the corrected "
+                "model first"
+            )
 
     def _levels(self, root: int) -> list[list[tuple[int, int]]]:
         """Return the (parent, child) edges of the tree from ``root``, by depth."""

@@ -21,6 +21,7 @@ from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.engine.objective import network_objective
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.state import PeerState
+from dfl_unlearn.errors import UnsupportedRequestError
 from dfl_unlearn.evaluation.audit_result import AuditClaim
 from dfl_unlearn.evaluation.audit_targets import (
     ExactTarget,
@@ -172,7 +173,26 @@ class Worlds(Protocol):
 
 
 def claimed(setting: Setting, protocol: UnlearningProtocol) -> AuditClaim:
-    """Carry the protocol out once and return what its certificate says."""
+    """Carry the protocol out once and return what its certificate says.
+
+    Args:
+        setting: The network and the request.
+        protocol: What is audited.
+
+    Returns:
+        The claim.
+
+    Raises:
+        UnsupportedRequestError: If the network has faults: who took the model then
+            differs from replica to replica, and the certifier's worlds know nothing
+            of it.
+    """
+    if setting.run.config.faults:
+        raise UnsupportedRequestError(
+            "audit: must be of a network without faults, got a plan with "
+            f"{len(setting.run.config.faults.models)} fault models; audit the same "
+            "setting without training.faults"
+        )
     view = setting.view(setting.run.state.params, setting.run.rng)
     check = getattr(protocol, "check", None)
     if check is not None:

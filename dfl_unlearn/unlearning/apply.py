@@ -14,6 +14,10 @@ from dfl_unlearn.accounting.certificate import CLAIMED, Certificate
 from dfl_unlearn.accounting.ledger import PrivacyLedger
 from dfl_unlearn.data.coalesce import coalesce as put_together
 from dfl_unlearn.data.forget import ForgetRequest
+from dfl_unlearn.data.peers import PeerData
+from dfl_unlearn.engine.clock import protocol_seconds
+from dfl_unlearn.engine.config import ExecutionConfig
+from dfl_unlearn.engine.memory import retraining_memory
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.simulator import retrain
 from dfl_unlearn.engine.threads import limited_threads
@@ -26,7 +30,9 @@ from dfl_unlearn.errors import (
     UnsupportedRequestError,
 )
 from dfl_unlearn.unlearning.contracts import Outcome, UnlearningProtocol, unlearners
+from dfl_unlearn.unlearning.membership import check_faults, without_left
 from dfl_unlearn.unlearning.nothing import nothing_asked
+from dfl_unlearn.unlearning.residual import with_pending
 from dfl_unlearn.unlearning.screening import Screening, advised
 
 if TYPE_CHECKING:
@@ -51,8 +57,9 @@ def unlearn(
     Args:
         run: The trained network.
         request: What to forget; a list is carried out in order, each request on the
-            outcome of the one before. Of an empty list the outcome is the run's own
-            state, ``exact``, at no cost and kept nowhere.
+            outcome of the one before; one that is in it twice, by its id, has one
+            effect. Of an empty list the outcome is the run's own state, ``exact``, at
+            no cost and kept nowhere.
         protocol: A protocol, a baseline, or the registered name of one.
         reference: True also retrains the network without the data (same seeds), the
             yardstick of the evaluation; or that run, where it exists already.
@@ -68,6 +75,8 @@ def unlearn(
         The outcome (of the last request).
 
     Raises:
+        ResourceError: If the reference would not fit into memory; a block of
+            ``engine.memory.large_allowed`` starts all the same.
         InvalidForgetSetError: If a request does not fit the data, or several cannot
             be coalesced.
         UnsupportedRequestError: If the protocol does not serve this kind of request.
@@ -93,6 +102,7 @@ def unlearn(
         _validate.of_type(Screening, screening=screening)
     for one in requests:
         _validate.of_type(ForgetRequest, request=one)
+    requests = _each_once(requests, run)
     if not requests:
         return nothing_asked(run, protocol, unlearners.name_of(protocol), reference)
     if coalesce and len(requests) > 1:
@@ -113,6 +123,33 @@ def unlearn(
         if left:
             run = outcome.as_run()
     return outcome
+
+
+def _each_once(requests: list[ForgetRequest], run: TrainedRun) -> list[ForgetRequest]:
+    """Return the requests without repetitions: an id has one effect.
+
+    Raises:
+        InvalidForgetSetError: If an id names two different requests, or one that the
+            run carries already.
+    """
+    found: dict[str, ForgetRequest] = {}
+    kept = []
+    done = {(past.request_id, *sorted(past.rows)) for past in run.carried_out}
+    for request in requests:
+        name = request.request_id
+        carried = (name, *request.peers) in done
+        if carried or (name and found.setdefault(name, request) != request):
+            raise InvalidForgetSetError(
+                f"request_id: must be new for another request, got {name!r}, "
+                + (
+                    "which this run carries already: its outcome stands"
+                    if carried
+                    else "twice in one list; leave it out or choose another"
+                )
+            )
+        if not name or found[name] is request:
+            kept.append(request)
+    return kept
 
 
 def _one(
@@ -149,6 +186,8 @@ def _attempted(
     _check(run, request, protocol, name)
     if screening is not None:
         screening.check(run, request, protocol)
+    if reference is True:
+        retraining_memory(run, ExecutionConfig()).check()
     store = None
     if folder is not None:
         from dfl_unlearn.unlearning.attempts import OutcomeFolder
@@ -167,12 +206,21 @@ def _attempted(
     if isinstance(reference, TrainedRun):
         outcome = replace(outcome, reference=reference)
     elif reference and outcome.reference is None:
-        retrained = retrain(run, run.data.without(request))
+        retrained = retrain(run, _of_members(run, outcome).without(request))
         outcome = replace(outcome, reference=retrained)
     if store is not None:
         outcome = store.with_kept_state(outcome)
         store.write(outcome)
     return outcome
+
+
+def _of_members(run: TrainedRun, outcome: Outcome) -> PeerData:
+    """Return the data of the peers that had not left when the request was computed."""
+    if outcome.progress is None:
+        return run.data
+    left = np.zeros(run.topology.n, dtype=np.bool_)
+    left[list(outcome.progress.left_before("computed"))] = True
+    return without_left(run, left).data
 
 
 def carried_out(
@@ -202,10 +250,10 @@ def carried_out(
         )
     _check_views(outcome, name)
     _check_extractor(outcome, name)
+    outcome = with_pending(replace(outcome, run=run))
     log = outcome.messages
     return replace(
         outcome,
-        run=run,
         certificate=_noted(outcome.certificate, run, request),
         cost=replace(
             outcome.cost,
@@ -213,6 +261,13 @@ def carried_out(
             payload_bytes=log.nbytes,
             max_edge_bytes=log.max_edge_bytes(),
             wall_seconds=seconds,
+            simulated_seconds=protocol_seconds(
+                log,
+                run.config.clock.pace(run.topology.n, run.rng),
+                samples=outcome.cost.gradient_evaluations,
+                requester=request.requester,
+                rounding=outcome.cost.rounds / 2,
+            ),
         ),
     )
 
@@ -356,6 +411,8 @@ def _check(
                 f"record=RecordPlan.for_protocols({_object_or_class(protocol)})"
             )
         )
+    served = getattr(protocol, "serves_faults", False)
+    check_faults(run, request, name, served=served)
     check = getattr(protocol, "check", None)
     if check is not None:
         check(run, request)

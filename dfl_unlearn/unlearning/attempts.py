@@ -24,6 +24,7 @@ from dfl_unlearn.store.folder import RunFolder
 from dfl_unlearn.store.understood import understood
 from dfl_unlearn.unlearning.contracts import Outcome, UnlearningProtocol, unlearners
 from dfl_unlearn.unlearning.outbox import FolderOutbox
+from dfl_unlearn.unlearning.progress import pending_to
 
 _ATTEMPT = "attempt.json"
 
@@ -169,6 +170,9 @@ class OutcomeFolder:
                 "info": dict(outcome.info),
                 "notes": list(outcome.notes),
                 "status": outcome.status,
+                **pending_to(
+                    outcome.pending, outcome.residual_influence, outcome.progress
+                ),
             },
         )
 
@@ -224,6 +228,11 @@ def named_in(
     while f"r{number}" in known:
         number += 1
     return replace(request, request_id=f"r{number}")
+
+
+def same_protocol(one: UnlearningProtocol, other: UnlearningProtocol) -> bool:
+    """Tell whether two protocols are equal as they are written down."""
+    return to_json("", _form(one)) == to_json("", _form(other))
 
 
 def _attempt_of(protocol: UnlearningProtocol, run: TrainedRun) -> dict[str, Any]:

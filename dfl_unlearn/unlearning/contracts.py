@@ -15,13 +15,14 @@ from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.run import CarriedOut, TrainedRun
 from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.engine.transport import MessageLog
-from dfl_unlearn.errors import InsecureNoiseError
+from dfl_unlearn.errors import InsecureNoiseError, RefusedError
 from dfl_unlearn.registry import JoinedRegistry, Registry
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.store.files import to_safetensors, write_file
 from dfl_unlearn.unlearning.noise_modes import simulated_releases
+from dfl_unlearn.unlearning.progress import Progress, Residual
 
-OutcomeStatus = Literal["complete", "held_for_review"]
+OutcomeStatus = Literal["complete", "incomplete", "held_for_review"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,8 @@ class Cost:
         hvps: Per-sample Hessian-vector products.
         solver_iterations: Iterations of linear solvers.
         wall_seconds: Elapsed time.
+        simulated_seconds: From the request until the last peer is done, on the clock
+            of ``engine.clock``: what the network would take, not this program.
         record_bytes: Bytes of the training record that was read.
     """
 
@@ -50,6 +53,7 @@ class Cost:
     hvps: int = 0
     solver_iterations: int = 0
     wall_seconds: float = 0.0
+    simulated_seconds: float = 0.0
     record_bytes: int = 0
 
     _PEAKS: ClassVar[frozenset[str]] = frozenset({"max_edge_bytes", "record_bytes"})
@@ -86,7 +90,13 @@ class Outcome:
         info: For readers only; nothing computes from it.
         notes: Sentences for the report.
         status: ``held_for_review`` where it cost more accuracy than the screening
-            allows; it is not committed unasked then.
+            allows; it is not committed unasked then. ``incomplete`` where ``pending``
+            names peers.
+        pending: Peers that have not taken the corrected model and hold influence of
+            the forgotten data: those that were down for too long, and those that left.
+        residual_influence: Norm of that influence, or None where it is not known, and
+            how it was got, by peer; for every peer that has not taken the model.
+        progress: How far the request came, in a network with faults; else None.
     """
 
     run: TrainedRun
@@ -102,6 +112,9 @@ class Outcome:
     info: Mapping[str, float | str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     status: OutcomeStatus = "complete"
+    pending: tuple[int, ...] = ()
+    residual_influence: Mapping[int, Residual] = field(default_factory=dict)
+    progress: Progress | None = None
 
     @property
     def protocol_name(self) -> str:
@@ -114,7 +127,7 @@ class Outcome:
         What is written is ``state``, in the run's dtype. With secure noise that is
         post-processing of the numbers on the grid that were released: cast to the
         dtype, and trained on retained rows where the protocol goes on after its
-        release.
+        release. A peer that was not corrected is named ``peer<i>.pending/...``.
 
         Args:
             path: The file to write.
@@ -140,7 +153,7 @@ class Outcome:
                 "run without simulated noise"
             )
         tensors = {
-            f"peer{i}/{name}": value
+            f"peer{i}{'.pending' if i in self.still_holding else ''}/{name}": value
             for i, row in enumerate(self.state.params)
             for name, value in self.run.model.state_dict(row).items()
         }
@@ -152,6 +165,7 @@ class Outcome:
         """Return protocol, request and certificate for notebooks."""
         title = html.escape(
             f"{self.protocol_name} on request {self.request.request_id}"
+            + ("" if self.status == "complete" else f": {self.status}")
         )
         claim = "no claim" if self.certificate is None else self.certificate
         shown = claim if isinstance(claim, str) else claim._repr_html_()
@@ -161,17 +175,40 @@ class Outcome:
         """Return a run that goes on from the new state, without the forgotten data.
 
         The training record stays behind, since it was made with that data. Where
-        nothing was asked for it is the run itself.
+        nothing was asked for it is the run itself. A peer that left for good with
+        influence of the data is remembered in ``carried_out``.
+
+        Raises:
+            RefusedError: If a peer that has not left still lacks the corrected model.
         """
         if self.request.is_nothing:
             return self.run
+        left = {} if self.progress is None else self.progress.left
+        waiting = [peer for peer in self.pending if peer not in left]
+        if waiting:
+            raise RefusedError(
+                f"outcome: must have reached every peer that has not left, got "
+                f"{', '.join(map(str, waiting))} still pending on request "
+                f"{self.request.request_id}; unlearn with a larger patience of the "
+                "fault plan"
+            )
+        ahead = self.run.ahead
+        if self.progress is not None:
+            ahead = self.progress.end - self.state.round
         return self.run.replaced(
             data=self.run.data.without(self.request),
             state=self.state,
+            ahead=ahead,
             ledger=self.ledger,
             info={**self.run.info, "requests": self.run.requests + 1},
             carried_out=(*self.run.carried_out, self.carried_out),
         )
+
+    @property
+    def still_holding(self) -> frozenset[int]:
+        """Peers whose model was not corrected, now or on an earlier request."""
+        earlier = {i for past in self.run.carried_out for i in past.pending}
+        return frozenset(earlier | set(self.pending))
 
     @property
     def carried_out(self) -> CarriedOut:
@@ -181,6 +218,7 @@ class Outcome:
             request_id=self.request.request_id,
             round=self.run.state.round,
             rows={i: int(gone[data.rows(i)].sum()) for i in self.request.peers},
+            pending={i: self.residual_influence[i][0] for i in self.pending},
         )
 
 
@@ -188,9 +226,10 @@ class UnlearningProtocol(Protocol):
     """Acts on the network: reads a run, returns every peer's new state.
 
     A protocol may also have the class attributes ``needs`` (parts of the record),
-    ``kinds`` (requests it serves), ``claim`` (what its certificate can be at best),
-    ``noised_only`` (no message before a noised release of the request: the transport
-    sees to it, and no claim about all messages stands without), a method
+    ``kinds`` (requests it serves), ``serves_faults`` (whether it is made for networks
+    with faults; it is refused there otherwise), ``claim`` (what its certificate can be
+    at best), ``noised_only`` (no message before a noised release of the request: the
+    transport sees to it, and no claim about all messages stands without), a method
     ``check(run, request)`` that raises before anything changes, and
     ``predicted_shift(run, request)``, the shift that its release is calibrated to.
     """

@@ -103,6 +103,8 @@ def prior_bound(
         The bound; all inf, with the reason as the sentence, where none is known.
     """
     model = run.model
+    if run.config.faults:
+        return _nothing("in a network with faults: it rests on what training recorded")
     if not (model.convex and model.l2 > 0):
         return _nothing("for a model that is not strongly convex")
     if protocol.stacked:

@@ -33,6 +33,8 @@ def check_run(
         UnsupportedRequestError: If a field does not fit this run.
     """
     refuse_single(run, "newton-fisher")
+    if run.config.faults:
+        _check_faults(protocol, run)
     if protocol.noise_mode == "secure":
         refuse_mixed_noise(run, request)
     if protocol.calibration == "oracle_residual" and not measures(protocol, run):
@@ -69,3 +71,32 @@ def check_run(
             plan.mechanism,
             scope=protocol.scope,
         )
+
+
+def _check_faults(protocol: "NewtonFisher", run: TrainedRun) -> None:
+    """Refuse fields that take every peer to be there.
+
+    Raises:
+        UnsupportedRequestError: Naming the field and what works.
+    """
+    pushed = run.config.faults.weight_policy == "push_sum"
+    wrong: list[tuple[bool, str, object]] = [
+        (protocol.stacked, "target", "consensus"),
+        (
+            protocol.noise_placement != "broadcast_model",
+            "noise_placement",
+            "broadcast_model",
+        ),
+        (protocol.state_policy == "secret_state", "state_policy", "published_state"),
+        (protocol.align_to is not None, "align_to", None),
+        (protocol.views, "scope", "joint"),
+        (protocol.dissemination == "gossip_average", "dissemination", "tree"),
+        (pushed and protocol.recovery_rounds > 0, "recovery_rounds", 0),
+    ]
+    for is_wrong, name, works in wrong:
+        if is_wrong:
+            raise UnsupportedRequestError(
+                f"{name}: must be {works!r} in a network with faults, got "
+                f"{getattr(protocol, name)!r}; set {name}={works!r}, or use rr-du or "
+                "retrain"
+            )

@@ -27,6 +27,7 @@ from dfl_unlearn.unlearning.claims import (
     observers_of,
     stacked_convexity,
 )
+from dfl_unlearn.unlearning.membership import fault_notes
 from dfl_unlearn.unlearning.newton_correction import (
     Correction,
     recovers_within_claim,
@@ -319,6 +320,7 @@ def certificate_of(
             *_notes(protocol, earlier),
             *_sent(protocol, run, request),
             *bounds,
+            *fault_notes(run),
             *([NOT_REPEATABLE] if secure else []),
         ),
         covers=("head",) if protocol.convex_head else ("all",),

@@ -18,6 +18,7 @@ from torch import Tensor
 from dfl_unlearn.curvature.operators import Objective
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.data.peers import PeerData
+from dfl_unlearn.engine.clock import split_over_peers
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.transport import Transport, multiples
 from dfl_unlearn.errors import UnsupportedRequestError
@@ -132,6 +133,10 @@ def correct_mean(
                 f"noise_placement='broadcast_correction', got {weights[peer]:.3g} at "
                 f"peer {peer} with {how!r}; use 'uniform' or 'resolvent'"
             )
+        spent = kept.rows if how == "resolvent" else 0
+        if how == "exact":  # the replay and its derivative, a product being two
+            spent = 4 * int(run.info.get("sample_gradients", 0))
+        transport.work(split_over_peers(spent, run.data.without(request)))
         if how != "uniform":
             transport.all_reduce("influence weights", _FLOAT, request.requester)
         gradients += kept.rows if how == "resolvent" else 0
@@ -186,10 +191,13 @@ def correct_stack(
         most_steps=protocol.newton_steps_max,
     )
     payload = _FLOAT * run.model.size
+    share = split_over_peers(equation.rows, data)
     for _ in range(path.evaluations):
+        transport.work(share)
         transport.exchange("model", payload)
         transport.all_reduce("residual norm", _FLOAT, request.requester)
     for _ in range(path.gossip_rounds):
+        transport.work(2 * share)
         transport.exchange("correction", payload)
     return Correction(
         rows=path.state,

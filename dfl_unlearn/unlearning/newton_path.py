@@ -19,6 +19,7 @@ from dfl_unlearn.curvature.newton import descend, newton_minimize, newton_step
 from dfl_unlearn.curvature.operators import DiagonalFisher, Objective
 from dfl_unlearn.curvature.solve import lissa
 from dfl_unlearn.data.forget import ForgetRequest
+from dfl_unlearn.engine.clock import split_over_peers
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.transport import Transport
 from dfl_unlearn.rng import RngTree
@@ -92,6 +93,7 @@ def mean_path(
         The path; its last residual may be above the target.
     """
     payload, root = _FLOAT * run.model.size, request.requester
+    share = split_over_peers(kept.rows, run.data.without(request))
     if target is not None and protocol.curvature == "exact_cg":
         path = newton_minimize(
             kept,
@@ -102,8 +104,10 @@ def mean_path(
             damping=protocol.damping,
         )
         for _ in range(path.gradients):
+            transport.work(share)
             transport.all_reduce("gradient", payload, root)
         for _ in range(path.solver_iterations):
+            transport.work(2 * share)
             transport.all_reduce("curvature product", payload, root)
         return MeanPath(
             theta=path.theta,
@@ -126,7 +130,10 @@ def mean_path(
         theta, norms, gradients = path.theta, path.residuals, path.gradients
     else:
         theta, norms, gradients = _fixed_steps(protocol, run, kept, start, steps)
-    for _ in range(int(measures) if protocol.assume_stationary else gradients):
+    summed = int(measures) if protocol.assume_stationary else gradients
+    transport.work((gradients - summed) * share)  # of these nobody is told
+    for _ in range(summed):
+        transport.work(share)
         transport.all_reduce("gradient", payload, root)
     return MeanPath(
         theta=theta,
@@ -190,6 +197,8 @@ class _Steps:
         self.solver_iterations = 0
         self.sample_gradients = 0
         self.hvps = 0
+        self._placed = 0
+        self._data = run.data.without(request)
 
     def __call__(self, theta: Tensor, gradient: Tensor, step: int) -> Tensor:
         """Return the step from theta, shape ``(P,)``."""
@@ -202,6 +211,8 @@ class _Steps:
         if how == "local":
             move = self._conjugate(self._local(), theta, gradient)
             self.solver_iterations = len(self.solver_residuals)
+            root = np.array([self._request.requester])
+            self._transport.work(np.array([float(self._unplaced())]), root)
             return move
         if how == "lissa":
             return self._lissa(theta, gradient, step)
@@ -215,8 +226,8 @@ class _Steps:
                 sparsify=self._protocol.sparsify,
                 labels="model" if how == "diag_fisher" else "data",
             )
-            self._reduce("fisher diagonal", len(fisher.values))
             self.sample_gradients += fisher.rows
+            self._reduce("fisher diagonal", len(fisher.values))
             return -fisher.solve(gradient)
         blocks: BlockFisher | KfacFisher
         if how == "kfac":
@@ -232,8 +243,8 @@ class _Steps:
                 blocks=whole_block(self._kept.model),
             )
         kinds = {"kfac": "kronecker factors", "block": "fisher blocks"}
-        self._reduce(kinds.get(how, "fisher matrix"), blocks.floats)
         self.sample_gradients += blocks.rows
+        self._reduce(kinds.get(how, "fisher matrix"), blocks.floats)
         return -blocks.solve(gradient)
 
     def _conjugate(
@@ -307,10 +318,17 @@ class _Steps:
         self._products(solution.iterations)
         return -solution.x
 
+    def _unplaced(self) -> int:
+        """Return the gradients that the simulated clock has not been told of."""
+        spent = self.sample_gradients + 2 * self.hvps
+        rest, self._placed = spent - self._placed, spent
+        return rest
+
     def _products(self, count: int) -> None:
         for _ in range(count):
             self._reduce("curvature product", self._run.model.size)
 
     def _reduce(self, kind: str, floats: int) -> None:
-        """Count a sum over all peers of so many numbers."""
+        """Count a sum over all peers of so many numbers, and the work before it."""
+        self._transport.work(split_over_peers(self._unplaced(), self._data))
         self._transport.all_reduce(kind, _FLOAT * floats, self._request.requester)

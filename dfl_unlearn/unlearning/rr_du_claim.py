@@ -48,6 +48,7 @@ from dfl_unlearn.unlearning.claims import (
     observers_of,
     owners_of,
 )
+from dfl_unlearn.unlearning.membership import fault_notes
 from dfl_unlearn.unlearning.noise_modes import NOT_REPEATABLE, on_grid, spent_together
 from dfl_unlearn.unlearning.rr_du_noise import releases_of
 from dfl_unlearn.unlearning.shift import start_shift
@@ -151,6 +152,7 @@ class Claim:
             assumptions=(
                 *assumptions,
                 *extractor_of(run),
+                *_walked(route),
                 *([earlier] if earlier else []),
             ),
             start=start,
@@ -159,7 +161,7 @@ class Claim:
             coordinates=size,
             scale=scale,
             gradients=int(run.data.retained[list(request.peers)].sum()),
-            last=int(route.holders[-1]),
+            last=int(route.holders[route.last]),
         )
 
     @property
@@ -280,6 +282,7 @@ class Claim:
             notes=(
                 *self._notes(run, together),
                 *held_multiples(run, self.last, protocol.dissemination, "the model"),
+                *fault_notes(run),
                 *([NOT_REPEATABLE] if self.secure else []),
             ),
             adaptive=request.adaptive,
@@ -406,6 +409,23 @@ def _steps(protocol: "RrDu", route: Route, sensitivity: float) -> Assumption:
         source="proven",
         note="so they are the same in both worlds and cost nothing",
     )
+
+
+def _walked(route: Route) -> list[Assumption]:
+    """Return what the claim takes of where the token went in a network with faults."""
+    if route.faulty is None:
+        return []
+    return [
+        Assumption(
+            name="way of the token",
+            value=f"{len(route.holders)} hops, {route.faulty.generations} generations",
+            source="proven",
+            note="who is there, what arrives and where the token turns is drawn "
+            "without looking at data; a step done over is a step more, a visit done "
+            "over is charged again. The target counts the data of peers that have left "
+            "since training",
+        )
+    ]
 
 
 def _published(noise: float) -> Assumption:

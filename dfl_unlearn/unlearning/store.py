@@ -1,5 +1,6 @@
 """Outcomes in a run folder: kept as trials, read again, or made the run's own state."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -30,6 +31,7 @@ from dfl_unlearn.store.folder import RunFolder
 from dfl_unlearn.store.understood import understood
 from dfl_unlearn.unlearning.attempts import OutcomeFolder
 from dfl_unlearn.unlearning.contracts import Cost, Outcome, OutcomeStatus, unlearners
+from dfl_unlearn.unlearning.progress import pending_from
 
 
 def save_outcome(outcome: Outcome, folder: str | Path) -> Path:
@@ -111,8 +113,8 @@ def commit_outcome(
 
     Raises:
         MissingInputError: If the run has no folder.
-        RefusedError: If the run has changed since the attempt was made, or the outcome
-            is held for review.
+        RefusedError: If the run has changed since the attempt was made, the outcome is
+            held for review, or a peer that has not left still lacks it.
     """
     if outcome.request.is_nothing:
         return outcome.run
@@ -127,6 +129,7 @@ def commit_outcome(
             "outcome: must be of a run with a folder, got one in memory; use "
             "outcome.as_run() there"
         )
+    ahead = outcome.as_run().ahead  # refuses where a peer is still waited for
     folder = RunFolder(outcome.run.folder)
     with folder.locked():
         manifest, present = read_state(folder)
@@ -137,6 +140,7 @@ def commit_outcome(
             "forgotten": [*manifest["forgotten"], request_to(outcome.request)],
             "data": data_entry(outcome.run.data.without(outcome.request)),
             "round": outcome.state.round,
+            "ahead": ahead,
             "state": state_digest(outcome.state),
             "info": {**manifest["info"], "requests": outcome.run.requests + 1},
             "carried_out": [
@@ -262,7 +266,8 @@ def _read(
         protocol=unlearners.build(protocol.pop("use"), **protocol),
         state=state,
         certificate=certificate,
-        cost=Cost(**known["cost"]),
+        # older folders had no simulated clock
+        cost=Cost(**{"simulated_seconds": math.nan, **known["cost"]}),
         ledger=PrivacyLedger.load(
             folder.path(f"{at}/{LEDGER}"),
             budget=run.config.privacy_budget,
@@ -274,6 +279,7 @@ def _read(
         info=known["info"],
         notes=tuple(known["notes"]),
         status=status,
+        **pending_from(known),
     )
 
 

@@ -66,6 +66,7 @@ class Token:
         self._steps = 0
         self._edge: list[bool] = []
         self.gradients = 0
+        self.work = np.zeros(len(route.holders))
         self.start_norm = 0.0
 
     def walk(self, watch: Watch | None = None) -> Tensor:
@@ -86,10 +87,15 @@ class Token:
         visit = 0
         if watch is not None:
             watch(0, theta)
+        kept = frozenset() if route.faulty is None else route.faulty.kept
+        copies = {0: self._copy(theta)}
         for hop, holder in enumerate(route.holders.tolist()):
+            taken = self.gradients
+            if hop and route.parent(hop) != hop - 1:
+                theta = self._back_to(copies[route.parent(hop)])
             if hop == 0 or not route.acts[hop]:
-                continue
-            if holder == route.source:
+                pass
+            elif holder == route.source:
                 visit += 1
                 theta = theta - self._step(self._at_source(theta, hop, visit))
                 if protocol.radius is not None:
@@ -98,9 +104,21 @@ class Token:
                     self._edge.append(before >= protocol.radius)
             else:
                 theta = theta - self._step(self._elsewhere(theta, holder, hop))
-            if watch is not None:
+            self.work[hop] = self.gradients - taken
+            if watch is not None and hop and route.acts[hop]:
                 watch(hop, theta)
-        return theta
+            if hop in kept:
+                copies[hop] = self._copy(theta)
+        return theta if route.faulty is None else copies[route.last][0]
+
+    def _copy(self, theta: Tensor) -> tuple[Tensor, Tensor, int]:
+        """Return what a holder keeps of the token before it sends it on."""
+        return theta.clone(), self._moments.clone(), self._steps
+
+    def _back_to(self, copy: tuple[Tensor, Tensor, int]) -> Tensor:
+        """Go on from a holder's copy; returns its model."""
+        theta, self._moments, self._steps = copy[0], copy[1].clone(), copy[2]
+        return theta.clone()
 
     def notes(self) -> tuple[str, ...]:
         """Return what a reader should know of this walk."""

@@ -4,6 +4,7 @@ Where the token goes is drawn before anything is computed, from the run's keys a
 it depends on no data, and the number of visits is known when noise is calibrated.
 """
 
+from collections import deque
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -13,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from dfl_unlearn.engine.fault_draws import FaultDraws
+from dfl_unlearn.engine.faulty_transport import FaultyTransport
 from dfl_unlearn.engine.transport import Transport
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.topology.graph import Topology
@@ -24,6 +27,7 @@ from dfl_unlearn.topology.walks import (
     visit_weights,
     walk_matrix,
 )
+from dfl_unlearn.unlearning.token_faults import FaultyWalk, Walker
 
 NaturalVisit = Literal["exclude", "relay", "noisy"]
 
@@ -39,6 +43,8 @@ class Route:
         acts: Whether the holder does a local step, shape ``(T,)``.
         weights: Factor on the steps of every peer, shape ``(N,)``.
         law: Share of hops that every peer holds in the long run, shape ``(N,)``.
+        faulty: How it came about in a network with faults, where a hop may go on from
+            an earlier one than the one before it.
     """
 
     source: int
@@ -47,6 +53,16 @@ class Route:
     acts: NDArray[np.bool_]
     weights: NDArray[np.float64]
     law: NDArray[np.float64]
+    faulty: FaultyWalk | None = None
+
+    @property
+    def last(self) -> int:
+        """The hop whose model is handed out."""
+        return len(self.holders) - 1 if self.faulty is None else self.faulty.last
+
+    def parent(self, hop: int) -> int:
+        """Return the hop whose model another one goes on from."""
+        return hop - 1 if self.faulty is None else self.faulty.hops[hop].parent
 
     @property
     def visits(self) -> NDArray[np.int64]:
@@ -54,8 +70,11 @@ class Route:
         return np.flatnonzero((self.holders == self.source) & self.acts)
 
     def cut(self, visits: int) -> "Route":
-        """Return the route up to the hop before visit number ``visits + 1``."""
-        if len(self.visits) <= visits:
+        """Return the route up to the hop before visit number ``visits + 1``.
+
+        Under faults it was drawn so.
+        """
+        if self.faulty is not None or len(self.visits) <= visits:
             return self
         end = int(self.visits[visits])
         return Route(
@@ -67,20 +86,35 @@ class Route:
             law=self.law,
         )
 
-    def send(self, transport: Transport, payload_bytes: int) -> NDArray[np.int64]:
+    def send(
+        self, transport: Transport, payload_bytes: int, work: NDArray[np.float64]
+    ) -> NDArray[np.int64]:
         """Carry the token along the route, edge by edge.
 
         Args:
             transport: Checks and counts the messages.
             payload_bytes: Size of the token.
+            work: Per-sample gradients that the holder takes at every hop, ``(T,)``.
 
         Returns:
             Messages of every hop, shape ``(T,)``; none at the start and where the
             token stays, several where a restart is forwarded.
         """
         messages = np.zeros(len(self.holders), dtype=np.int64)
+        if self.faulty is not None:
+            assert isinstance(transport, FaultyTransport)
+            sends = deque(self.faulty.sends)
+            for t, hop in enumerate(self.faulty.hops):
+                while sends and sends[0].round < hop.round:
+                    transport.carry("token", payload_bytes, [sends.popleft()])
+                if t:
+                    transport.work(work[t : t + 1], np.array([hop.holder]))
+            transport.carry("token", payload_bytes, sends)
+            transport.clock = max(transport.clock, self.faulty.end)
+            return np.array([h.messages for h in self.faulty.hops], dtype=np.int64)
         for t, (here, there) in enumerate(pairwise(self.holders.tolist()), start=1):
             if here == there:
+                transport.work(work[t : t + 1], np.array([there]))
                 continue
             path = (
                 shortest_path(transport.topology, here, there)
@@ -90,6 +124,7 @@ class Route:
             for i, j in pairwise(path):
                 transport.send(i, j, "token", payload_bytes)
             messages[t] = len(path) - 1
+            transport.work(work[t : t + 1], np.array([there]))
         return messages
 
 
@@ -106,6 +141,9 @@ def draw_route(
     max_weight: float,
     rng: RngTree,
     request_id: str,
+    draws: FaultDraws | None = None,
+    clock: int = 0,
+    max_visits: int | None = None,
 ) -> Route:
     """Draw where a token goes.
 
@@ -122,6 +160,10 @@ def draw_route(
         max_weight: Largest weight.
         rng: The run's draws.
         request_id: Names the draws.
+        draws: What goes wrong in the network, if anything does.
+        clock: Network round of the start, with ``draws``; the source is up in it.
+        max_visits: The walk ends before a visit more than this, with ``draws``; without
+            them see ``Route.cut``.
 
     Returns:
         The route; it depends on no data.
@@ -131,10 +173,27 @@ def draw_route(
     generator, coins = (
         rng.numpy("walk", who=source, request=request_id) for _ in range(2)
     )
-    holders = draw_holders(chain, source, restart, hops, generator)
-    restarted = np.ones(hops, dtype=np.bool_)
-    restarted[1:] = coins.random((hops - 1, 2))[:, 0] < restart
-    acts = np.ones(hops, dtype=np.bool_)
+    faulty = None
+    if draws is None:
+        holders = draw_holders(chain, source, restart, hops, generator)
+        restarted = np.ones(hops, dtype=np.bool_)
+        restarted[1:] = coins.random((hops - 1, 2))[:, 0] < restart
+    else:
+        faulty = Walker(
+            draws,
+            topology,
+            chain,
+            source,
+            clock=clock,
+            restart=restart,
+            avoids=natural_visit == "exclude",
+            relays=natural_visit == "relay",
+            request_id=request_id,
+            generator=generator,
+        ).walk(hops, max_visits)
+        holders = np.array([h.holder for h in faulty.hops], dtype=np.int64)
+        restarted = np.array([h.restarted for h in faulty.hops], dtype=np.bool_)
+    acts = np.ones(len(holders), dtype=np.bool_)
     if natural_visit == "relay":
         acts = restarted | (holders != source)
     acting = law.copy()
@@ -150,6 +209,7 @@ def draw_route(
         acts=acts,
         weights=weights,
         law=law,
+        faulty=faulty,
     )
 
 

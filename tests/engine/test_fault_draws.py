@@ -1,5 +1,6 @@
 """The realization of fault plans: rates, schedules, and that only keys count."""
 
+import networkx as nx
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -20,6 +21,7 @@ from dfl_unlearn.engine.faults import (
 )
 from dfl_unlearn.errors import InvalidArgumentError, UnknownPeerError
 from dfl_unlearn.rng import RngTree
+from dfl_unlearn.topology.graph import Topology
 
 DRAWS = 20_000
 
@@ -75,12 +77,15 @@ def test_resending_until_it_arrives_takes_one_over_one_minus_p_sends():
 
 @pytest.mark.statistical
 def test_a_flood_over_three_hops_reaches_the_end_with_0729():
-    found = draws(MessageLoss(p=0.1), n=4, use="path")
-    reached = np.zeros(DRAWS)
-    for k in range(DRAWS):
-        now = found.at(k // 4)
-        copy = k % 4
-        reached[k] = all(now.delivers(i, i + 1, copy) for i in range(3))
+    n = 10_000  # 2500 floods a round, each along four peers of its own
+    found = draws(MessageLoss(p=0.1), n=n, use="path")
+    source = np.arange(n).reshape(-1, 4)[:, :3]
+    arrives = np.stack([~found.lost(t, source, source + 1) for t in range(8)])
+    for i, j in np.ndindex(20, 3):
+        at = int(source[i, j])
+        assert found.at(0).delivers(at, at + 1) is bool(arrives[0, i, j])
+    reached = arrives.all(axis=-1).ravel()
+    assert len(reached) == DRAWS
     assert within(reached, 0.729, 0.729 * 0.271)
     assert not within(reached, 0.70, 0.729 * 0.271)
 
@@ -230,6 +235,16 @@ def test_rows_sum_to_one_under_every_policy(policy, seed, p, leave, late, n):
         down = np.flatnonzero(~now.up)
         assert (total[down].toarray() == np.eye(n)[down]).all()
         assert now.topology.stochastic in ("doubly", "row")
+
+
+def test_who_takes_nothing_keeps_exactly_its_own():
+    graph = nx.gnm_random_graph(60, 400, seed=3)
+    mixed = Topology.from_graph(graph)
+    plan = FaultPlan(models=(MarkovChurn(p_leave=1.0, p_return=0.0),))
+    now = FaultDraws.of(plan, mixed, RngTree(0)).at(1)
+    assert not now.up.any()
+    total = now.mixing.total(now.draws.arcs(1)).toarray()
+    assert (total == np.eye(60)).all()
 
 
 def test_push_sum_keeps_the_mean_by_mass():

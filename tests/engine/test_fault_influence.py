@@ -23,6 +23,7 @@ from dfl_unlearn.engine.faults import (
 from dfl_unlearn.engine.influence import (
     best_influence,
     leave_out,
+    mixing_of,
     track_influence,
     who_influenced,
 )
@@ -180,6 +181,24 @@ def test_the_norm_bound_lies_above_the_derivative(models, policy, form):
     bound = track_influence(run, SOURCE, "norm_bound")
     assert (bound.norms * (1 + 1e-12) >= exact).all()
     assert (bound.norms[-1] <= 20 * exact[-1]).all()
+
+
+@pytest.mark.parametrize("form", ["atc", "cta"])
+def test_norms_of_a_round_without_work_move_nothing(form):
+    run = trained((CHURN, SLOW), form=form, rate=0.02)
+    works = np.array([run.faults().at(t).works[SOURCE] for t in range(ROUNDS)])
+    assert 0 < works.sum() < ROUNDS
+
+    def bound(norms):
+        return influence_trace(
+            run.record,
+            run.topology,
+            SOURCE,
+            gradient_norms=norms,
+            mixing=mixing_of(run),
+        ).norms
+
+    np.testing.assert_array_equal(bound(np.ones(ROUNDS)), bound(works.astype(float)))
 
 
 @pytest.mark.parametrize("form", ["atc", "cta"])

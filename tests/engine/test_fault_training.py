@@ -24,7 +24,12 @@ from dfl_unlearn.engine.faults import (
     Straggler,
 )
 from dfl_unlearn.engine.run import load_run
-from dfl_unlearn.engine.simulator import continue_training, retrain, simulate
+from dfl_unlearn.engine.simulator import (
+    continue_training,
+    kept_open,
+    retrain,
+    simulate,
+)
 from dfl_unlearn.engine.trainers.d_sgd import DSgd
 from dfl_unlearn.engine.trainers.dp_gossip import DpGossip
 from dfl_unlearn.engine.trainers.gradient_tracking import GradientTracking
@@ -103,6 +108,105 @@ def test_training_equals_a_loop_over_messages(models, policy, form):
     assert not np.allclose(plain.state.params, expected, rtol=1e-4)
 
 
+class Alternating:
+    """A ring and a star in turn."""
+
+    n, connected_within, stochastic = N, 1, "doubly"
+
+    def __init__(self):
+        self._both = [load_topology(name, n=N) for name in ("ring", "star")]
+
+    def at(self, t):
+        return self._both[t % 2]
+
+
+@pytest.mark.parametrize("policy", ["symmetric_drop", "self", "push_sum"])
+def test_networks_that_change_fail_as_they_are_in_the_round(policy):
+    schedule = Alternating()
+    config = replace(FULL, schedule=schedule)
+    run = trained(config, MessageLoss(p=0.3), CHURN, policy=policy)
+    expected = oracle.train(
+        run.record.initial.numpy(),
+        lambda t: schedule.at(t).weights.toarray(),
+        run.faults().at,
+        FULL.rounds,
+        oracle.gradients_of(run),
+        0.3,
+        policy=policy,
+    )
+    np.testing.assert_allclose(run.state.params, expected, rtol=1e-10, atol=1e-12)
+    with pytest.raises(InvalidArgumentError, match="no delay with a schedule"):
+        trained(config, LATE)
+
+
+@pytest.mark.parametrize("policy", ["self", "push_sum"])
+def test_one_way_edges_need_a_policy_that_needs_no_pairs(policy):
+    arcs = load_topology("exponential", n=N)
+    run = trained(FULL, MessageLoss(p=0.3), policy=policy, topology=arcs)
+    expected = oracle.train(
+        run.record.initial.numpy(),
+        arcs.weights.toarray(),
+        run.faults().at,
+        FULL.rounds,
+        oracle.gradients_of(run),
+        0.3,
+        policy=policy,
+    )
+    np.testing.assert_allclose(run.state.params, expected, rtol=1e-10, atol=1e-12)
+    with pytest.raises(InvalidArgumentError, match="weights that are not symmetric"):
+        trained(FULL, MessageLoss(p=0.3), topology=arcs)
+
+
+def test_one_peer_may_be_down_as_well():
+    events = ScheduledChurn(events=((1, 0, "down"), (3, 0, "up")))
+    data = blobs([30])
+    config = replace(FULL, faults=plan(events, MessageLoss(p=0.5)))
+    found = [
+        simulate(Topology.single(), data, "logistic", replace(config, rounds=r)).state
+        for r in (1, 2, 3, 4)
+    ]
+    assert torch.equal(found[0].params, found[2].params)
+    assert not torch.equal(found[2].params, found[3].params)
+
+
+def test_a_plan_says_what_it_breaks():
+    trainer = DSgd()
+    assert plan().breaks(trainer) == ()
+    assert plan(Duplicate(p=0.1), Reorder(p=0.1)).breaks(trainer) == ()
+    wait = Straggler(share=0.5, slowdown=3, policy="wait")
+    assert plan(wait).breaks(trainer) == ()
+    changes = "the weights differ from round to round: messages are missing"
+    skips = "peers skip local work in some rounds"
+    assert plan(MessageLoss(p=0.1)).breaks(trainer) == (changes,)
+    assert plan(CHURN).breaks(trainer) == (changes, skips)
+    assert plan(MessageLoss(p=0.1), policy="self").breaks(trainer) == (
+        changes,
+        "weights are row-stochastic only: weight_policy='self' with message-loss",
+    )
+    assert "push_sum" in plan(CHURN, policy="push_sum").breaks(trainer)[1]
+    assert any("old" in text for text in plan(LATE).breaks(trainer))
+    assert any("crash" in text for text in plan(EVENTS).breaks(trainer))
+
+
+@pytest.mark.parametrize(
+    ("models", "policy"),
+    [
+        ((MessageLoss(p=0.3), CHURN), "symmetric_drop"),
+        ((CHURN, NetworkSplit(start=3, end=6, peers=(0, 1))), "self"),
+        ((MessageLoss(p=0.3),), "self"),
+        ((Delay(probabilities=(1.0,), max_staleness=2), MessageLoss(p=0.3)), "self"),
+        ((Delay(probabilities=(0.5, 0.5), max_staleness=0),), "symmetric_drop"),
+        ((Delay(probabilities=(0.5, 0.5), max_staleness=0),), "self"),
+        ((MessageLoss(p=0.3),), "push_sum"),
+        ((EVENTS,), "symmetric_drop"),
+    ],
+)
+def test_what_a_plan_promises_of_the_mean_is_what_its_rounds_do(models, policy):
+    run = trained(replace(FULL, rounds=20), *models, policy=policy)
+    marked = run.info["faults"]["mean_moved"]
+    assert run.config.faults.keeps_mean is (not marked)
+
+
 @pytest.mark.parametrize("config", [FULL, BATCHES])
 @pytest.mark.parametrize(
     "models",
@@ -164,6 +268,14 @@ def test_a_peer_that_is_down_keeps_every_bit_of_its_state():
                 for now, before in zip(found[t], found[t - 1], strict=True)
             ]
             assert all(same) if t in frozen else not any(same), (peer, t)
+
+
+def test_no_gradient_is_noted_where_none_was_taken():
+    run = trained(BATCHES, CHURN, Straggler(share=0.5, slowdown=3))
+    norms = run.record.gradient_norms
+    works = np.array([run.faults().at(t).works for t in range(BATCHES.rounds)])
+    np.testing.assert_array_equal(norms > 0, works)
+    assert not works.all()
 
 
 def test_the_restarted_peer_takes_the_average_and_forgets_its_momentum():
@@ -340,8 +452,15 @@ def test_peers_that_are_not_there_are_refused():
         trained(BATCHES, ScheduledChurn(events=((0, 8, "down"),)))
 
 
+@pytest.fixture(scope="module")
+def workers():
+    with kept_open(ExecutionConfig(engine="ray", workers=2)):
+        yield
+
+
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.usefixtures("workers")
 @pytest.mark.parametrize(
     ("models", "policy"),
     [
@@ -372,9 +491,10 @@ def test_workers_give_the_bits_of_one_process(models, policy):
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.usefixtures("workers")
 def test_a_worker_killed_under_late_messages_changes_no_bit(monkeypatch):
     here = trained(BATCHES, LATE)
-    monkeypatch.setenv("DFL_UNLEARN_FAULT", "worker:8:finish")
+    monkeypatch.setenv("DFL_UNLEARN_FAULT", "worker:9:during-return")
     there = trained(BATCHES, LATE, engine="ray", workers=2, checkpoint_every=5)
     assert there.info["execution"]["rebuilt"] == 1
     assert there.digest == here.digest

@@ -1,5 +1,6 @@
 """The training loop as a whole: repeatable, equivariant, and clear when it refuses."""
 
+import math
 from dataclasses import replace
 
 import networkx as nx
@@ -10,11 +11,12 @@ from networks import blobs, full_batch, path4, r4_data, ridge
 
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.data.peers import PeerData
-from dfl_unlearn.engine import simulator
+from dfl_unlearn.engine import memory, simulator
 from dfl_unlearn.engine.backends.contract import RoundInfo
 from dfl_unlearn.engine.callbacks import ProgressLog
 from dfl_unlearn.engine.config import ExecutionConfig, LocalSteps, SimulationConfig
 from dfl_unlearn.engine.gossip import as_csr, mix
+from dfl_unlearn.engine.memory import training_memory
 from dfl_unlearn.engine.simulator import continue_training, retrain, simulate
 from dfl_unlearn.engine.threads import blas_report, limited_threads
 from dfl_unlearn.engine.trainers.d_sgd import DSgd
@@ -413,10 +415,10 @@ def test_parameters_that_overflow_in_the_last_round_are_found():
 
 
 def test_a_run_that_would_not_fit_into_memory_is_refused(monkeypatch):
-    monkeypatch.setattr(simulator, "available_memory", lambda: 9000)
+    model = models.build("logistic", input_shape=(6,), num_classes=3)
     lean = replace(SHORT, record=RecordPlan(parts=frozenset()))
-    simulate("ring", DATA, "logistic", replace(lean, rounds=1))  # 4 states of 420 bytes
-    monkeypatch.setattr(simulator, "available_memory", lambda: 3000)
+    need = training_memory(DATA, model, lean, ExecutionConfig()).coming
+    monkeypatch.setattr(memory, "available_memory", lambda: math.ceil(need / 0.8))
     with pytest.raises(ResourceError, match=r"5 peers x 21 parameters need about"):
         simulate("ring", DATA, "logistic", SHORT)
     simulate("ring", DATA, "logistic", lean)  # without checkpoints it fits

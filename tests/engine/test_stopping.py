@@ -78,6 +78,20 @@ def test_outside_of_training_a_signal_ends_at_once():
         simulate("path", DATA, "logistic", CONFIG, callbacks=[Signal(signal.SIGINT)])
 
 
+def test_a_library_that_makes_another_error_of_it_changes_nothing():
+    def library():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except StoppedError:
+            raise SystemError("returned a result with an exception set") from None
+
+    with pytest.raises(StoppedError) as stop, stopped_by_signals():
+        library()
+    assert stop.value.exit_code == 143
+    with pytest.raises(ZeroDivisionError), stopped_by_signals():
+        1 / 0  # noqa: B018
+
+
 def test_a_second_signal_does_not_wait():
     code = (
         "import os, signal\n"

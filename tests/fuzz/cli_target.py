@@ -17,7 +17,7 @@ from fuzz.folder_targets import Folders, finished_runs
 from fuzz.harness import Bench, Target, touched, unwatched
 from fuzz.mutate import LETTERS, NUMBERS
 
-from dfl_unlearn import cli, experiment
+from dfl_unlearn import cli, conduct, experiment
 from dfl_unlearn.errors import RefusedError
 from dfl_unlearn.evaluation import audit_session
 
@@ -234,7 +234,7 @@ def _typed(words: list[str], base: Path, runs: Path) -> int:
     try:
         with (
             mock.patch.object(experiment, "run_experiment", _built),
-            mock.patch.object(experiment, "write_results", _stopped),
+            mock.patch.object(conduct, "write_results", _stopped),
             mock.patch.object(audit_session, "audited", _stopped),
             mock.patch.dict(os.environ, {"DFL_UNLEARN_RUNS": str(runs)}),
             contextlib.redirect_stdout(out),

@@ -17,13 +17,14 @@ from fuzz.mutate import LETTERS, VALUES, edited, json_edits, mutated
 from dfl_unlearn.accounting.certificate import Certificate
 from dfl_unlearn.accounting.entries import START
 from dfl_unlearn.accounting.ledger import PrivacyLedger
+from dfl_unlearn.conduct import _known_rows
 from dfl_unlearn.engine.config import SimulationConfig
 from dfl_unlearn.engine.run import load_run
 from dfl_unlearn.engine.stored_influence import keep_influence
 from dfl_unlearn.engine.stored_parts import read_history
 from dfl_unlearn.evaluation.audit_result import AuditClaim, AuditResult
 from dfl_unlearn.evaluation.audit_store import save_audit
-from dfl_unlearn.experiment import _known_rows, read_experiment, run_experiment
+from dfl_unlearn.experiment import read_experiment, run_experiment
 from dfl_unlearn.results.view import ResultsView
 from dfl_unlearn.store.files import to_safetensors
 from dfl_unlearn.store.folder import RunFolder

@@ -519,11 +519,8 @@ def test_memory_is_estimated_before_training(command, tmp_path, monkeypatch):
     (tmp_path / "exp.toml").write_text(EXPERIMENT)
     room = SimpleNamespace(available=2000, total=2000)
     monkeypatch.setattr("psutil.virtual_memory", lambda: room)
-    code, _, complaint = command("run", "exp.toml")
-    assert code == 5
-    assert re.search(
-        r"ResourceError: 4 peers x 33 parameters need .*available", complaint
-    )
+    message = r"ResourceError: 4 peers x 33 parameters need .*available"
+    refused(command, tmp_path, ["run", "exp.toml"], message, 5)
     code, _, complaint = command("run", "exp.toml", "--allow-large", "--quiet")
     assert code == 0, complaint
 
@@ -537,6 +534,14 @@ def test_memory_that_the_system_refuses_is_no_bug(command, tmp_path, monkeypatch
     monkeypatch.setattr("dfl_unlearn.experiment.build_parts", full)
     message = r"ResourceError: out of memory \(Unable to allocate 745\. GiB\)"
     refused(command, tmp_path, ["run", "exp.toml"], message, 5)
+
+
+def test_faults_of_peers_that_are_not_there_are_refused(command, tmp_path):
+    fault = '{ use = "network-split", start = 0, end = 5, peers = [99] }'
+    (tmp_path / "exp.toml").write_text(EXPERIMENT)
+    words = ["run", "exp.toml", f"training.faults.models=[{fault}]"]
+    message = r"UnknownPeerError: faults\.models\.0: must name peers in 0\.\.3, got 99"
+    refused(command, tmp_path, words, message)
 
 
 # --- data -----------------------------------------------------------------------------

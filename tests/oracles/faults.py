@@ -83,18 +83,21 @@ def train(
     form="atc",
     momentum=0.0,
 ):
-    """Parameters after ``count`` rounds; ``gradients(x)`` gives all peers' (N, P)."""
+    """Parameters after ``count`` rounds; ``gradients(x)`` gives all peers' (N, P).
+
+    ``weights`` is W, or gives that of a round.
+    """
     x, sent, mass, v = x.copy(), [], np.ones(len(x)), np.zeros_like(x)
     for t in range(count):
-        now = rounds(t)
+        now, w = rounds(t), weights(t) if callable(weights) else weights
         works = now.works[:, None]
         v = np.where(works, momentum * v + gradients(x), v)
         crashed = np.flatnonzero(now.crashed)
         v[crashed] = 0
         step = rate * v * works
         sent.insert(0, x - step if form == "atc" else x)
-        age = ages(rounds, weights, t, oldest)
-        parts = matrices(weights, age, policy, crashed)
+        age = ages(rounds, w, t, oldest)
+        parts = matrices(w, age, policy, crashed)
         if policy == "push_sum":
             after = parts[0] @ mass
             mixed = (parts[0] @ (mass[:, None] * sent[0])) / after[:, None]

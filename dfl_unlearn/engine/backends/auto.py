@@ -12,7 +12,8 @@ from typing import Any
 
 from dfl_unlearn.engine.backends.contract import EngineSetup, RoundInfo
 from dfl_unlearn.engine.backends.inline import Inline
-from dfl_unlearn.engine.backends.ray import RaySharded, split_blocks
+from dfl_unlearn.engine.backends.ray import RaySharded
+from dfl_unlearn.engine.backends.ray_split import split_blocks
 from dfl_unlearn.engine.backends.recorder import Recorder
 from dfl_unlearn.engine.config import ExecutionConfig
 from dfl_unlearn.engine.state import PeerState

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.engine.config import SimulationConfig
+from dfl_unlearn.engine.fault_draws import FaultDraws
 from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.models.flat import FlatModel
 from dfl_unlearn.record.training import TrainingRecord
@@ -35,6 +36,7 @@ class EngineSetup:
         rng: The run's draws.
         ahead: Rounds by which the network's clock, which faults go by, is ahead of the
             rounds of training.
+        draws: What goes wrong, where it is not what the configuration's plan draws.
     """
 
     schedule: TopologySchedule
@@ -43,6 +45,7 @@ class EngineSetup:
     config: SimulationConfig
     rng: RngTree
     ahead: int = 0
+    draws: FaultDraws | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,8 @@ class RoundInfo:
         gradient_norms: Sum over the local steps of the norm of the data term's
             gradient, shape ``(N,)``.
         seconds: Elapsed time of the round.
+        simulated_seconds: When the last peer was done with it, since the start, on
+            the clock of ``engine.clock``; the training loop fills it in.
         faults: How often what went wrong; see ``fault_draws.RoundFaults.counts``.
     """
 
@@ -62,6 +67,7 @@ class RoundInfo:
     loss: NDArray[np.float64]
     gradient_norms: NDArray[np.float64]
     seconds: float
+    simulated_seconds: float = 0.0
     faults: Mapping[str, int] = field(default_factory=dict)
 
 

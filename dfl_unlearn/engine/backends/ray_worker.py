@@ -6,7 +6,6 @@ by ``StaleStateError`` instead of computing from other rows.
 """
 
 import os
-import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dfl_unlearn.engine.backends.fault_hook import DiesWhenSent, Faults, die
 from dfl_unlearn.engine.config import SimulationConfig
 from dfl_unlearn.engine.fault_rounds import ShardFaults
 from dfl_unlearn.engine.local import LocalData, LocalWork
@@ -27,8 +27,6 @@ from dfl_unlearn.rng import RngTree
 
 Array = NDArray[Any]
 
-FAULT = "DFL_UNLEARN_FAULT"  # test hook: worker:<round>:<begin|finish>, comma-separated
-
 
 @dataclass(frozen=True)
 class Key:
@@ -38,13 +36,13 @@ class Key:
         run: Identity of the run.
         epoch: How often its state was sent to the workers.
         round: Rounds that are behind the state.
-        first: Whether the round is run for the first time.
+        attempt: How often the round was tried before; None where it is only caught up.
     """
 
     run: str
     epoch: int
     round: int
-    first: bool = True
+    attempt: int | None = None
 
 
 class Worker:
@@ -59,11 +57,22 @@ class Worker:
         self._threads = limited_threads(threads)
         self._threads.__enter__()
         self._columns: dict[str, Array] = {}
+        self._ready: str | None = None
         self._held: tuple[str, int, int, str] | None = None
 
     def hello(self) -> dict[str, Any]:
         """Return process id and BLAS, for the manifest."""
         return {"pid": os.getpid(), "blas": blas_report()}
+
+    def ready(self) -> tuple[int, str | None]:
+        """Return process id and the part of which run's data are here."""
+        return os.getpid(), self._ready
+
+    def forget(self) -> None:
+        """Give all data and rows back; the process can serve another run."""
+        self._columns, self._ready, self._held = {}, None, None
+        for name in ("_shard", "_links"):
+            self.__dict__.pop(name, None)
 
     def receive(self, name: str, rows: int, first: int, part: Array) -> None:
         """Take a stretch of a column of the data.
@@ -80,6 +89,9 @@ class Worker:
 
     def prepare(
         self,
+        ready: str,
+        number: int,
+        faults: Faults,
         model: FlatModel,
         config: SimulationConfig,
         rng: RngTree,
@@ -89,6 +101,9 @@ class Worker:
         """Build the local work on the data that was received.
 
         Args:
+            ready: What ``ready`` says from now on.
+            number: Of this worker.
+            faults: What it does to itself where a test wants it.
             model: The model.
             config: How it is trained.
             rng: The run's draws.
@@ -110,6 +125,7 @@ class Worker:
             **{name: np.array(value) for name, value in counts.items()},
         )
         self._shard = Shard(LocalWork(data, model, config, rng), config)
+        self._ready, self._number, self._faults = ready, number, faults
         self._held = None
 
     def load(
@@ -139,6 +155,7 @@ class Worker:
             True, then the rows for each shard that needs some, shards ascending.
         """
         self._expect(key, "begin")
+        self._trouble(key, "before-compute")
         if links is not None:
             self._shard.relink(links)
             self._links = links
@@ -147,9 +164,7 @@ class Worker:
         sent = [self._shard.outgoing(s) for s in sorted(self._links.send)]
         return (True, *sent) if sent else True
 
-    def finish(
-        self, key: Key, *incoming: Array
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def finish(self, key: Key, *incoming: Array) -> tuple[Any, Any]:
         """Mix and work after it.
 
         Args:
@@ -161,21 +176,35 @@ class Worker:
         """
         self._expect(key, "finish")
         shards = sorted(self._links.receive)
-        found = self._shard.finish(key.round, dict(zip(shards, incoming, strict=True)))
+        loss, norms = self._shard.finish(
+            key.round, dict(zip(shards, incoming, strict=True))
+        )
         self._held = (key.run, key.epoch, key.round + 1, "begin")
-        return found
+        self._trouble(key, "after-compute")
+        if self._struck(key, "during-return"):
+            return loss, DiesWhenSent()
+        return loss, norms
 
     def rows(self, key: Key) -> dict[str, Array]:
         """Return parameters and slots of the worker's peers."""
-        self._expect(key, "begin", may_fail=False)
+        self._expect(key, "begin")
         return {name: rows.numpy() for name, rows in self._shard.rows().items()}
 
-    def _expect(self, key: Key, phase: str, *, may_fail: bool = True) -> None:
-        if may_fail and key.first:
-            _die_if_asked(key.round, phase)
+    def _expect(self, key: Key, phase: str) -> None:
         wanted = (key.run, key.epoch, key.round, phase)
         if self._held != wanted:
             raise StaleStateError(f"worker holds {self._held}, asked for {wanted}")
+
+    def _struck(self, key: Key, phase: str) -> bool:
+        return key.attempt is not None and self._faults.strikes(
+            self._number, key.round, key.attempt, phase
+        )
+
+    def _trouble(self, key: Key, phase: str) -> None:
+        """Carry out the test hook."""
+        self._faults.dawdle(self._number, key.round, key.attempt or 0, phase)
+        if self._struck(key, phase):
+            die()
 
 
 def columns_digest(inputs: Array, labels: Array) -> str:
@@ -183,11 +212,3 @@ def columns_digest(inputs: Array, labels: Array) -> str:
     digest = sha256(np.ascontiguousarray(inputs).view(np.uint8).data)
     digest.update(np.ascontiguousarray(labels).view(np.uint8).data)
     return digest.hexdigest()
-
-
-def _die_if_asked(t: int, phase: str) -> None:
-    """Carry out the test hook: the process kills itself as nothing else could."""
-    for fault in filter(None, os.environ.get(FAULT, "").split(",")):
-        who, when, where = fault.split(":")
-        if (who, int(when), where) == ("worker", t, phase):
-            os.kill(os.getpid(), signal.SIGKILL)

@@ -51,6 +51,13 @@ def cost_wall_seconds(view: EvaluationView) -> Tensor:
     return _number(view.outcome.cost.wall_seconds)
 
 
+@metrics.register("cost-simulated-seconds")
+@measures(unit="seconds", worlds=("after",))
+def cost_simulated_seconds(view: EvaluationView) -> Tensor:
+    """What the protocol would take on the peers' own machines and lines."""
+    return _number(view.outcome.cost.simulated_seconds)
+
+
 @metrics.register("epsilon-spent")
 @measures(unit="", worlds=("after",))
 def epsilon_spent(view: EvaluationView) -> Tensor:

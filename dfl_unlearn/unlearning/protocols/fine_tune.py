@@ -33,6 +33,7 @@ from dfl_unlearn._limits import MAX_ROUNDS
 from dfl_unlearn.accounting.certificate import status_of
 from dfl_unlearn.accounting.mechanisms import GaussianMechanism
 from dfl_unlearn.data.forget import ForgetRequest
+from dfl_unlearn.engine.clock import samples_each, split_over_peers
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.simulator import continue_training
 from dfl_unlearn.engine.state import PeerState
@@ -171,8 +172,10 @@ class FineTune:
         data, transport = run.data.without(request), run.transport()
         state, gradients = continue_training(run, data, run.state, self.rounds)
         payload = run.model.size * state.params.element_size()
+        each = samples_each(data, run.config)
         for _ in range(self.rounds):
-            transport.exchange("training", payload)
+            transport.work(each)
+            transport.exchange("training", payload * len(run.config.trainer.mixed))
         outcome = Outcome(
             run=run,
             request=request,
@@ -190,6 +193,7 @@ class FineTune:
         transport.exchange("training", payload)
         transport.all_reduce("squared residual", 8, request.requester)
         descent = Descent.of(equation, run.state, state, self.rounds)
+        transport.work(split_over_peers(descent.rows, data))
         return self._released(outcome, descent, rng)
 
     def _released(self, tuned: Outcome, descent: Descent, rng: RngTree) -> Outcome:

@@ -37,16 +37,18 @@ from torch import Tensor
 from dfl_unlearn import _validate
 from dfl_unlearn.accounting.certificate import status_of
 from dfl_unlearn.accounting.entries import NoiseMode
+from dfl_unlearn.curvature.operators import Objective
 from dfl_unlearn.data.forget import ForgetRequest
+from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.engine.run import TrainedRun
-from dfl_unlearn.engine.simulator import continue_training
-from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.engine.transport import Dissemination, Transport
 from dfl_unlearn.record.plan import RecordPart
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.unlearning.adaptivity import still_adaptive
 from dfl_unlearn.unlearning.contracts import Cost, Outcome, protocols
+from dfl_unlearn.unlearning.dissemination import recover
 from dfl_unlearn.unlearning.influence_weights import InfluenceWeights
+from dfl_unlearn.unlearning.membership import members_assumed, over_members
 from dfl_unlearn.unlearning.newton_bounds import bounds_told, prior_bound
 from dfl_unlearn.unlearning.newton_checks import check_run
 from dfl_unlearn.unlearning.newton_claim import assumptions_of, certificate_of
@@ -74,6 +76,7 @@ from dfl_unlearn.unlearning.newton_release import (
 )
 from dfl_unlearn.unlearning.newton_view import correct_alone
 from dfl_unlearn.unlearning.noise_modes import on_grid
+from dfl_unlearn.unlearning.progress import progress_of
 from dfl_unlearn.unlearning.retained import network_objective
 
 
@@ -179,6 +182,7 @@ class NewtonFisher:
     assume_secure_aggregation: bool = False
 
     claim: ClassVar[Literal["certified"]] = "certified"
+    serves_faults: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check the fields, each alone and then together."""
@@ -266,14 +270,19 @@ class NewtonFisher:
         Raises:
             ResidualExceedsCapError: If the cap is missed; nothing was released then.
         """
-        data, transport = run.data.without(request), run.transport()
-        kept = network_objective(run, data)
-        if self.alone:
-            correction = correct_alone(self, run, request)
-        elif self.stacked:
-            correction = correct_stack(self, run, data, request, transport)
-        else:
+        transport, whole = run.transport(), run
+
+        def correct(run: TrainedRun) -> tuple[PeerData, Objective, Correction]:
+            data = run.data.without(request)
+            kept = network_objective(run, data)
+            if self.alone:
+                return data, kept, correct_alone(self, run, request)
+            if self.stacked:
+                return data, kept, correct_stack(self, run, data, request, transport)
             correction = correct_mean(self, run, kept, request, rng, transport)
+            return data, kept, correction
+
+        run, (data, kept, correction) = over_members(run, request, transport, correct)
         rounding = rounding_of(self, run, correction)
         check_residual(self, run, correction, rounding)
         bound = bound_of(self, correction, rounding)
@@ -287,6 +296,7 @@ class NewtonFisher:
             measured=correction.distance + rounding,
         )
         assumptions += on_grid(plan.release, plan.coordinates, of="the release")
+        assumptions += members_assumed(run, transport)
         rows = released_rows(
             plan,
             self,
@@ -299,20 +309,18 @@ class NewtonFisher:
             ),
             assumptions=tuple(a.name for a in assumptions),
         )
+        transport.mark("charged")
+        transport.mark("released")
         self._disseminate(run, request, transport)
         transport.correct()
         run.ledger.commit(request.request_id)
 
-        dtype = run.state.params.dtype
-        released = PeerState(params=rows.to(dtype).clone(), round=run.state.round)
-        state, gradients = continue_training(run, data, released, self.recovery_rounds)
+        state, gradients = recover(whole, data, rows, self.recovery_rounds, transport)
         if self.state_policy == "secret_state":
-            kept_back = correction.rows.to(dtype).clone()
+            kept_back = correction.rows.to(run.state.params.dtype).clone()
             state = replace(state, slots={**state.slots, UNNOISED: kept_back})
-        for _ in range(self.recovery_rounds):
-            transport.exchange("recovery", run.model.size * dtype.itemsize)
         return Outcome(
-            run=run,
+            run=whole,
             request=request,
             protocol=self,
             state=state,
@@ -341,6 +349,7 @@ class NewtonFisher:
                 **self._info(run, correction, rows, plan, kept.rows),
                 **prior.numbers,
             },
+            progress=progress_of(transport),
         )
 
     def _disseminate(

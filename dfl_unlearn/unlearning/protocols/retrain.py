@@ -6,7 +6,9 @@ from typing import ClassVar, Literal
 from dfl_unlearn import _validate
 from dfl_unlearn.accounting.certificate import Assumption, certify
 from dfl_unlearn.data.forget import ForgetRequest
+from dfl_unlearn.engine.clock import samples_each
 from dfl_unlearn.engine.config import trainers
+from dfl_unlearn.engine.faulty_transport import FaultyTransport
 from dfl_unlearn.engine.private import charge_rounds
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.simulator import retrain, samples_per_round
@@ -14,12 +16,18 @@ from dfl_unlearn.errors import InvalidHyperparameterError, UnsupportedRequestErr
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.unlearning.claims import exposure_of, extractor_of
 from dfl_unlearn.unlearning.contracts import Cost, Outcome, protocols
+from dfl_unlearn.unlearning.dissemination import with_old_rows
+from dfl_unlearn.unlearning.membership import members_assumed, told_to_start_again
+from dfl_unlearn.unlearning.progress import progress_of
 
 
 @protocols.register("retrain")
 @dataclass(frozen=True, kw_only=True)
 class Retrain:
     """Train the network again without the forgotten data: exact, and dear.
+
+    In a network with faults every peer that has not left is told first, and the same
+    faults are met again; the data of peers that have left are gone.
 
     Attributes:
         coupled: Whether every draw (initial parameters, batch order) is repeated, so
@@ -32,6 +40,7 @@ class Retrain:
     seed_offset: int = 0
 
     claim: ClassVar[Literal["exact"]] = "exact"
+    serves_faults: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -68,14 +77,21 @@ class Retrain:
 
     def unlearn(self, run: TrainedRun, request: ForgetRequest, rng: RngTree) -> Outcome:
         """Return the state of a network that never had the data."""
-        data = run.data.without(request)
+        transport = run.transport()
+        present = told_to_start_again(run, request, transport)
+        data = present.data.without(request)
         # Fresh noise, one more time all rounds for every record that is kept.
         charge_rounds(run.ledger, run.config.private, run.config.rounds)
         retrained = retrain(run, data, seed_offset=self.seed_offset)
-        transport = run.transport()
         payload = run.model.size * retrained.state.params.element_size()
-        for _ in range(run.config.rounds):
-            transport.exchange("training", payload)
+        payload *= len(run.config.trainer.mixed)
+        each = samples_each(data, run.config)
+        for t in range(run.config.rounds):
+            transport.work(each)
+            if isinstance(transport, FaultyTransport):
+                transport.exchange("training", payload, again=t)
+            else:
+                transport.exchange("training", payload)
         certificate = certify(
             method="retrain",
             request_id=request.request_id,
@@ -96,6 +112,7 @@ class Retrain:
                     "rows have weight 0 in every step",
                 ),
                 *extractor_of(run),
+                *members_assumed(run, transport),
             ),
             observers=("public",),
             exposure=exposure_of(run, request),
@@ -107,7 +124,7 @@ class Retrain:
             run=run,
             request=request,
             protocol=self,
-            state=retrained.state,
+            state=with_old_rows(run, retrained.state, transport),
             certificate=certificate,
             cost=Cost(
                 rounds=run.config.rounds,
@@ -117,6 +134,7 @@ class Retrain:
             ledger=run.ledger,
             messages=transport.log,
             reference=retrained if self.coupled else None,
+            progress=progress_of(transport),
         )
 
 

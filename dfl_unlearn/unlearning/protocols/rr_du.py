@@ -40,7 +40,6 @@ from dfl_unlearn import _validate
 from dfl_unlearn.accounting.entries import NoiseMode
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.run import TrainedRun
-from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.engine.transport import Dissemination, multiples
 from dfl_unlearn.errors import (
     InvalidHyperparameterError,
@@ -53,7 +52,14 @@ from dfl_unlearn.topology.walks import Walk
 from dfl_unlearn.unlearning.alignment import ALIGNMENTS, Alignment
 from dfl_unlearn.unlearning.claims import refuse_single
 from dfl_unlearn.unlearning.contracts import Cost, Outcome, protocols
+from dfl_unlearn.unlearning.dissemination import recover
+from dfl_unlearn.unlearning.membership import (
+    as_trained,
+    start_round,
+    start_when_there,
+)
 from dfl_unlearn.unlearning.noise_modes import refuse_mixed_noise
+from dfl_unlearn.unlearning.progress import progress_of
 from dfl_unlearn.unlearning.rr_du_claim import Claim
 from dfl_unlearn.unlearning.token import Token, Watch
 from dfl_unlearn.unlearning.token_walk import NaturalVisit, Route, draw_route
@@ -151,6 +157,7 @@ class RrDu:
 
     needs: ClassVar[frozenset[RecordPart]] = frozenset({"training_residual"})
     claim: ClassVar[Literal["certified"]] = "certified"
+    serves_faults: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check the fields.
@@ -287,9 +294,15 @@ class RrDu:
             request: The resolved request.
 
         Raises:
-            UnsupportedRequestError: If ``lightweight`` is asked for several owners.
+            UnsupportedRequestError: If ``lightweight`` is asked for several owners, or
+                a gossip average in a network with faults.
         """
         refuse_single(run, "rr-du")
+        if run.config.faults and self.dissemination == "gossip_average":
+            raise UnsupportedRequestError(
+                "dissemination: must be 'tree', 'flood' or 'push' in a network with "
+                "faults, got 'gossip_average'; set dissemination='tree'"
+            )
         if self.noise_mode == "secure":
             refuse_mixed_noise(run, request)
         if self.alignment == "lightweight" and len(request.peers) > 1:
@@ -298,12 +311,12 @@ class RrDu:
                 f"{len(request.peers)}; use alignment='exact'"
             )
         multiples(run.topology, request.requester, self.dissemination)
-        claim = Claim.of(self, run, request, self.route(run, request))
+        claim = Claim.of(self, as_trained(run), request, self.route(run, request))
         claim.check_budget(run, request)
 
     def predicted_shift(self, run: TrainedRun, request: ForgetRequest) -> float:
         """Return the public shift that the noise of the start is calibrated to."""
-        claim = Claim.of(self, run, request, self.route(run, request))
+        claim = Claim.of(self, as_trained(run), request, self.route(run, request))
         return claim.start.sensitivity
 
     def route(self, run: TrainedRun, request: ForgetRequest) -> Route:
@@ -332,6 +345,9 @@ class RrDu:
             max_weight=self.max_visit_weight,
             rng=run.rng,
             request_id=request.request_id,
+            draws=run.faults(),
+            clock=start_round(run, request),
+            max_visits=self.max_visits,
         )
         return route if self.max_visits is None else route.cut(self.max_visits)
 
@@ -354,15 +370,19 @@ class RrDu:
         Returns:
             The outcome; its certificate lists every constant and its origin.
         """
-        route = self.route(run, request)
+        route, whole, transport = self.route(run, request), run, run.transport()
+        start_when_there(run, request, transport)
+        run = as_trained(run)
         claim = Claim.of(self, run, request, route)
         token = Token(self, run, request, rng, route, claim)
-        transport = run.transport()
+        transport.mark("computed")
         theta = token.walk(watch)
+        transport.mark("charged")
         tensors = 3 if self.optimizer == "adam" else 1
-        sent = route.send(transport, 8 * run.model.size * tensors)
+        sent = route.send(transport, 8 * run.model.size * tensors, token.work)
+        transport.mark("released")
         row = theta.to(run.state.params.dtype)
-        last = int(route.holders[-1])
+        last = int(route.holders[route.last])
         held = multiples(run.topology, last, self.dissemination)
         transport.broadcast(
             last,
@@ -372,16 +392,15 @@ class RrDu:
             rng.numpy("walk", who=last, request=request.request_id, draw=1),
         )
         transport.correct()
+        rows = (torch.from_numpy(held)[:, None] * theta).to(row.dtype)
+        state, _ = recover(whole, run.data, rows, 0, transport)
         if claim.charges:
             run.ledger.commit(request.request_id)
         return Outcome(
-            run=run,
+            run=whole,
             request=request,
             protocol=self,
-            state=PeerState(
-                params=(torch.from_numpy(held)[:, None] * theta).to(row.dtype),
-                round=run.state.round,
-            ),
+            state=state,
             certificate=claim.certificate(run, request),
             cost=Cost(
                 hops=len(route.holders),
@@ -402,4 +421,9 @@ class RrDu:
                 "model_norm": float(theta.norm()),
             },
             notes=token.notes(),
+            progress=progress_of(
+                transport,
+                generations=0 if route.faulty is None else route.faulty.generations,
+                dropped=0 if route.faulty is None else route.faulty.dropped,
+            ),
         )
