@@ -12,6 +12,7 @@ import math
 import os
 import stat
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -59,6 +60,7 @@ _DAMAGED = (
     NotImplementedError,
     RuntimeError,
     struct.error,
+    tokenize.TokenError,  # NumPy reads odd headers token by token
     zipfile.BadZipFile,
     zlib.error,
     OSError,

@@ -35,6 +35,7 @@ _TOML_TOKEN = re.compile(
 )
 _AFTER_KEY = re.compile(r"[ \t\r\n]*:")
 _JSON_TOKEN = re.compile(r'"(?:\\.?|[^"\\])*"?|[\[\]{}]', re.DOTALL)
+_STAND_IN = re.compile(r"(?<![0-9])10{2990}([0-9]{10})(?![0-9])")
 _LONG_NUMBER = re.compile(rf"[0-9][0-9_]{{{_INT_DIGITS - 1},}}")
 
 
@@ -81,20 +82,26 @@ def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
     Raises:
         ConfigError: If there is no ``=`` or no key, or the value is not valid.
     """
+    _check_pairs(text, _validate.show(text))
     key, equals, value = text.partition("=")
     path = tuple(part.strip() for part in key.split("."))
     if not equals or not all(path):
         raise ConfigError(
             f"{_validate.show(text)}: must look like key=value, e.g. training.rounds=50"
         )
+    if len(path) > MAX_DEPTH:
+        raise ConfigError(_too_deep(_validate.clean(key)[:200]))
     value = value.strip()
     try:
-        return path, _parse_toml(f"value = {value}", key)["value"]
+        tables = _parse_toml(f"value = {value}", key)
+        if len(tables) > 1:
+            raise ConfigError(f"{key}: more than one value")
+        return path, tables["value"]
     except ConfigError:
         if re.fullmatch(r"[^\W\d][\w./-]*|[./][\w./-]*", value):
             return path, value
         raise ConfigError(
-            f"{_validate.clean(key)}: must be a value in TOML syntax, got "
+            f"{_validate.clean(key)[:200]}: must be a value in TOML syntax, got "
             f"{_validate.show(value)}; put text with blanks into quotes, as in "
             "'key=\"some text\"'"
         ) from None
@@ -102,36 +109,48 @@ def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
 
 def _parse_toml(text: str, where: str) -> dict[str, Any]:
     _check_depth(_TOML_TOKEN, text, where)
-    digits: list[int] = []
+    digits: list[str] = []
 
     def shorten(found: re.Match[str]) -> str:
-        digits.append(len(found[0].replace("_", "")))
+        digits.append(found[0])
         return str(_MARK + len(digits) - 1)
 
     try:
-        tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{where}: not valid TOML: {error}") from error
+        try:
+            tables = tomllib.loads(text)
+        except tomllib.TOMLDecodeError:
+            raise
+        except ValueError:
+            # An integer beyond Python's limit. Read again with a stand-in, so that the
+            # error that must follow can name its key.
+            tables = tomllib.loads(_LONG_NUMBER.sub(shorten, text))
     except RecursionError as error:
         raise ConfigError(_too_deep(where)) from error
-    except ValueError:
-        # An integer beyond Python's limit. Read again with a stand-in, so that the
-        # error that must follow can name its key.
-        tables = tomllib.loads(_LONG_NUMBER.sub(shorten, text))
+    except ValueError as error:
+        raise ConfigError(f"{where}: not valid TOML: {error}") from error
     _check_nesting(tables, where)
     return typing.cast(dict[str, Any], _restore(tables, digits))
 
 
-def _restore(value: Any, digits: list[int]) -> Any:
+def _restore(value: Any, digits: list[str]) -> Any:
+    """Put back what stand-ins stood for: digits in texts, and a number as long."""
     if not digits:
         return value
     if isinstance(value, dict):
-        return {key: _restore(item, digits) for key, item in value.items()}
+        return {_restore(k, digits): _restore(v, digits) for k, v in value.items()}
     if isinstance(value, list):
         return [_restore(item, digits) for item in value]
+    if isinstance(value, str):
+        return _STAND_IN.sub(lambda found: _told(found, digits), value)
     if isinstance(value, int) and _MARK <= abs(value) < _MARK + len(digits):
-        return (-1 if value < 0 else 1) * 10 ** (digits[abs(value) - _MARK] - 1)
+        size = len(digits[abs(value) - _MARK].replace("_", ""))
+        return (-1 if value < 0 else 1) * 10 ** (size - 1)
     return value
+
+
+def _told(found: re.Match[str], digits: list[str]) -> str:
+    at = int(found[1])
+    return digits[at] if at < len(digits) else found[0]
 
 
 def _parse_json(text: str, where: str) -> dict[str, Any]:
@@ -154,7 +173,10 @@ def _parse_json(text: str, where: str) -> dict[str, Any]:
             scopes.append(set())
         elif token[0] in "]}":
             scopes.pop()
-        elif _AFTER_KEY.match(text, token.end()):
+            continue
+        elif "\\u" in token[0]:
+            _check_pairs(json.loads(token[0]), where)
+        if token[0][0] == '"' and _AFTER_KEY.match(text, token.end()):
             key = json.loads(token[0])
             if key in scopes[-1]:
                 line = text.count("\n", 0, token.start()) + 1
@@ -163,6 +185,17 @@ def _parse_json(text: str, where: str) -> dict[str, Any]:
                 )
             scopes[-1].add(key)
     return tables
+
+
+def _check_pairs(text: str, where: str) -> None:
+    """Refuse half of a surrogate pair, which no file can be written with."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{where}: must be Unicode text, got half of a surrogate pair "
+            f"{_validate.show(text[error.start])}; write the letter itself"
+        ) from error
 
 
 def _check_depth(token: re.Pattern[str], text: str, where: str) -> None:

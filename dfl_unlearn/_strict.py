@@ -59,7 +59,7 @@ def settings_of(entry: Any, *, positional: bool = True) -> dict[str, Setting]:
         Setting by name, in the order of definition.
     """
     if dataclasses.is_dataclass(entry):
-        hints = typing.get_type_hints(entry)
+        hints = _hints(typing.cast(Any, entry))
         empty = inspect.Parameter.empty
         found = {}
         for f in dataclasses.fields(entry):
@@ -77,9 +77,19 @@ def settings_of(entry: Any, *, positional: bool = True) -> dict[str, Setting]:
             annotation=Any if p.annotation is p.empty else p.annotation,
             default=p.default,
         )
-        for name, p in inspect.signature(entry, eval_str=True).parameters.items()
+        for name, p in _signature(entry).parameters.items()
         if p.kind in kinds
     }
+
+
+@lru_cache(maxsize=512)
+def _hints(entry: Any) -> dict[str, Any]:
+    return typing.get_type_hints(entry)
+
+
+@lru_cache(maxsize=512)
+def _signature(entry: Any) -> inspect.Signature:
+    return inspect.signature(entry, eval_str=True)
 
 
 def read_strict(
@@ -149,19 +159,23 @@ class _Reader:
         elif Path in members and isinstance(value, str):
             return Path(value)
         elif not any(_takes_table(m, self.registries) for m in members):
-            return self._scalar(annotation, value, path)
+            # Lists are read element by element; pydantic cannot build all of them.
+            single = [m for m in members if typing.get_origin(m) not in _SEQUENCES]
+            if single:
+                kind: Any = Union[tuple(single)]  # noqa: UP007
+                return self._scalar(annotation, kind, value, path)
         return self._fail(path, f"expected {_describe(annotation)}, got {_kind(value)}")
 
     def _fail(self, path: str, message: str) -> None:
         self.errors.append(f"{path}: {message}" if path else message)
 
-    def _scalar(self, annotation: Any, value: Any, path: str) -> Any:
+    def _scalar(self, annotation: Any, single: Any, value: Any, path: str) -> Any:
         from pydantic import ValidationError
 
         if isinstance(value, float) and not math.isfinite(value):
             return self._fail(path, f"must be finite, got {value}")
         try:
-            read = _adapter(annotation).validate_python(value)
+            read = _adapter(single).validate_python(value)
         except ValidationError:
             verb = "must be" if _is_choice(annotation) else "expected"
             return self._fail(
@@ -169,6 +183,8 @@ class _Reader:
             )
         if isinstance(read, float) and not math.isfinite(read):
             return self._fail(path, f"must be finite, got {_kind(value)}")
+        if isinstance(read, int) and abs(read) >= 2**64:  # also where none is counted
+            return self._fail(path, f"must be below 2**64 in size, got {_kind(value)}")
         return read
 
     def _sequence(self, annotation: Any, values: list[Any], path: str) -> Any:

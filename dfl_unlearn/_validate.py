@@ -108,8 +108,8 @@ def integer(
         InvalidTypeError: If a value is not an integer.
         DflUnlearnError: ``error``, if a value is out of bounds.
     """
-    parts = ([f">= {at_least}"] if at_least is not None else []) + (
-        [f"<= {at_most}"] if at_most is not None else []
+    parts = ([f">= {show(at_least)}"] if at_least is not None else []) + (
+        [f"<= {show(at_most)}"] if at_most is not None else []
     )
     needed = "an integer" + (" " + " and ".join(parts) if parts else "")
     for name, value in named.items():

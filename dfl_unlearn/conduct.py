@@ -23,6 +23,7 @@ from dfl_unlearn.results.view import ResultsView
 from dfl_unlearn.sections import ReportSection
 from dfl_unlearn.store.folder import RunFolder
 from dfl_unlearn.store.table import COLUMNS, NETWORK, ResultsTable
+from dfl_unlearn.store.understood import understood
 from dfl_unlearn.unlearning.apply import unlearn
 from dfl_unlearn.unlearning.attempts import same_protocol
 from dfl_unlearn.unlearning.contracts import Outcome, UnlearningProtocol, unlearners
@@ -165,6 +166,14 @@ def write_results(
     return write_report(view, page if page is not None else folder.path("report.html"))
 
 
+def _known_rows(folder: RunFolder) -> tuple[set[Any], list[Any]]:
+    """Return what identifies the metric rows that are there, and refusals told."""
+    with understood(f"{folder.root}/results.jsonl"):
+        rows = list(folder.records())
+        known = {_key(row) for row in rows if row["type"] == "metric"}
+        return known, [row["detail"] for row in rows if row.get("what") == "refused"]
+
+
 def _write_rows(
     folder: RunFolder,
     run: TrainedRun,
@@ -172,8 +181,7 @@ def _write_rows(
     refusals: Sequence[Refusal],
 ) -> None:
     """Add what is not in the results yet, row by row: a kill may have cut a table."""
-    known = {_key(r) for r in folder.records() if r["type"] == "metric"}
-    told = [r["detail"] for r in folder.records() if r.get("what") == "refused"]
+    known, told = _known_rows(folder)
     for table in tables:
         for row in table.rows:
             if _key(row) not in known:

@@ -460,7 +460,7 @@ def _override(table: dict[str, Any], keys: Sequence[str], value: Any) -> None:
         ConfigError: If a key leads into a value, or an index is out of range.
     """
     at: Any = table
-    path = ".".join(keys)
+    path = _validate.clean(".".join(keys))[:200]
     for depth, key in enumerate(keys):
         last = depth == len(keys) - 1
         if isinstance(at, dict) and _INDEX.fullmatch(key) and key not in at:
@@ -471,21 +471,23 @@ def _override(table: dict[str, Any], keys: Sequence[str], value: Any) -> None:
         if isinstance(at, list):
             if not _INDEX.fullmatch(key) or int(key) >= len(at):
                 raise ConfigError(
-                    f"{path}: must be an index below {len(at)} at {key!r}; "
-                    "add the entry to the file first"
+                    f"{path}: must be an index below {len(at)} at "
+                    f"{_validate.show(key)}; add the entry to the file first"
                 )
             index: Any = int(key)
         elif isinstance(at, dict):
             index = key
         else:
             raise ConfigError(
-                f"{path}: must lead to a table before {key!r}, got {_validate.show(at)}"
+                f"{path}: must lead to a table before {_validate.show(key)}, got "
+                f"{_validate.show(at)}"
             )
         if not last:
             at = at.setdefault(index, {}) if isinstance(at, dict) else at[index]
         elif index == "use" and at.get("use") not in (None, value):
             # Fields of the former entry would be unknown keys of the new one.
-            shared = {"seed", "partition"} | ({"n"} if value in topologies else set())
+            sized = isinstance(value, str) and value in topologies
+            shared = {"seed", "partition"} | ({"n"} if sized else set())
             kept = {k: v for k, v in at.items() if k in shared}
             at.clear()
             at.update({"use": value, **kept})
@@ -501,7 +503,8 @@ def _plain(value: Any) -> Any:
         if value.fraction is None:
             kept.pop("seed")
         return kept
-    for kind, registry in _REGISTRIES.items():
+    registered = _REGISTRIES.items() if dataclasses.is_dataclass(value) else ()
+    for kind, registry in registered:
         if isinstance(value, Section) and isinstance(value, kind):
             own = {
                 f.name: _plain(getattr(value, f.name))

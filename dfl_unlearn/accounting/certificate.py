@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 
 from dfl_unlearn import _validate
 from dfl_unlearn._assumption import Assumption, Source, State
+from dfl_unlearn._jsontext import from_json
 from dfl_unlearn._stats import round_up
 from dfl_unlearn.accounting.entries import (
     SCOPES,
@@ -189,6 +190,7 @@ class Certificate:
         for name, allowed in _CHOICES.items():
             _validate.one_of(allowed, **{name: getattr(self, name)})
         _validate.of_type(str, method=self.method)
+        _validate.of_type(bool, order_at_edge=self.order_at_edge)
         _validate.identifier(request_id=self.request_id)
         if self.group_size is not None:
             _validate.integer(at_least=1, group_size=self.group_size)
@@ -517,7 +519,7 @@ _RANK: dict[str, int] = {
 
 
 def _read_fields(text: str) -> dict[str, Any]:
-    record = json.loads(text)
+    record = from_json(text)
     version = record.pop("format")
     names = {field.name for field in fields(Certificate)}
     if version != 1 or set(record) != names:

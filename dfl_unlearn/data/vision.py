@@ -240,7 +240,14 @@ def _read(base: Path, train: bool, *, download: bool) -> TensorBatch:
     try:
         part = loader(str(base), train=train, download=download)
         return TensorBatch(part.data, part.targets.to(torch.int64))
-    except (OSError, RuntimeError, TypeError, ValueError, AssertionError) as error:
+    except (
+        OSError,
+        RuntimeError,
+        TypeError,
+        LookupError,  # a type of numbers that the head names
+        ValueError,
+        AssertionError,
+    ) as error:
         raise InputFileError(
             f"mnist: {_validate.clean(str(base / 'MNIST' / 'raw'))} must hold the "
             f"original uncompressed files, got {type(error).__name__}: "

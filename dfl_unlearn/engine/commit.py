@@ -27,6 +27,7 @@ from dfl_unlearn.errors import (
 )
 from dfl_unlearn.store.files import sync_folder, writing
 from dfl_unlearn.store.folder import RunFolder
+from dfl_unlearn.store.understood import understood
 
 _log = logging.getLogger(__name__)
 
@@ -75,18 +76,11 @@ def finish_commit(folder: RunFolder) -> bool:
         StoreCorruptError: If the manifest is damaged, or the attempt's state is not
             what is to be committed; nothing was removed then.
     """
-    manifest = folder.read_json(_MANIFEST)
-    coming = manifest.get(NEXT)
-    if not coming or _PLAN not in coming:
-        return False
-    try:
+    with understood(f"{folder.root}/{_MANIFEST}"):
+        coming = folder.read_json(_MANIFEST).get(NEXT)
+        if not coming or _PLAN not in coming:
+            return False
         _finish(folder, coming)
-    except (AttributeError, KeyError, TypeError) as error:
-        raise StoreCorruptError(
-            f"{folder.root}/{_MANIFEST}: next must be as a commit wrote it, got "
-            f"{type(error).__name__} for {error}; the file is damaged, restore it "
-            "from a copy"
-        ) from error
     return True
 
 

@@ -45,7 +45,9 @@ class Keeper:
         self._written: set[int] = set()
         if folder is not None:
             self._written = {
-                int(row["round"]) for row in folder.records() if row["type"] == "round"
+                int(row["round"])
+                for row in folder.records()
+                if row.get("type") == "round"
             }
 
     @contextmanager

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dfl_unlearn import _validate
-from dfl_unlearn._limits import REPLICAS, check_cap
 from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.engine.backends.contract import EngineSetup
 from dfl_unlearn.engine.batches import Batch, BatchPlan
@@ -82,7 +81,6 @@ def train_replicas(
     Returns:
         The final states.
     """
-    check_cap(REPLICAS, len(trees), "train_replicas")
 
     def start(tree: RngTree) -> Tensor:
         return initial_state(run.model, run.data.n, run.config, tree).params

@@ -11,6 +11,7 @@ opened next (``engine.commit``); while another process is at it, the state file 
 which of the two is in force.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dfl_unlearn import _validate
 from dfl_unlearn.accounting.ledger import PrivacyLedger
 from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.engine.commit import FINAL, LEDGER, NEXT, settle_commit
@@ -53,6 +55,7 @@ from dfl_unlearn.models.zoo import models
 from dfl_unlearn.rng import RngTree, noise_self_check
 from dfl_unlearn.store.files import write_file
 from dfl_unlearn.store.folder import RunFolder
+from dfl_unlearn.store.understood import understood
 from dfl_unlearn.topology.graph import Topology
 
 __all__ = [
@@ -198,7 +201,7 @@ def finish_run(
 def _write_fault_event(folder: RunFolder, run: TrainedRun) -> None:
     """Write one row that says in how many rounds the peers' mean was not kept."""
     moved = run.info.get("faults", {}).get(MEAN_MOVED, ())
-    known = (row.get("what") for row in folder.records() if row["type"] == "event")
+    known = (row.get("what") for row in folder.records() if row.get("type") == "event")
     if moved and MEAN_MOVED not in known:
         folder.append(
             {
@@ -261,13 +264,8 @@ def read_run(
             f"{folder.root}: must hold a finished run, got no done.json; the run was "
             f"interrupted, go on with: dfl-unlearn resume {folder.root}"
         )
-    try:
+    with understood(f"{folder.root}/manifest.json"):
         return _read(folder, data, model)
-    except KeyError as error:
-        raise StoreCorruptError(
-            f"{folder.root}/manifest.json: must have all fields of format {FORMAT}, "
-            f"got none for {error}; the file is damaged, make the run again"
-        ) from error
 
 
 def _read(
@@ -292,6 +290,8 @@ def _read(
             f"{folder.root}/{FINAL}: params must have the digest "
             f"{manifest['state'][:16]}..., got {known[:16]}...; the file was changed"
         )
+    _validate.of_type(dict, info=manifest["info"])
+    _validate.of_type(list, forgotten=manifest["forgotten"])
     config = config_from(manifest["training"])
     return TrainedRun(
         topology=read_topology(folder, manifest),
@@ -371,10 +371,14 @@ def _digest(folder: RunFolder, manifest: Mapping[str, Any]) -> str:
     """Return the digest of the state in force; a committed state's is its own."""
     final = manifest.get("final")  # none in older folders
     if final is not None and final["state"] == manifest["state"]:
-        return str(final["digest"])
-    if manifest["forgotten"]:
-        return str(manifest["state"])
-    return str(folder.read_json("done.json")["digest"])
+        text = final["digest"]
+    elif manifest["forgotten"]:
+        text = manifest["state"]
+    else:
+        text = folder.read_json("done.json")["digest"]
+    if not re.fullmatch("[0-9a-f]{64}", text):
+        raise ValueError(f"the digest {_validate.show(text)}")
+    return str(text)
 
 
 def carried_out_from(manifest: Mapping[str, Any]) -> tuple[CarriedOut, ...]:
@@ -415,11 +419,13 @@ def read_manifest(folder: RunFolder) -> dict[str, Any]:
     """
     settle_commit(folder)
     manifest: dict[str, Any] = folder.read_json("manifest.json")
-    if manifest.get("format") != FORMAT:
-        raise StoreCorruptError(
-            f"{folder.root}/manifest.json: format must be {FORMAT}, got "
-            f"{manifest.get('format')}; read it with the version that wrote it"
-        )
+    with understood(f"{folder.root}/manifest.json"):
+        if manifest.get("format") != FORMAT:
+            raise StoreCorruptError(
+                f"{folder.root}/manifest.json: format must be {FORMAT}, got "
+                f"{_validate.show(manifest.get('format'))}; read it with the version "
+                "that wrote it"
+            )
     return manifest
 
 
@@ -434,11 +440,13 @@ def read_state(folder: RunFolder) -> tuple[dict[str, Any], PeerState]:
     """
     manifest = read_manifest(folder)
     tensors = folder.read_tensors(FINAL)
-    params = tensors.pop("params")
-    coming = manifest.pop(NEXT, None)  # another process is committing
-    if coming and coming["state"] == state_digest(PeerState(params=params)):
-        manifest = coming
-    state = PeerState(params=params, slots=tensors, round=manifest["round"])
+    with understood(f"{folder.root}/manifest.json"):
+        params = tensors.pop("params")
+        coming = manifest.pop(NEXT, None)  # another process is committing
+        if coming and coming["state"] == state_digest(PeerState(params=params)):
+            manifest = coming
+        _validate.integer(at_least=0, round=manifest["round"])
+        state = PeerState(params=params, slots=tensors, round=manifest["round"])
     return manifest, state
 
 
@@ -453,8 +461,9 @@ def read_network(path: str | Path) -> tuple[Topology, SimulationConfig, int]:
     """
     folder = RunFolder(path)
     manifest, state = read_state(folder)
-    config = config_from(manifest["training"])
-    return read_topology(folder, manifest), config, state.round
+    with understood(f"{folder.root}/manifest.json"):
+        config = config_from(manifest["training"])
+        return read_topology(folder, manifest), config, state.round
 
 
 def noted_head(known: Mapping[str, Any]) -> tuple[int, str] | None:
@@ -469,7 +478,9 @@ def noted_head(known: Mapping[str, Any]) -> tuple[int, str] | None:
     if known.get("ledger") is None:
         return None
     seq, digest = known["ledger"]
-    return int(seq), str(digest)
+    _validate.integer(at_least=-1, ledger=seq)
+    _validate.of_type(str, ledger=digest)
+    return seq, digest
 
 
 def begun_manifest(

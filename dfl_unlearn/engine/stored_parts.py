@@ -1,6 +1,7 @@
 """Network, training record and history of a run, in its folder."""
 
 from collections.abc import Mapping
+from hashlib import sha256
 from typing import Any
 
 import networkx as nx
@@ -8,6 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from dfl_unlearn import _validate
 from dfl_unlearn.engine.config import SimulationConfig
 from dfl_unlearn.engine.figures import history_of, is_evaluated, rows_of
 from dfl_unlearn.engine.run import History
@@ -16,6 +18,7 @@ from dfl_unlearn.errors import StoreCorruptError
 from dfl_unlearn.record.plan import RecordPlan
 from dfl_unlearn.record.training import Dynamics, TrainingRecord
 from dfl_unlearn.store.folder import RunFolder
+from dfl_unlearn.store.understood import understood
 from dfl_unlearn.topology.graph import Topology
 
 ROUND = "record/round-{:06d}.safetensors"
@@ -85,7 +88,24 @@ def record_entry(record: TrainingRecord) -> dict[str, Any]:
             if record.dynamics.smoothness is None
             else fields_of(record.dynamics.smoothness),
         },
+        "digest": _record_digest(record),
     }
+
+
+def _record_digest(record: TrainingRecord) -> str:
+    """Return the SHA-256 of a record's arrays: claims rest on them."""
+    initial = record.initial
+    if initial is not None and initial.stride(0) == 0:
+        initial = initial[:1]
+    states = sorted(record.checkpoints.items())
+    arrays = [record.step_sizes, record.gradient_norms, initial]
+    found = sha256()
+    for value in (*arrays, *(params for _, params in states)):
+        if value is not None:
+            array = np.ascontiguousarray(value)
+            found.update(f"|{array.dtype}{array.shape}|".encode())
+            found.update(array.reshape(-1).view(np.uint8).data)
+    return found.hexdigest()
 
 
 def write_record(folder: RunFolder, record: TrainingRecord) -> None:
@@ -106,7 +126,18 @@ def write_record(folder: RunFolder, record: TrainingRecord) -> None:
 def read_record(
     folder: RunFolder, known: Mapping[str, Any] | None
 ) -> TrainingRecord | None:
-    """Read what ``write_record`` wrote; None where nothing was kept."""
+    """Read what ``write_record`` wrote; None where nothing was kept.
+
+    Args:
+        folder: The run's folder.
+        known: What the manifest says of the record; without ``digest`` in older ones.
+
+    Returns:
+        The record.
+
+    Raises:
+        StoreCorruptError: If its arrays are not those that were written.
+    """
     if known is None:
         return None
     from dfl_unlearn._assumption import Assumption
@@ -121,7 +152,7 @@ def read_record(
         if known["common_initial"]:
             initial = initial.expand(n, -1)
     norms = arrays.get("gradient_norms")
-    return TrainingRecord(
+    record = TrainingRecord(
         plan=RecordPlan(
             parts=frozenset(known["parts"]),
             every=known["every"],
@@ -146,6 +177,14 @@ def read_record(
             int(t): value for t, value in known.get("training_residual", {}).items()
         },
     )
+    digest = _record_digest(record)
+    if known.get("digest", digest) != digest:  # none in older folders
+        raise StoreCorruptError(
+            f"{folder.root}/record: arrays must have the digest "
+            f"{_validate.show(known['digest'])[:20]}, got {digest[:16]}...; a file was "
+            "changed, train the run again"
+        )
+    return record
 
 
 def round_row(
@@ -170,7 +209,7 @@ def round_row(
 
 def write_history(folder: RunFolder, history: History) -> None:
     """Append the evaluated rounds to the results, those that are not there yet."""
-    known = {r["round"] for r in folder.records() if r["type"] == "round"}
+    known = {r["round"] for r in folder.records() if r.get("type") == "round"}
     for row in rows_of(history):
         if row[0] not in known:
             folder.append(round_row(*row))
@@ -186,24 +225,35 @@ def read_history(folder: RunFolder, config: SimulationConfig) -> History | None:
 
     Returns:
         The figures; None where there are none.
+
+    Raises:
+        StoreCorruptError: If a row is no row of figures.
     """
-    rows = {
-        int(r["round"]): r
-        for r in folder.records()
-        if r["type"] == "round" and is_evaluated(int(r["round"]), config)
-    }
-    if not rows:
-        return None
-    return history_of(
-        [
-            (
-                done,
-                np.array(r["loss"], dtype=np.float64),
-                np.array(r["accuracy"], dtype=np.float64),
-                r["consensus"],
-                r["seconds"],
-                r.get("simulated_seconds", np.nan),  # none in older folders
+    with understood(f"{folder.root}/results.jsonl"):
+        rows = {
+            int(r["round"]): r
+            for r in folder.records()
+            if r["type"] == "round" and is_evaluated(int(r["round"]), config)
+        }
+        if not rows:
+            return None
+        history = history_of(
+            [
+                (
+                    done,
+                    np.array(r["loss"], dtype=np.float64),
+                    np.array(r["accuracy"], dtype=np.float64),
+                    float(r["consensus"]),
+                    float(r["seconds"]),
+                    # none in older folders
+                    float(r.get("simulated_seconds", np.nan)),
+                )
+                for done, r in rows.items()
+            ]
+        )
+        if history.loss.ndim != 2 or history.loss.shape != history.accuracy.shape:
+            raise StoreCorruptError(
+                f"{folder.root}/results.jsonl: rows of rounds must have one loss and "
+                "accuracy for each peer, got other numbers; make the run again"
             )
-            for done, r in rows.items()
-        ]
-    )
+    return history

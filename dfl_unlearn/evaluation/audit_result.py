@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from dfl_unlearn import _validate
+from dfl_unlearn._jsontext import from_json
 from dfl_unlearn._stats import round_up
 from dfl_unlearn.accounting.certificate import CLAIMED, Certificate
 from dfl_unlearn.accounting.entries import SCOPES, Scope
@@ -272,7 +273,7 @@ class AuditResult:
                 bound, ceiling or verdict do not follow from the counts.
         """
         try:
-            record = json.loads(text)
+            record = from_json(text)
             return _read(record, record.pop("format"))
         except _UNREADABLE as error:
             raise StoreCorruptError(

@@ -11,6 +11,7 @@ from dfl_unlearn.engine.exposure import sent_before
 from dfl_unlearn.engine.stored import LEDGER, noted_head, read_network, read_state
 from dfl_unlearn.errors import CorruptStateError
 from dfl_unlearn.store.folder import RunFolder
+from dfl_unlearn.store.understood import understood
 
 COMMITTED = "run"
 """Title of the run's own ledger; a trial's is the name of its folder."""
@@ -57,9 +58,10 @@ class RunLedgers:
         if not self.folder.path(place).is_file():
             return False
         past = read_state(self.folder)[0].get("carried_out", ())
-        name = self.folder.read_json(place)["request_id"]
-        if name not in {one["request"] for one in past}:
-            return False
+        with understood(self.folder.path(place)):
+            name = self.folder.read_json(place)["request_id"]
+            if name not in [one["request"] for one in past]:
+                return False
         own = self.folder.path(self.places[title]).read_bytes()
         return self.folder.path(LEDGER).read_bytes().startswith(own)
 
@@ -99,11 +101,10 @@ class RunLedgers:
             book = self._load(title)
             book.budget = config.privacy_budget
             owners = {entry.owner for entry in book.entries}
+            with understood(f"{self.folder.root}/{self.places[title]}"):
+                sent = sent_before(topology, owners, rounds)
             found[title] = book.table(
-                owner=owner,
-                observer=observer,
-                delta=delta,
-                sent=sent_before(topology, owners, rounds),
+                owner=owner, observer=observer, delta=delta, sent=sent
             )
         return found
 
@@ -115,10 +116,12 @@ class RunLedgers:
         """
         place = self.places[title]
         noted = None
-        if title == COMMITTED:
-            noted = noted_head(read_state(self.folder)[0])
-        elif self.folder.path(f"outcomes/{title}/outcome.json").is_file():
-            noted = noted_head(self.folder.read_json(f"outcomes/{title}/outcome.json"))
+        with understood(f"{self.folder.root}: what notes the ledger of {title}"):
+            if title == COMMITTED:
+                noted = noted_head(read_state(self.folder)[0])
+            elif self.folder.path(f"outcomes/{title}/outcome.json").is_file():
+                outcome = self.folder.read_json(f"outcomes/{title}/outcome.json")
+                noted = noted_head(outcome)
         try:
             return PrivacyLedger.load(self.folder.path(place), expected_head=noted)
         except CorruptStateError as error:

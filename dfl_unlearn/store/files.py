@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from dfl_unlearn import _validate
+from dfl_unlearn._jsontext import from_json as from_json
 from dfl_unlearn.errors import InvalidArgumentError, InvalidTypeError, StoreWriteError
 
 _CHECKPOINT = re.compile(r"round-([0-9]{6,9})")
@@ -175,27 +176,6 @@ def to_json(where: str, value: object, *, indent: int | None = None) -> str:
         ) from error
 
 
-def from_json(text: str) -> Any:
-    """Return the value of strict JSON.
-
-    Args:
-        text: One JSON document.
-
-    Returns:
-        The value.
-
-    Raises:
-        ValueError: If it is not JSON, repeats a key or has a number that is not
-            finite.
-    """
-    try:
-        return json.loads(
-            text, object_pairs_hook=_unique, parse_constant=_refuse_constant
-        )
-    except RecursionError as error:
-        raise ValueError("nesting that is too deep") from error
-
-
 def to_safetensors(where: str, tensors: Mapping[str, Tensor | NDArray[Any]]) -> bytes:
     """Return tensors in the safetensors format.
 
@@ -318,14 +298,3 @@ def _named(dtype: object) -> str:
 
 def _form(form: tuple[str, tuple[int, ...]] | None) -> str:
     return "nothing" if form is None else f"{form[0]} of shape {form[1]}"
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a repeated key")
-    return found
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"the number {name}")

@@ -10,6 +10,7 @@ import io
 import re
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree.ElementTree import ParseError
 from xml.parsers import expat
 
 import networkx as nx
@@ -32,7 +33,10 @@ MAX_DEPTH = 32
 
 _CODE = {".gpickle", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"}
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
-_GML_TOKEN = re.compile(r'"[^"]*"|#[^\n]*|[\[\]]')
+_GML_TOKEN = re.compile(r'"[^"]*"|#[^\n]*|[\[\]]|[^\s\[\]"#]+')
+_GML_WORD = re.compile(
+    r"[A-Za-z]\w*|[+-]?\d+|[+-]?(?:\d*\.\d+|\d+\.\d*|INF)(?:[Ee][+-]?\d+)?", re.ASCII
+)
 _GML_UNDECLARED = re.compile(r"edge #(\d+) has undefined (?:source|target) (.+)", re.S)
 
 
@@ -107,6 +111,12 @@ def read_graph(
         graph = _undirected(graph, where, make_undirected)
     plain, names = to_graph(graph, strict=strict, source=where)
     given = [attributes.get("label") for _, attributes in plain.nodes(data=True)]
+    for label in given:
+        if not isinstance(label, str | int | float | None):
+            raise TopologyError(
+                f"{where}: a node must have one label, got {_validate.show(label)}; "
+                "remove the others"
+            )
     labels = names if None in given else tuple(map(str, given))
     _check_names((*names, *labels), where)
     return plain, labels
@@ -116,11 +126,28 @@ def read_graph(
 
 
 def _read_graphml(data: bytes, where: str, directed: bool) -> nx.Graph:
-    _GraphMLScan(where).scan(data)
+    scan = _GraphMLScan(where)
+    scan.scan(data)
     try:
         graph = nx.read_graphml(io.BytesIO(data))
-    except (nx.NetworkXError, KeyError, ValueError, TypeError) as error:
+    except (
+        nx.NetworkXError,
+        ParseError,  # names without their namespace, which the scan does not look up
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise _unreadable(where, "GraphML", error) from error
+    # NetworkX passes over elements of other namespaces without a word.
+    seen = graph.number_of_nodes(), graph.number_of_edges()
+    if seen != (len(scan.nodes), scan.edges):
+        raise InputFileError(
+            f"{where}: must have all nodes and edges in GraphML's namespace, got "
+            f"{seen[0]} of {len(scan.nodes)} nodes and {seen[1]} of {scan.edges} edges "
+            "there; save the graph again as GraphML"
+        )
     return _number_names(graph)
 
 
@@ -132,6 +159,7 @@ class _GraphMLScan:
         self.elements = 0
         self.depth = 0
         self.graphs = 0
+        self.default = ""
         self.edges = 0
         self.nodes: set[str] = set()
         self.ends: dict[str, tuple[str, str]] = {}  # endpoint: first edge that names it
@@ -150,7 +178,7 @@ class _GraphMLScan:
         parser.CharacterDataHandler = self._text
         try:
             parser.Parse(data, True)
-        except expat.ExpatError as error:
+        except (expat.ExpatError, LookupError) as error:  # the other: its encoding
             raise InputFileError(
                 f"{self.where}: must be well-formed XML, got an error ({error}); "
                 "save the graph again as GraphML"
@@ -159,6 +187,11 @@ class _GraphMLScan:
             raise TopologyError(
                 f"{self.where}: must hold one graph, got {self.graphs}; "
                 "keep one graph, without nested ones"
+            )
+        if self.default not in ("directed", "undirected"):
+            raise TopologyError(
+                f"{self.where}: edgedefault must be directed or undirected, got "
+                f"{_validate.show(self.default)}; say which the edges are"
             )
         check_size(len(self.nodes), self.edges, source=self.where)
         for end, (u, v) in self.ends.items():
@@ -184,6 +217,7 @@ class _GraphMLScan:
         tag = name.rpartition(":")[2]
         if tag == "graph":
             self.graphs += 1
+            self.default = attributes.get("edgedefault", "")
         elif tag == "key" and attributes.get("attr.name") == "weight":
             self.weight_keys.add(attributes.get("id", ""))
         elif tag == "node":
@@ -225,6 +259,12 @@ def _read_gml(data: bytes, where: str, directed: bool) -> nx.Graph:
     depth = 0
     for token in _GML_TOKEN.finditer(text):
         depth += {"[": 1, "]": -1}.get(token[0], 0)
+        # NetworkX would take 1e3 for the number 1 and a key e3.
+        if token[0][0] not in '"#[]' and not _GML_WORD.fullmatch(token[0]):
+            raise InputFileError(
+                f"{where}: must hold keys, numbers and texts with blanks between, got "
+                f"{_validate.show(token[0])}; write numbers as 12 or 0.5e3"
+            )
         if depth > MAX_DEPTH:
             raise InputTooLargeError(
                 f"{where}: must have at most {MAX_DEPTH} levels, got more; "
@@ -238,7 +278,13 @@ def _read_gml(data: bytes, where: str, directed: bool) -> nx.Graph:
         if found := _GML_UNDECLARED.fullmatch(str(error)):
             raise _undeclared(where, f"#{found[1]}", found[2]) from error
         raise _unreadable(where, "GML", error) from error
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise _unreadable(where, "GML", error) from error
 
 
@@ -314,8 +360,10 @@ def _undirected(graph: nx.DiGraph, where: str, make_undirected: bool) -> nx.Grap
 
 
 def _as_number(text: str) -> float | str:
+    # Python also reads 1_0 as 10, and the digits of other scripts.
+    plain = text.isascii() and "_" not in text
     try:
-        return float(text)
+        return float(text) if plain else text
     except ValueError:
         return text
 

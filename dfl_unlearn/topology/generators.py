@@ -144,7 +144,9 @@ def erdos_renyi(n: int, *, p: float | None = None, seed: int = 0) -> nx.Graph:
     _validate.number(p=share, above=0.0, at_most=1.0)
     check_size(n, share * n * (n - 1) / 2)
     return _connected(
-        lambda generator: nx.fast_gnp_random_graph(n, share, seed=generator),
+        lambda generator: nx.fast_gnp_random_graph(
+            n, share if 1.0 - share < 1.0 else 0.0, seed=generator
+        ),
         seed,
         f"p: must be large enough for a connected graph of {n} peers, got {share:g}; "
         f"use at least {min(1.0, 2 * math.log(n) / n):.3g}",
@@ -270,7 +272,11 @@ def stochastic_block(
     inside = n / blocks
     check_size(n, n * ((inside - 1) * p_in + (n - inside) * p_out) / 2)
     sizes = [n // blocks + (b < n % blocks) for b in range(blocks)]
-    chance = [[p_in if a == b else p_out for b in range(blocks)] for a in range(blocks)]
+    # NetworkX divides by log(1 - p): 0 for a chance that 1 does not notice.
+    inner, outer = (p if 1.0 - p < 1.0 else 0.0 for p in (p_in, p_out))
+    chance = [
+        [inner if a == b else outer for b in range(blocks)] for a in range(blocks)
+    ]
     graph = _connected(
         lambda generator: nx.stochastic_block_model(sizes, chance, seed=generator),
         seed,

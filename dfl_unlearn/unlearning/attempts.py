@@ -21,6 +21,7 @@ from dfl_unlearn.engine.stored import LEDGER, request_from, request_to
 from dfl_unlearn.errors import InvalidForgetSetError, ReplayDivergedError
 from dfl_unlearn.store.files import from_json, to_json
 from dfl_unlearn.store.folder import RunFolder
+from dfl_unlearn.store.understood import understood
 from dfl_unlearn.unlearning.contracts import Outcome, UnlearningProtocol, unlearners
 from dfl_unlearn.unlearning.outbox import FolderOutbox
 from dfl_unlearn.unlearning.progress import pending_to
@@ -206,7 +207,8 @@ def named_in(
     wanted = _attempt_of(protocol, run)
     for place in sorted(folder.path("outcomes").glob("*/request.json")):
         rel = f"outcomes/{place.parent.name}"
-        found = request_from(folder.read_json(f"{rel}/request.json"))
+        with understood(place):
+            found = request_from(folder.read_json(f"{rel}/request.json"))
         known[found.request_id] = found
         if _interrupted(folder, rel, found, wanted):
             again.add(found.request_id)

@@ -1,13 +1,14 @@
 """Outcomes in a run folder: kept as trials, read again, or made the run's own state."""
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
+from dfl_unlearn import _validate
+from dfl_unlearn._jsontext import from_json
 from dfl_unlearn.accounting.certificate import Certificate
 from dfl_unlearn.accounting.ledger import PrivacyLedger
 from dfl_unlearn.data.forget import ForgetRequest
@@ -25,10 +26,11 @@ from dfl_unlearn.engine.stored import (
     request_to,
 )
 from dfl_unlearn.engine.transport import MessageLog
-from dfl_unlearn.errors import MissingInputError, RefusedError
+from dfl_unlearn.errors import MissingInputError, RefusedError, StoreCorruptError
 from dfl_unlearn.store.folder import RunFolder
+from dfl_unlearn.store.understood import understood
 from dfl_unlearn.unlearning.attempts import OutcomeFolder
-from dfl_unlearn.unlearning.contracts import Cost, Outcome, unlearners
+from dfl_unlearn.unlearning.contracts import Cost, Outcome, OutcomeStatus, unlearners
 from dfl_unlearn.unlearning.progress import pending_from
 
 
@@ -78,13 +80,16 @@ def load_outcomes(run: TrainedRun) -> list[Outcome]:
     found = []
     for place in folder.path("outcomes").glob("*/outcome.json"):
         at = f"outcomes/{place.parent.name}"
-        known = folder.read_json(f"{at}/outcome.json")
-        if known["base"] == present:
-            found.append((known["order"], at, known))
-    return [
-        _read(folder, at, known, run)
-        for _, at, known in sorted(found, key=lambda row: row[:2])
-    ]
+        with understood(place):
+            known = folder.read_json(f"{at}/outcome.json")
+            if known["base"] == present:
+                _validate.integer(at_least=0, order=known["order"])
+                found.append((known["order"], at, known))
+    outcomes = []
+    for _, at, known in sorted(found, key=lambda row: row[:2]):
+        with understood(folder.path(at)):
+            outcomes.append(_read(folder, at, known, run))
+    return outcomes
 
 
 def commit_outcome(
@@ -237,14 +242,31 @@ def _read(
         certificate = Certificate.from_json(folder.read_text(f"{at}/certificate.json"))
     messages = MessageLog()
     for line in folder.read_text(f"{at}/messages.jsonl").splitlines():
-        messages.append_row(json.loads(line))
+        messages.append_row(from_json(line))
+    state = PeerState(params=tensors.pop("params"), slots=tensors, round=known["round"])
+    digest = state_digest(state)
+    if known.get("state", digest) != digest:  # none in older folders
+        raise StoreCorruptError(
+            f"{folder.path(at)}/state.safetensors: must be the state that was written, "
+            "got another one; the file was changed, unlearn again"
+        )
+    for name, value in known["cost"].items():
+        _validate.number(at_least=0, **{name: value})
+    _validate.integer(at_least=0, round=known["round"])
+    _validate.of_type(dict, info=known["info"])
+    _validate.of_type(list, notes=known["notes"])
+    for note in known["notes"]:
+        _validate.of_type(str, notes=note)
+    status = known.get("status", "complete")
+    _validate.one_of(get_args(OutcomeStatus), status=status)
+    trace = {k: np.array(v) for k, v in known["trace"].items()}
+    if any(values.dtype.kind not in "biuf" for values in trace.values()):
+        raise ValueError("a trace of other values than numbers")
     return Outcome(
         run=run,
         request=request,
         protocol=unlearners.build(protocol.pop("use"), **protocol),
-        state=PeerState(
-            params=tensors.pop("params"), slots=tensors, round=known["round"]
-        ),
+        state=state,
         certificate=certificate,
         # older folders had no simulated clock
         cost=Cost(**{"simulated_seconds": math.nan, **known["cost"]}),
@@ -255,10 +277,10 @@ def _read(
         ),
         messages=messages,
         reference=_read_reference(folder, known["reference"], request, run),
-        trace={k: np.array(v) for k, v in known["trace"].items()},
+        trace=trace,
         info=known["info"],
         notes=tuple(known["notes"]),
-        status=known.get("status", "complete"),
+        status=status,
         **pending_from(known),
         keep_checkpoints=known.get("keep_checkpoints", False),
     )
