@@ -270,6 +270,9 @@ def _forms(header: Any, size: int) -> dict[str, tuple[str, tuple[int, ...]]]:
         if not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
             raise ValueError(f"a damaged shape or place of {_validate.show(name)}")
         kind = np.dtype(_DTYPES[dtype])
+        # One length may be 0 beside others that no array can have.
+        if math.prod(length or 1 for length in shape) >= 2**60:
+            raise ValueError(f"the shape {_validate.show(tuple(shape))}")
         begin, end = offsets
         if end - begin != math.prod(shape) * kind.itemsize:
             raise ValueError(

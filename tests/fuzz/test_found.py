@@ -151,6 +151,15 @@ def test_json_that_python_lets_pass_is_refused(text):
     assert from_json('{"a": [1e308, "\\ud83d\\ude00"]}') == {"a": [1e308, "\U0001f600"]}
 
 
+def test_a_tensor_without_numbers_has_no_length_beyond_all_arrays(tmp_path):
+    folder = RunFolder.create(tmp_path, "a")
+    entry = {"dtype": "I64", "shape": [0, 2**62], "data_offsets": [0, 0]}
+    head = json.dumps({"a": entry}).encode()
+    (folder.root / "a.safetensors").write_bytes(len(head).to_bytes(8, "little") + head)
+    with pytest.raises(StoreCorruptError, match="the shape"):
+        folder.read_tensors("a.safetensors")
+
+
 def test_understood_names_the_file_and_lets_own_errors_pass():
     missing = r"x\.json: .* got none for 'a'"
     with pytest.raises(StoreCorruptError, match=missing), understood("x.json"):
