@@ -57,6 +57,7 @@ from dfl_unlearn.store.table import ResultsTable
 from dfl_unlearn.topology.files import graph_names, load_topology
 from dfl_unlearn.topology.generators import topologies
 from dfl_unlearn.topology.graph import Topology
+from dfl_unlearn.unlearning.checks import check_before_training
 from dfl_unlearn.unlearning.contracts import Outcome, UnlearningProtocol, unlearners
 
 
@@ -239,7 +240,10 @@ def run_experiment(
     """
     parts = build_parts(experiment, max_graph_mb=max_graph_mb)
     check_start(*parts, experiment.training, experiment.execution)
-    resolved_requests(experiment, parts[1])
+    for request in resolved_requests(experiment, parts[1]):
+        for protocol in experiment.unlearning:
+            name = unlearners.name_of(protocol)
+            check_before_training(experiment.training, request, protocol, name)
     folder = RunFolder.create(runs, experiment.name)
     config = to_config(experiment)
     folder.write_text("config.toml", to_toml(config))

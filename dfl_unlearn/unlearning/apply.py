@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dfl_unlearn import _validate
-from dfl_unlearn.accounting.certificate import CLAIMED, Certificate
+from dfl_unlearn.accounting.certificate import Certificate
 from dfl_unlearn.accounting.ledger import PrivacyLedger
 from dfl_unlearn.data.coalesce import coalesce as put_together
 from dfl_unlearn.data.forget import ForgetRequest
@@ -21,17 +21,20 @@ from dfl_unlearn.engine.memory import retraining_memory
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.simulator import retrain
 from dfl_unlearn.engine.threads import limited_threads
-from dfl_unlearn.engine.transport import Guard
 from dfl_unlearn.errors import (
     DflUnlearnError,
     InvalidForgetSetError,
-    MissingRecordError,
     NumericalError,
-    SensitivityUnprovenError,
-    UnsupportedRequestError,
+)
+from dfl_unlearn.unlearning.checks import (
+    check_attempt,
+    check_extractor,
+    check_kind,
+    check_views,
+    guard_of,
 )
 from dfl_unlearn.unlearning.contracts import Outcome, UnlearningProtocol, unlearners
-from dfl_unlearn.unlearning.membership import check_faults, without_left
+from dfl_unlearn.unlearning.membership import without_left
 from dfl_unlearn.unlearning.nothing import nothing_asked
 from dfl_unlearn.unlearning.residual import with_pending
 from dfl_unlearn.unlearning.screening import Screening, advised
@@ -114,7 +117,7 @@ def unlearn(
         return nothing_asked(run, protocol, unlearners.name_of(protocol), reference)
     if coalesce and len(requests) > 1:
         for one in requests:
-            _check_kind(one, protocol, unlearners.name_of(protocol))
+            check_kind(one, protocol, unlearners.name_of(protocol))
         requests = [put_together(requests, run.data)]
     if len(requests) > 1 and isinstance(reference, TrainedRun):
         raise InvalidForgetSetError(
@@ -202,7 +205,7 @@ def _attempted(
     keep: bool,
 ) -> Outcome:
     name = unlearners.name_of(protocol)
-    _check(run, request, protocol, name)
+    check_attempt(run, request, protocol, name)
     if screening is not None:
         screening.check(run, request, protocol)
     if reference is True:
@@ -213,7 +216,7 @@ def _attempted(
 
         store = OutcomeFolder.open(folder, request, protocol, run)
     ledger = run.ledger.fork() if store is None else store.ledger(run)
-    attempt = run.replaced(ledger=ledger, guard=_guard(ledger, request, protocol))
+    attempt = run.replaced(ledger=ledger, guard=guard_of(ledger, request, protocol))
     try:
         outcome = _carried_out(run, attempt, request, protocol, name)
     except BaseException:
@@ -260,7 +263,7 @@ def carried_out_again(
     Returns:
         The outcome, kept nowhere.
     """
-    attempt = run.replaced(ledger=ledger, guard=_guard(ledger, request, protocol))
+    attempt = run.replaced(ledger=ledger, guard=guard_of(ledger, request, protocol))
     name = unlearners.name_of(protocol)
     return _carried_out(run, attempt, request, protocol, name)
 
@@ -290,8 +293,8 @@ def _carried_out(
             f"peer {int(bad.nonzero()[0])} became non-finite in {name}; nothing of the "
             "run was changed; add damping or lower learning_rate"
         )
-    _check_views(outcome, name)
-    _check_extractor(outcome, name)
+    check_views(outcome, name)
+    check_extractor(outcome, name)
     outcome = with_pending(replace(outcome, run=run))
     log = outcome.messages
     return replace(
@@ -341,120 +344,3 @@ def _noted(
             stacklevel=4,
         )
     return replace(certificate, notes=tuple(notes))
-
-
-def _guard(
-    ledger: PrivacyLedger, request: ForgetRequest, protocol: UnlearningProtocol
-) -> Guard | None:
-    """Return what holds messages back where the protocol claims about all of them."""
-    if not getattr(protocol, "noised_only", False):
-        return None
-    before = len(ledger.entries)
-
-    def released() -> bool:
-        return any(
-            e.request_id == request.request_id
-            and e.noise_drawn
-            and bool(np.isfinite(e.curve.values).any())
-            for e in ledger.entries[before:]
-        )
-
-    return Guard(
-        request_id=request.request_id,
-        released=released,
-        sums=getattr(protocol, "assume_secure_aggregation", False),
-    )
-
-
-def _object_or_class(protocol: UnlearningProtocol) -> str:
-    """Return what to hand to ``RecordPlan.for_protocols``, as one would write it."""
-    by_fields = isinstance(getattr(type(protocol), "needs", None), property)
-    return "protocol" if by_fields else type(protocol).__name__
-
-
-def _check_views(outcome: Outcome, name: str) -> None:
-    """Refuse a claim about all messages that nobody watched.
-
-    Raises:
-        SensitivityUnprovenError: If the log was not guarded.
-    """
-    certificate = outcome.certificate
-    if (
-        certificate is not None
-        and certificate.scope in ("view", "view_joint")
-        and certificate.status in CLAIMED
-        and not outcome.messages.guarded
-    ):
-        raise SensitivityUnprovenError(
-            f"certificate: must be about messages that the transport held back before "
-            f"the release, got scope {certificate.scope!r} of {name} with an unguarded "
-            "log; set noised_only = True in the protocol and send through "
-            "run.transport()"
-        )
-
-
-def _check_extractor(outcome: Outcome, name: str) -> None:
-    """Refuse a claim on features that is silent about where they come from.
-
-    Raises:
-        SensitivityUnprovenError: If the extractor is not among the assumptions.
-    """
-    certificate, extractor = outcome.certificate, outcome.run.data.extractor
-    if (
-        certificate is not None
-        and certificate.status in CLAIMED
-        and extractor is not None
-        and extractor not in certificate.assumptions
-    ):
-        raise SensitivityUnprovenError(
-            f"certificate: must list the extractor of the features, got {name} without "
-            f"it; add run.data.extractor to the assumptions ({extractor.name})"
-        )
-
-
-def _check_kind(
-    request: ForgetRequest, protocol: UnlearningProtocol, name: str
-) -> None:
-    """Refuse a kind of request that the protocol does not serve.
-
-    Raises:
-        UnsupportedRequestError: If it does not.
-    """
-    kinds = getattr(protocol, "kinds", None)
-    if kinds is not None and request.kind not in kinds:
-        raise UnsupportedRequestError(
-            f"request: {name} serves {', '.join(sorted(kinds))}, got kind "
-            f"{request.kind!r}; "
-            + (
-                "these requests do not combine for it, send them one after the other"
-                if request.coalesced
-                else "use retrain"
-            )
-        )
-
-
-def _check(
-    run: TrainedRun, request: ForgetRequest, protocol: UnlearningProtocol, name: str
-) -> None:
-    """Refuse what cannot work, before anything is computed."""
-    _check_kind(request, protocol, name)
-    kept = run.record.plan.parts if run.record is not None else frozenset()
-    needs: frozenset[str] = getattr(protocol, "needs", frozenset())
-    missing = needs - kept
-    if missing:
-        raise MissingRecordError(
-            f"record: must hold {', '.join(sorted(missing))} for {name}, got "
-            f"{', '.join(sorted(kept)) or 'nothing'}; "
-            + (
-                "the record of training stayed behind with an earlier request, use "
-                "newton-fisher with scope='joint', or retrain"
-                if run.record is None and run.requests
-                else "train with "
-                f"record=RecordPlan.for_protocols({_object_or_class(protocol)})"
-            )
-        )
-    served = getattr(protocol, "serves_faults", False)
-    check_faults(run, request, name, served=served)
-    check = getattr(protocol, "check", None)
-    if check is not None:
-        check(run, request)

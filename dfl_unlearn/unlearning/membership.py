@@ -26,34 +26,42 @@ from dfl_unlearn.errors import (
     UnsupportedRequestError,
 )
 from dfl_unlearn.unlearning.claims import brief
+from dfl_unlearn.unlearning.contracts import UnlearningProtocol
 from dfl_unlearn.unlearning.retained import network_objective
 
 T = TypeVar("T")
 
 
-def check_faults(
-    run: TrainedRun, request: ForgetRequest, name: str, *, served: bool
-) -> None:
+def check_served(protocol: UnlearningProtocol, name: str) -> None:
     """Refuse a protocol that is not made for a network with faults.
+
+    Args:
+        protocol: The protocol.
+        name: Its registered name.
+
+    Raises:
+        UnsupportedRequestError: If it is not.
+    """
+    if not getattr(protocol, "serves_faults", False):
+        raise UnsupportedRequestError(
+            f"protocol: must be made for a network with faults, got {name}, which "
+            "takes every peer to be there; use newton-fisher, rr-du or retrain"
+        )
+
+
+def check_left(run: TrainedRun, request: ForgetRequest) -> None:
+    """Refuse a request about peers that are gone.
 
     Args:
         run: The trained network.
         request: The resolved request.
-        name: The protocol's registered name.
-        served: Whether it is.
 
     Raises:
-        UnsupportedRequestError: If it is not.
         UnknownPeerError: If an owner has left for good.
     """
     draws = run.faults()
     if draws is None:
         return
-    if not served:
-        raise UnsupportedRequestError(
-            f"protocol: must be made for a network with faults, got {name}, which "
-            "takes every peer to be there; use newton-fisher, rr-du or retrain"
-        )
     left = draws.at(run.network_round).left
     gone = [peer for peer in request.peers if left[peer]]
     if gone:
