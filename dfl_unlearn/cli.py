@@ -4,37 +4,47 @@ Heavy libraries are imported inside the commands, so that help is fast. Errors a
 printed without a traceback and end with the exit code of their class.
 """
 
-import json
-import logging
-import math
-import os
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from dfl_unlearn import __version__
 from dfl_unlearn._stopping import StoppedError, stopped_by_signals
 from dfl_unlearn._validate import clean, show
+from dfl_unlearn.cli_output import (
+    clean_lines,
+    common,
+    complain,
+    json_text,
+    outcome_json,
+    put,
+    quiet_libraries,
+    say,
+    tell_block,
+    tell_outcome,
+)
+from dfl_unlearn.cli_work import (
+    Remote,
+    audits_of,
+    conduct,
+    entries_of,
+    executed,
+    execution_of,
+    folder_of,
+    registry_of,
+    requests_of,
+)
 from dfl_unlearn.errors import (
     DflUnlearnError,
     InvalidArgumentError,
-    MissingInputError,
     ResourceError,
 )
 
 if TYPE_CHECKING:
-    from dfl_unlearn.conduct import Refusal
-    from dfl_unlearn.data.forget import ForgetRequest
-    from dfl_unlearn.engine.config import ExecutionConfig
-    from dfl_unlearn.experiment import Experiment
-    from dfl_unlearn.registry import Registry
-    from dfl_unlearn.store.table import ResultsTable
     from dfl_unlearn.unlearning.contracts import Outcome, UnlearningProtocol
 
 KINDS = (
@@ -61,18 +71,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-
-@dataclass
-class _Common:
-    """Options of every command."""
-
-    runs: Path | None = None
-    as_json: bool = False
-    quiet: bool = False
-    debug: bool = False
-
-
-_common = _Common()
 
 Runs = Annotated[
     Path | None,
@@ -150,9 +148,9 @@ def demo(
     from dfl_unlearn.experiment import DEMO, read_experiment
 
     experiment = read_experiment({**DEMO, "name": name})
-    remote = _Remote(ray_address, ray_allow_remote)
-    experiment = _executed(experiment, engine, workers, remote, allow_large=allow_large)
-    _conduct(experiment, page=True)
+    remote = Remote(ray_address, ray_allow_remote)
+    experiment = executed(experiment, engine, workers, remote, allow_large=allow_large)
+    conduct(experiment, page=True)
 
 
 @app.command()
@@ -200,14 +198,14 @@ def run(
     experiment = load_experiment(file, overrides or ())
     if name is not None:
         experiment = replace(experiment, name=name)
-    remote = _Remote(ray_address, ray_allow_remote)
-    experiment = _executed(experiment, engine, workers, remote, allow_large=allow_large)
+    remote = Remote(ray_address, ray_allow_remote)
+    experiment = executed(experiment, engine, workers, remote, allow_large=allow_large)
     if dry_run:
         build_parts(experiment, max_graph_mb=max_graph_mb)
         config = to_config(experiment)
-        _print(_json(config) if _common.as_json else to_toml(config).rstrip())
+        put(json_text(config) if common.as_json else to_toml(config).rstrip())
         return
-    _conduct(experiment, page=not no_report, max_graph_mb=max_graph_mb)
+    conduct(experiment, page=not no_report, max_graph_mb=max_graph_mb)
 
 
 @app.command()
@@ -256,13 +254,13 @@ def resume(
     from dfl_unlearn.store.folder import RunFolder
     from dfl_unlearn.story import training_lines
 
-    folder = _folder(run_name)
+    folder = folder_of(run_name)
     if drop_line is not None:
         kept = RunFolder(folder).drop_line(drop_line)
-        _say(f"line {drop_line} is left out; what it was is in {kept.name}")
-    remote = _Remote(ray_address, ray_allow_remote)
-    execution = _execution(
-        ExecutionConfig(progress=not _common.quiet),
+        say(f"line {drop_line} is left out; what it was is in {kept.name}")
+    remote = Remote(ray_address, ray_allow_remote)
+    execution = execution_of(
+        ExecutionConfig(progress=not common.quiet),
         engine,
         workers,
         remote,
@@ -277,8 +275,8 @@ def resume(
 
         experiment = unfinished_experiment(folder)
         if experiment is not None:
-            _conduct(
-                _executed(experiment, engine, workers, remote, allow_large=allow_large),
+            conduct(
+                executed(experiment, engine, workers, remote, allow_large=allow_large),
                 page=True,
                 how=lambda one, **more: resume_experiment(
                     folder, execution=one.execution, **more
@@ -292,9 +290,9 @@ def resume(
         trained = resume_replaying(folder, rounds=rounds, execution=execution)
     else:
         trained = go_on(folder, rounds=rounds, execution=execution)
-    if _common.as_json:
-        _print(
-            _json(
+    if common.as_json:
+        put(
+            json_text(
                 {
                     "folder": str(trained.folder),
                     "round": trained.state.round,
@@ -304,10 +302,10 @@ def resume(
         )
         return
     if trained.history is not None:
-        _tell(training_lines(trained))
-    _say("")
-    _say(f"Digest: {trained.digest}")
-    _say(f"Next: dfl-unlearn unlearn {clean(run_name)} --peer 0 --fraction 0.1")
+        tell_block(training_lines(trained))
+    say("")
+    say(f"Digest: {trained.digest}")
+    say(f"Next: dfl-unlearn unlearn {clean(run_name)} --peer 0 --fraction 0.1")
 
 
 @app.command()
@@ -406,8 +404,8 @@ def unlearn(
         given,
         protocol,
     )
-    requests = _requests(peer, indices, fraction, whole, class_id, request_file)
-    trained = load_run(_folder(run_name))
+    requests = requests_of(peer, indices, fraction, whole, class_id, request_file)
+    trained = load_run(folder_of(run_name))
     folder = trained.folder
     done: list[dict[str, Any]] = []
     last: Outcome | None = None
@@ -428,24 +426,24 @@ def unlearn(
                 )
             table = evaluate(outcome)
             if outcome.status != "complete" and commit:
-                _tell_outcome(outcome, table)  # what is refused next
+                tell_outcome(outcome, table)  # what is refused next
             if commit:
                 trained = commit_outcome(outcome)
                 outcome = replace(outcome, certificate=kept_certificate(outcome))
-            _tell_outcome(outcome, table)
+            tell_outcome(outcome, table)
             last = outcome
-            done.append(_outcome_json(outcome, table) | {"committed": commit})
+            done.append(outcome_json(outcome, table) | {"committed": commit})
     finally:
-        if _common.as_json and 0 < len(done) < (1 if coalesce else len(requests)):
-            _print(_json({"outcomes": done}))  # those before the one that failed
-    if _common.as_json:
-        _print(_json(done[0] if len(done) == 1 else {"outcomes": done}))
+        if common.as_json and 0 < len(done) < (1 if coalesce else len(requests)):
+            put(json_text({"outcomes": done}))  # those before the one that failed
+    if common.as_json:
+        put(json_text(done[0] if len(done) == 1 else {"outcomes": done}))
         return
-    _say("")
+    say("")
     if commit:
-        _say(f"Committed: {folder} now holds the new state.")
+        say(f"Committed: {folder} now holds the new state.")
     else:
-        _say(
+        say(
             "A trial: the run is as it was. Page with all trials: "
             f"dfl-unlearn report {clean(run_name)}"
         )
@@ -485,7 +483,7 @@ def report(
                 "--figures: must be png, svg, gif or several of them with commas, got "
                 f"{show(kind)}"
             )
-    trained = load_run(_folder(run_name))
+    trained = load_run(folder_of(run_name))
     outcomes = load_outcomes(trained)
     assert trained.folder is not None
     page = write_results(
@@ -496,10 +494,10 @@ def report(
         ReportSection(figures=formats),  # type: ignore[arg-type]
         out,
     )
-    if _common.as_json:
-        _print(_json({"report": str(page), "outcomes": len(outcomes)}))
+    if common.as_json:
+        put(json_text({"report": str(page), "outcomes": len(outcomes)}))
     else:
-        _print(str(page))
+        put(str(page))
 
 
 @app.command()
@@ -552,24 +550,22 @@ def audit(
 
     if Path(source).suffix in (".toml", ".json"):
         experiment = load_experiment(source, [])
-        here = _Remote(None, allowed=False)
-        experiment = _executed(experiment, None, None, here, allow_large=allow_large)
-        trained, *_ = run_experiment(
-            experiment, _common.runs, max_graph_mb=max_graph_mb
-        )
+        here = Remote(None, allowed=False)
+        experiment = executed(experiment, None, None, here, allow_large=allow_large)
+        trained, *_ = run_experiment(experiment, common.runs, max_graph_mb=max_graph_mb)
     else:
-        trained = load_run(_folder(source))
+        trained = load_run(folder_of(source))
     assert trained.folder is not None
-    found = _audits(
+    found = audits_of(
         chosen(load_run(trained.folder), request),
         replicas=replicas,
         gamma=gamma,
         statistic=statistic,
         one_run=one_run,
-        show=not _common.quiet,
+        show=not common.quiet,
     )
-    if _common.as_json:
-        _print(_json({"folder": str(trained.folder), "audits": found}))
+    if common.as_json:
+        put(json_text({"folder": str(trained.folder), "audits": found}))
     if any(audit["verdict"] == "refuted" for audit in found):
         sys.exit(3)
 
@@ -591,23 +587,23 @@ def list_(
         raise InvalidArgumentError(
             f"KIND: must be one of {', '.join(KINDS)}, got {show(kind)}"
         )
-    found = {k: _entries(_registry(k)) for k in ([kind] if kind else KINDS)}
-    if _common.as_json:
-        _print(_json(found))
+    found = {k: entries_of(registry_of(k)) for k in ([kind] if kind else KINDS)}
+    if common.as_json:
+        put(json_text(found))
         return
     for title, entries in found.items():
-        _print(f"{title}:" if kind is None else f"{title} ({len(entries)})")
+        put(f"{title}:" if kind is None else f"{title} ({len(entries)})")
         width = max((len(e["name"]) for e in entries), default=0)
         for entry in entries:
-            _print(f"  {entry['name']:<{width}}  {entry['help']}")
+            put(f"  {entry['name']:<{width}}  {entry['help']}")
             if verbose:
                 for text in entry["fields"]:
-                    _print(f"  {'':<{width}}    {text}")
-                _print(f"  {'':<{width}}    in {entry['source']}")
+                    put(f"  {'':<{width}}    {text}")
+                put(f"  {'':<{width}}    in {entry['source']}")
         if title == "topologies":
             from dfl_unlearn.topology.files import graph_names
 
-            _print(f"  or a pinned graph: {', '.join(graph_names())}; or a graph file")
+            put(f"  or a pinned graph: {', '.join(graph_names())}; or a graph file")
 
 
 @app.command()
@@ -644,29 +640,29 @@ def ledger(
     from dfl_unlearn.accounting.accounts import format_rows
     from dfl_unlearn.results.ledgers import RunLedgers
 
-    books = RunLedgers.of(_folder(run_name))
+    books = RunLedgers.of(folder_of(run_name))
     if verify:
         heads = books.verify()
-        if _common.as_json:
-            _print(_json(heads))
-        for title, head in heads.items() if not _common.as_json else ():
-            _print(f"{books.what(title)}: {head['entries']} entries, chain intact")
+        if common.as_json:
+            put(json_text(heads))
+        for title, head in heads.items() if not common.as_json else ():
+            put(f"{books.what(title)}: {head['entries']} entries, chain intact")
         return
     found = books.rows(owner=owner, observer=observer, delta=delta)
-    if _common.as_json:
-        _print(_json({k: [asdict(row) for row in rows] for k, rows in found.items()}))
+    if common.as_json:
+        put(json_text({k: [asdict(row) for row in rows] for k, rows in found.items()}))
         return
     for title, rows in found.items():
         if not rows:
-            _print(f"{books.what(title)}: no noised release")
+            put(f"{books.what(title)}: no noised release")
             continue
-        _print(f"{books.what(title)}:")
+        put(f"{books.what(title)}:")
         for line in format_rows(rows, rows[0].delta).split("\n"):
-            _print(f"  {line}")
+            put(f"  {line}")
     if any(found.values()):
-        _say("")
+        say("")
         private = any(row.owner == "*" for rows in found.values() for row in rows)
-        _say(
+        say(
             "Messages from before a request are not recalled; their ε, for any one "
             "record, is that of owner *."
             if private
@@ -685,24 +681,24 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """
     try:
         _refuse_controls(sys.argv[1:] if arguments is None else arguments)
-        with _quiet_libraries(), stopped_by_signals():
+        with quiet_libraries(), stopped_by_signals():
             app(args=arguments, standalone_mode=True)
     except DflUnlearnError as error:
-        if _common.debug:
+        if common.debug:
             raise
-        _complain(f"{type(error).__name__}: {clean_lines(str(error))}")
+        complain(f"{type(error).__name__}: {clean_lines(str(error))}")
         sys.exit(error.exit_code)
     except StoppedError as stop:
-        _complain(clean_lines(str(stop)))
+        complain(clean_lines(str(stop)))
         sys.exit(stop.exit_code)
     except KeyboardInterrupt:
-        _complain("interrupted; nothing that was finished is lost")
+        complain("interrupted; nothing that was finished is lost")
         sys.exit(130)
     except Exception as error:
-        if _common.debug:
+        if common.debug:
             raise
         if _out_of_memory(error):
-            _complain(
+            complain(
                 "ResourceError: out of memory "
                 f"({clean_lines(str(error)) or 'no more could be had'}); use fewer "
                 "peers, a smaller model or smaller block_peers"
@@ -710,7 +706,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             sys.exit(ResourceError.exit_code)
         import platform
 
-        _complain(
+        complain(
             f"internal error: {type(error).__name__}: {clean_lines(str(error))}\n"
             f"Please report it with the command you typed (dfl-unlearn {__version__}, "
             f"Python {platform.python_version()}, {platform.platform()}); --debug "
@@ -742,396 +738,6 @@ def _out_of_memory(error: Exception) -> bool:
     )
 
 
-def clean_lines(text: str) -> str:
-    """Return text without control characters except line ends."""
-    return "\n".join(clean(line) for line in text.split("\n"))
-
-
 def _set(runs: Path | None, as_json: bool, quiet: bool, debug: bool) -> None:
-    _common.runs, _common.as_json = runs, as_json
-    _common.quiet, _common.debug = quiet or as_json, debug
-
-
-class _CleanFormatter(logging.Formatter):
-    """Log lines without control characters, whatever a name in them holds."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
-        return clean_lines(super().format(record))
-
-
-@contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """Send logs and warnings to stderr, one line each."""
-    level = os.environ.get("DFL_UNLEARN_LOG", "WARNING").upper()
-    logger = logging.getLogger("dfl_unlearn")
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_CleanFormatter("%(levelname)s %(name)s: %(message)s"))
-    logger.addHandler(handler)
-    level_before = logger.level
-    logger.setLevel(level if level in logging.getLevelNamesMapping() else "WARNING")
-    before = warnings.showwarning
-
-    def show(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
-        _complain(f"warning: {clean(str(message))}")
-
-    warnings.showwarning = show
-    try:
-        yield
-    finally:
-        warnings.showwarning = before
-        logger.removeHandler(handler)
-        logger.setLevel(level_before)
-
-
-class _Remote(NamedTuple):
-    """What the options say about other machines; a file never gives permission."""
-
-    address: str | None
-    allowed: bool
-
-
-def _executed(
-    experiment: "Experiment",
-    engine: str | None,
-    workers: int | None,
-    remote: _Remote,
-    *,
-    allow_large: bool = False,
-) -> "Experiment":
-    """Return an experiment with what the options say about its execution."""
-    execution = _execution(
-        experiment.execution, engine, workers, remote, allow_large=allow_large
-    )
-    return replace(experiment, execution=execution)
-
-
-def _execution(
-    execution: "ExecutionConfig",
-    engine: str | None,
-    workers: int | None,
-    remote: _Remote,
-    *,
-    allow_large: bool = False,
-) -> "ExecutionConfig":
-    """Return an execution with what the options say."""
-    changes: dict[str, Any] = {"allow_large": True} if allow_large else {}
-    changes |= {"ray_allow_remote": remote.allowed}
-    if remote.address is not None:
-        changes |= {"ray_address": remote.address}
-    if engine is not None:
-        changes |= {"engine": engine}
-    if workers is not None:
-        changes |= {"workers": workers}
-    return replace(execution, **changes)
-
-
-def _conduct(
-    experiment: "Experiment",
-    *,
-    page: bool,
-    how: Callable[..., Any] | None = None,
-    max_graph_mb: int | None = None,
-) -> None:
-    """Carry out an experiment and tell what came of it; ends with 4 after a refusal."""
-    from dfl_unlearn.experiment import run_experiment
-    from dfl_unlearn.sections import ReportSection
-    from dfl_unlearn.story import comparison_lines, influence_lines, training_lines
-
-    if not page:
-        section = ReportSection(figures=(), html=False)
-        experiment = replace(experiment, report=section)
-    execution = replace(experiment.execution, progress=not _common.quiet)
-    experiment = replace(experiment, execution=execution)
-    tell: Callable[[str], None] | None = None
-    if not _common.quiet:
-        tell = lambda line: _complain(f"... {clean(line)}")  # noqa: E731
-    refusals: list[Refusal] = []
-    if how is None:
-        how = lambda one, **more: run_experiment(one, _common.runs, **more)  # noqa: E731
-    trained, outcomes, tables = how(
-        experiment, tell=tell, refusals=refusals, max_graph_mb=max_graph_mb
-    )
-    assert trained.folder is not None
-    if _common.as_json:
-        _print(
-            _json(
-                {
-                    "folder": str(trained.folder),
-                    "digest": trained.digest,
-                    "outcomes": [
-                        _outcome_json(o, t)
-                        for o, t in zip(outcomes, tables, strict=True)
-                    ],
-                    "refused": [
-                        {
-                            "request": r.request_id,
-                            "protocol": r.protocol,
-                            "error": type(r.error).__name__,
-                            "message": str(r.error),
-                        }
-                        for r in refusals
-                    ],
-                }
-            )
-        )
-        _end_refused(refusals)
-        return
-    blocks = [training_lines(trained)]
-    if outcomes:
-        blocks.append(influence_lines(trained, outcomes[0].request.requester))
-    for request_id in dict.fromkeys(o.request.request_id for o in outcomes):
-        pairs = [
-            (o, t)
-            for o, t in zip(outcomes, tables, strict=True)
-            if o.request.request_id == request_id
-        ]
-        blocks.append(comparison_lines(*zip(*pairs, strict=True)))
-    for block in blocks:
-        _tell(block)
-    for outcome in outcomes:
-        if outcome.certificate is not None and outcome.certificate.noise_std > 0:
-            _say("")
-            _print(str(outcome.certificate))
-    _say("")
-    folder = _shown(trained.folder)
-    _say(f"Digest: {trained.digest}")
-    _say(f"Everything is in {folder}" + (", the page is report.html." if page else "."))
-    other = min(5, trained.topology.n - 1)
-    _say(f"Next: dfl-unlearn unlearn {trained.folder.name} --peer {other} --all")
-    _say(f"      dfl-unlearn audit {trained.folder.name} --replicas 100")
-    _say(f"      dfl-unlearn run {folder}/config.toml topology.use=complete")
-    _say("      dfl-unlearn list")
-    _end_refused(refusals)
-
-
-def _end_refused(refusals: "Sequence[Refusal]") -> None:
-    """End with the code of a refusal, if there was one; the rest was done."""
-    for refused in refusals:
-        _complain(f"refused: {refused}")
-    if refusals:
-        sys.exit(refusals[0].error.exit_code)
-
-
-def _audits(outcomes: "Sequence[Outcome]", **options: Any) -> list[dict[str, Any]]:
-    """Audit outcomes one after the other and say what was found.
-
-    Returns:
-        One record per audit.
-
-    Raises:
-        UnsupportedRequestError: If none of them can be audited.
-    """
-    from dfl_unlearn.errors import UnsupportedRequestError
-    from dfl_unlearn.evaluation.audit_session import audited
-
-    found: list[dict[str, Any]] = []
-    skipped: list[UnsupportedRequestError] = []
-    for outcome in outcomes:
-        name = outcome.protocol_name
-        try:
-            result = audited(outcome, **options)
-        except UnsupportedRequestError as error:
-            skipped.append(error)
-            _complain(f"{name} is not audited: {error}")
-            continue
-        found.append({"use": name, **json.loads(result.to_json())})
-        if not _common.as_json:
-            _print(f"{name}:\n{result}\n")
-    if skipped and not found:
-        raise skipped[0]
-    return found
-
-
-def _tell_outcome(outcome: "Outcome", table: "ResultsTable") -> None:
-    from dfl_unlearn.story import comparison_lines
-
-    if _common.as_json:
-        return
-    _tell(comparison_lines([outcome], [table]))
-    for note in outcome.notes:
-        _say(f"  {note}")
-    _say("")
-    if outcome.certificate is None:
-        _print(f"{outcome.protocol_name} makes no claim: no certificate")
-    else:
-        _print(str(outcome.certificate))
-
-
-def _outcome_json(outcome: "Outcome", table: "ResultsTable") -> dict[str, Any]:
-    from dataclasses import asdict
-
-    certificate = outcome.certificate
-    return {
-        "request": outcome.request.request_id,
-        "protocol": outcome.protocol_name,
-        "certificate": None
-        if certificate is None
-        else json.loads(certificate.to_json()),
-        "status": outcome.status,
-        "pending": {str(i): outcome.residual_influence[i][0] for i in outcome.pending},
-        "notes": list(outcome.notes),
-        "cost": asdict(outcome.cost),
-        "metrics": [row for row in table.rows if row["peer"] == -1],
-    }
-
-
-def _requests(
-    peer: int | None,
-    indices: str | None,
-    fraction: float | None,
-    whole: bool,
-    class_id: int | None,
-    file: Path | None,
-) -> "list[ForgetRequest]":
-    """Return the one request that the options describe, or all those of a file.
-
-    Raises:
-        MissingInputError: If they describe none.
-        InvalidArgumentError: If they contradict each other.
-    """
-    from dfl_unlearn.data.forget import ForgetRequest
-
-    ways = {
-        "--request": file is not None,
-        "--class": class_id is not None,
-        "--indices": indices is not None,
-        "--fraction": fraction is not None,
-        "--all": whole,
-    }
-    chosen = [name for name, given in ways.items() if given]
-    if not chosen:
-        raise MissingInputError(
-            "request: say what to forget: --peer I with --indices, --fraction or "
-            "--all; --class C; or --request FILE.toml"
-        )
-    needs_peer = chosen[0] in ("--indices", "--fraction", "--all")
-    if len(chosen) > 1 or needs_peer != (peer is not None):
-        raise InvalidArgumentError(
-            f"request: {' and '.join(chosen)} "
-            + (
-                "cannot be combined; give one"
-                if len(chosen) > 1
-                else ("needs --peer" if needs_peer else "takes no --peer")
-            )
-        )
-    if file is not None:
-        from dfl_unlearn._configfile import read_config_file
-        from dfl_unlearn._strict import read_strict
-        from dfl_unlearn.sections import RequestForm, RequestList
-
-        content = read_config_file(file)
-        if "forget" not in content:
-            return [read_strict(RequestForm, content, file.name).build()]
-        forms = {ForgetRequest: RequestForm}
-        return list(read_strict(RequestList, content, file.name, forms=forms).forget)
-    if class_id is not None:
-        return [ForgetRequest.class_(class_id)]
-    assert peer is not None
-    if whole:
-        return [ForgetRequest.whole_peer(peer)]
-    if fraction is not None:
-        return [ForgetRequest.samples(peer, fraction=fraction)]
-    assert indices is not None
-    try:
-        rows = [int(part) for part in indices.split(",")]
-    except ValueError:
-        raise InvalidArgumentError(
-            f"--indices: must be integers with commas between, got {show(indices)}"
-        ) from None
-    return [ForgetRequest.samples(peer, indices=rows)]
-
-
-def _folder(name: str) -> Path:
-    """Return a run's folder: a name below the runs folder, or a path."""
-    from dfl_unlearn.store.folder import runs_root
-
-    inside = runs_root(_common.runs) / name
-    return inside if inside.is_dir() or not Path(name).is_dir() else Path(name)
-
-
-def _registry(kind: str) -> "Registry[Any]":
-    import importlib
-
-    homes = {
-        "topologies": ("dfl_unlearn.topology.generators", "topologies"),
-        "mixing": ("dfl_unlearn.topology.mixing", "mixing_rules"),
-        "schedules": ("dfl_unlearn.topology.schedules", "schedules"),
-        "datasets": ("dfl_unlearn.data.sources", "datasets"),
-        "partitions": ("dfl_unlearn.data.partition", "partitions"),
-        "models": ("dfl_unlearn.models.zoo", "models"),
-        "trainers": ("dfl_unlearn.engine.config", "trainers"),
-        "protocols": ("dfl_unlearn.unlearning.contracts", "protocols"),
-        "baselines": ("dfl_unlearn.unlearning.contracts", "baselines"),
-        "metrics": ("dfl_unlearn.evaluation.metrics", "metrics"),
-        "plots": ("dfl_unlearn.plots", "plots"),
-    }
-    module, name = homes[kind]
-    registry: Registry[Any] = getattr(importlib.import_module(module), name)
-    return registry
-
-
-def _entries(registry: "Registry[Any]") -> list[dict[str, Any]]:
-    import inspect
-
-    rows = []
-    for name in registry.names():
-        entry = registry.get(name)
-        try:
-            parameters = inspect.signature(entry).parameters.values()
-        except (TypeError, ValueError):
-            parameters = []  # type: ignore[assignment]
-        rows.append(
-            {
-                "name": name,
-                "help": registry.help(name),
-                "fields": [str(p) for p in parameters],
-                "source": f"{entry.__module__}.{entry.__qualname__}",
-            }
-        )
-    return rows
-
-
-def _shown(path: Path) -> str:
-    """Return a path relative to the working directory where it lies below it."""
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
-
-
-def _json(value: Mapping[str, Any] | dict[str, Any]) -> str:
-    from dfl_unlearn.results.view import plain
-
-    return json.dumps(_finite(plain(value)), indent=2, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    """Return JSON values with null for numbers that are not finite."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def _tell(lines: Sequence[str]) -> None:
-    """Print a block of the story below an empty line."""
-    for line in ("", *lines) if lines else ():
-        _say(line)
-
-
-def _say(line: str) -> None:
-    """Print a line of the story, unless it was asked to be quiet."""
-    if not _common.quiet:
-        _print(line)
-
-
-def _print(text: str) -> None:
-    sys.stdout.write(clean_lines(text) + "\n")
-
-
-def _complain(text: str) -> None:
-    sys.stderr.write(clean_lines(text) + "\n")
+    common.runs, common.as_json = runs, as_json
+    common.quiet, common.debug = quiet or as_json, debug

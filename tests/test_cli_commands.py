@@ -302,7 +302,7 @@ def test_an_internal_error_asks_for_a_report(monkeypatch, capsys):
     def broken(*args):
         raise RuntimeError("boom\x1b[31m")
 
-    monkeypatch.setattr(cli, "_registry", broken)
+    monkeypatch.setattr(cli, "registry_of", broken)
     assert call("list") == 1
     err = capsys.readouterr().err
     assert "internal error: RuntimeError: boom[31m" in err
@@ -313,7 +313,7 @@ def test_an_interrupt_ends_with_130(monkeypatch):
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_registry", interrupted)
+    monkeypatch.setattr(cli, "registry_of", interrupted)
     assert call("list") == 130
 
 

@@ -100,6 +100,6 @@ def test_memory_that_runs_out_is_no_bug(monkeypatch, capsys):
     def hungry(*args):
         raise MemoryError
 
-    monkeypatch.setattr(cli, "_registry", hungry)
+    monkeypatch.setattr(cli, "registry_of", hungry)
     assert call("list") == 5
     assert "out of memory" in capsys.readouterr().err

@@ -24,6 +24,8 @@ LAYERS = (
     ("report", "story", "sections"),
     ("conduct",),
     ("experiment",),
+    ("cli_output",),
+    ("cli_work",),
     ("cli",),
     ("__main__",),
 )

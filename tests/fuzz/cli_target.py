@@ -18,6 +18,7 @@ from fuzz.harness import Bench, Target, touched, unwatched
 from fuzz.mutate import LETTERS, NUMBERS
 
 from dfl_unlearn import cli, conduct, experiment
+from dfl_unlearn.cli_output import common
 from dfl_unlearn.errors import RefusedError
 from dfl_unlearn.evaluation import audit_session
 
@@ -246,7 +247,7 @@ def _typed(words: list[str], base: Path, runs: Path) -> int:
                 code = stop.code
     finally:
         os.chdir(before)
-        cli._common.debug = False
+        common.debug = False
     if code not in (0, None, 2, 3, 4, 5, 6, 7):
         text = err.buffer.getvalue().decode()  # type: ignore[attr-defined]
         raise Bug(f"code {code}: {text[-600:]}")

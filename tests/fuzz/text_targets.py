@@ -7,7 +7,7 @@ from fuzz.harness import Bench, Misread, Target
 from fuzz.mutate import LETTERS, VALUES, damaged, edited, json_edits, mutated
 
 from dfl_unlearn._configfile import to_toml
-from dfl_unlearn.cli import _requests
+from dfl_unlearn.cli_work import requests_of
 from dfl_unlearn.errors import DflUnlearnError
 from dfl_unlearn.experiment import (
     DEMO,
@@ -48,9 +48,10 @@ _REQUESTS = (
 
 
 def _words() -> list[bytes]:
-    from dfl_unlearn.cli import KINDS, _registry
+    from dfl_unlearn.cli import KINDS
+    from dfl_unlearn.cli_work import registry_of
 
-    names = [n for kind in KINDS for n in _registry(kind).names()]
+    names = [n for kind in KINDS for n in registry_of(kind).names()]
     keys = ("use", "n", "seed", "topology", "data", "peer", "partition", "fields")
     extra = ('"', "=", "[", "]", "[[", "{", "}", ",", "#", "'''", '"""', "\\", ".")
     return [t.encode() for t in (*names, *keys, *extra, *LETTERS, *VALUES)]
@@ -168,7 +169,7 @@ def _request(scratch: Path) -> Bench:
     def tried(data: bytes) -> object:
         path = paths[data.lstrip().startswith(b"{")]
         path.write_bytes(data)
-        return _requests(None, None, None, False, None, path)
+        return requests_of(None, None, None, False, None, path)
 
     return Bench(seeds, draw, tried)
 

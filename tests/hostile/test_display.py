@@ -12,7 +12,8 @@ from matplotlib.cbook import is_math_text
 from matplotlib.figure import Figure
 
 from dfl_unlearn import _validate, load_topology
-from dfl_unlearn.cli import _CleanFormatter, main
+from dfl_unlearn.cli import main
+from dfl_unlearn.cli_output import CleanFormatter
 from dfl_unlearn.plots import draw, render
 from dfl_unlearn.plots._style import STYLE, label, two_lines
 from dfl_unlearn.results.view import ResultsView
@@ -107,7 +108,7 @@ def test_log_lines_hold_no_escape_sequences():
     record = logging.LogRecord(
         "dfl_unlearn.x", 30, "f", 1, "%s: odd\u202e", ("\x1b[2Jrun\udc80",), None
     )
-    assert _CleanFormatter("%(message)s").format(record) == "[2Jrun: odd"
+    assert CleanFormatter("%(message)s").format(record) == "[2Jrun: odd"
 
 
 # --- figures ------------------------------------------------------------------------

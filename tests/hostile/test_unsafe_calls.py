@@ -72,7 +72,7 @@ ALLOWED = {
 # Modules are imported by name where the names are ours: registries and lazy commands.
 IMPORTERS = {
     "dfl_unlearn/__init__.py",
-    "dfl_unlearn/cli.py",
+    "dfl_unlearn/cli_work.py",
     "dfl_unlearn/registry.py",
 }
 
