@@ -28,6 +28,7 @@ from dfl_unlearn.errors import (
     InputTooLargeError,
     InvalidArgumentError,
     UnsupportedFormatError,
+    UnsupportedRequestError,
 )
 from dfl_unlearn.experiment import (
     DEMO,
@@ -398,3 +399,26 @@ def test_a_pinned_graph_or_a_file_serves_as_network(tmp_path, named):
 def test_a_name_that_is_no_network_gets_a_hint(tmp_path):
     with pytest.raises(ConfigError, match="'karate' is not registered"):
         load(tmp_path, GOOD.replace('use = "ring"', 'use = "karate"'))
+
+
+@pytest.mark.parametrize(
+    ("forget", "protocol", "faults", "message"),
+    [
+        ({"kind": "samples", "indices": [0]}, "fine-tune", True, "got fine-tune"),
+        ({"kind": "peer"}, "dp-gossip", False, "dp-gossip serves"),
+    ],
+)
+def test_what_no_training_can_mend_is_refused_before_it(
+    tmp_path, forget, protocol, faults, message
+):
+    models = [{"use": "markov-churn", "p_leave": 0.1, "p_return": 0.5}]
+    experiment = read_experiment(
+        {
+            "training": {"faults": {"models": models if faults else []}},
+            "forget": [{"peer": 1, **forget}],
+            "unlearning": [{"use": protocol}],
+        }
+    )
+    with pytest.raises(UnsupportedRequestError, match=message):
+        run_experiment(experiment, tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -10,7 +10,6 @@ import io
 import re
 from collections.abc import Callable
 from pathlib import Path
-from xml.etree.ElementTree import ParseError
 from xml.parsers import expat
 
 import networkx as nx
@@ -132,7 +131,7 @@ def _read_graphml(data: bytes, where: str, directed: bool) -> nx.Graph:
         graph = nx.read_graphml(io.BytesIO(data))
     except (
         nx.NetworkXError,
-        ParseError,  # names without their namespace, which the scan does not look up
+        SyntaxError,  # the parser on names without their namespace
         ArithmeticError,
         AttributeError,
         LookupError,
