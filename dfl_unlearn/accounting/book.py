@@ -130,7 +130,11 @@ def replay(lines: Sequence[bytes], name: str) -> EntryBook:
         at = places.pop(key, -1)
         settled = replace(entry, seq=book.entries[at].seq) if at >= 0 else None
         if settled is None or book.entries[at] != replace(
-            settled, state="reserved", noise_drawn=True, note=""
+            settled,
+            state="reserved",
+            noise_drawn=True,
+            note="",
+            status=book.entries[at].status,
         ):
             raise LedgerFormatError(
                 f"{place}: must settle an earlier reservation, got "

@@ -79,7 +79,8 @@ class LedgerEntry:
             (noise purpose, noise owner, request, round).
         noise_drawn: False only when aborted before any noise existed.
         group_size: Forgotten records, or None if not disclosed.
-        status: Status of the certificate that goes with it.
+        status: Status of the certificate that goes with it; ``pending`` while not every
+            peer is known to have been corrected.
         assumptions: What the sensitivity rests on.
         note: Why it was aborted, or "".
     """

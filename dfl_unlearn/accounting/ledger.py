@@ -279,7 +279,9 @@ class PrivacyLedger:
             self._open.add(self._book.admit(entry))
         return tuple(entries)
 
-    def commit(self, request_id: str) -> tuple[LedgerEntry, ...]:
+    def commit(
+        self, request_id: str, *, status: str | None = None
+    ) -> tuple[LedgerEntry, ...]:
         """Note that the last message of a request left.
 
         Settles the reservations that this object made for the request; those of an
@@ -287,11 +289,14 @@ class PrivacyLedger:
 
         Args:
             request_id: The forget request.
+            status: Of the certificate now that all was sent; None is what it was.
 
         Returns:
             The entries in their new state.
         """
-        return self._settle(request_id, "committed", noise_drawn=True, note="")
+        return self._settle(
+            request_id, "committed", noise_drawn=True, note="", status=status
+        )
 
     def abort(
         self, request_id: str, *, noise_drawn: bool = True, note: str = ""
@@ -680,7 +685,13 @@ class PrivacyLedger:
                 )
 
     def _settle(
-        self, request_id: str, state: EntryState, *, noise_drawn: bool, note: str
+        self,
+        request_id: str,
+        state: EntryState,
+        *,
+        noise_drawn: bool,
+        note: str,
+        status: str | None = None,
     ) -> tuple[LedgerEntry, ...]:
         places = [
             at
@@ -694,7 +705,11 @@ class PrivacyLedger:
             )
         settled = [
             replace(
-                self._book.entries[at], state=state, noise_drawn=noise_drawn, note=note
+                self._book.entries[at],
+                state=state,
+                noise_drawn=noise_drawn,
+                note=note,
+                status=self._book.entries[at].status if status is None else status,
             )
             for at in places
         ]

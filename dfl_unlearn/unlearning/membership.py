@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dfl_unlearn.accounting.certificate import Assumption
+from dfl_unlearn.accounting.certificate import CLAIMED, Assumption
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.faulty_transport import FaultyTransport, PeerLeftError
 from dfl_unlearn.engine.run import TrainedRun
@@ -69,6 +69,34 @@ def check_left(run: TrainedRun, request: ForgetRequest) -> None:
             f"request: must be about peers of the network, got peer {gone[0]}, which "
             f"has left for good by round {run.network_round}; its data are gone"
         )
+
+
+def status_at_release(run: TrainedRun, status: str) -> str:
+    """Return what the ledger says of a claim while its release is on its way.
+
+    Args:
+        run: The trained network.
+        status: The claim's, once every peer is corrected.
+
+    Returns:
+        ``pending`` in a network with faults, where that is still open.
+    """
+    return "pending" if run.faults() is not None and status in CLAIMED else status
+
+
+def status_at_end(transport: Transport, status: str) -> str:
+    """Return what the ledger says of a claim when nothing more is sent.
+
+    Args:
+        transport: Knows who holds the corrected model.
+        status: The claim's, once every peer is corrected.
+
+    Returns:
+        ``pending`` where a peer does not hold it, whether or not influence is left
+        there; else the claim's.
+    """
+    open_ = isinstance(transport, FaultyTransport) and not transport.current.all()
+    return "pending" if open_ and status in CLAIMED else status
 
 
 def without_left(run: TrainedRun, left: NDArray[np.bool_]) -> TrainedRun:

@@ -19,6 +19,7 @@ from dfl_unlearn.models.flat import FlatModel
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.unlearning.alignment import visit_direction
 from dfl_unlearn.unlearning.claims import observers_of, owners_of
+from dfl_unlearn.unlearning.membership import status_at_release
 from dfl_unlearn.unlearning.rr_du_claim import Claim
 from dfl_unlearn.unlearning.token_walk import Route
 
@@ -234,7 +235,9 @@ class Token:
             rng=self._rng,
             scope=claim.scope,
             group_size=request.size(run.data) if self._protocol.disclose_m else None,
-            status=status_of(claim.assumptions, adaptive=request.adaptive),
+            status=status_at_release(
+                run, status_of(claim.assumptions, adaptive=request.adaptive)
+            ),
             assumptions=tuple(a.name for a in claim.assumptions),
             round=visit,
         )

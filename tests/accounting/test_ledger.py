@@ -948,3 +948,15 @@ def test_ledger_kill(tmp_path):
 @pytest.mark.slow
 def test_many_killed_processes_never_leave_an_uncharged_release(tmp_path):
     kill_while_writing(tmp_path, times=15)
+
+
+def test_a_claim_that_was_open_at_the_release_is_settled_with_its_status(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    ledger = PrivacyLedger().fork(path)
+    ledger.charge("r0", "peer:2", BOTH, RELEASE, status="pending")
+    ledger.commit("r0", status="certified")
+    ledger.charge("r1", "peer:2", BOTH, RELEASE, status="pending")
+    ledger.commit("r1")
+    again = PrivacyLedger.load(path)
+    assert [e.status for e in again.entries] == ["certified", "pending"]
+    assert again.entries == ledger.entries

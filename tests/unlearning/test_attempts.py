@@ -245,7 +245,7 @@ def test_an_attempt_that_charges_less_than_before_is_refused(copies, monkeypatch
     asked(folder, "newton-fisher")
     place = folder / "outcomes/r0.newton-fisher"
     (place / "outcome.json").unlink()  # as if it had been killed at its end
-    monkeypatch.setattr(PrivacyLedger, "commit", lambda self, request: ())
+    monkeypatch.setattr(PrivacyLedger, "commit", lambda self, request, status=None: ())
     with pytest.raises(ReplayDivergedError, match="1 lines fewer"):
         asked(folder, "newton-fisher")
 

@@ -19,6 +19,7 @@ from dfl_unlearn.engine.simulator import continue_training, simulate
 from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.engine.transport import HEADER_BYTES
 from dfl_unlearn.errors import (
+    InvalidForgetSetError,
     InvalidHyperparameterError,
     InvalidPrivacyParameterError,
     NonPositiveCurvatureError,
@@ -306,13 +307,15 @@ def test_releases_of_one_owner_compose(run):
     assert four.as_run().requests == 4
 
 
-def test_requests_with_one_explicit_id_still_compose(run):
-    requests = [
+def test_an_id_names_one_request_of_an_owner(run):
+    first, second = (
         ForgetRequest.samples(peer=1, indices=[k], request_id="mine") for k in (0, 1)
-    ]
-    two = unlearn(run, requests, NewtonFisher())
-    assert two.certificate.epsilon == pytest.approx(1.4651699604, abs=1e-9)
-    assert [e.draw for e in two.ledger.entries] == [0, 1]  # never the same noise
+    )
+    with pytest.raises(InvalidForgetSetError, match="twice in one list"):
+        unlearn(run, [first, second], NewtonFisher())
+    after = unlearn(run, first, NewtonFisher()).as_run()
+    with pytest.raises(InvalidForgetSetError, match="carries already"):
+        unlearn(after, second, NewtonFisher())
 
 
 def test_releases_of_other_owners_do_not_add_up(run):

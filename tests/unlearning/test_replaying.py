@@ -79,7 +79,7 @@ def test_a_replay_that_ends_elsewhere_is_refused(committed, tmp_path):
     manifest = json.loads(place.read_text())
     manifest["committed"][1]["state"] = "0" * 64
     place.write_text(json.dumps(manifest))
-    with pytest.raises(ReplayDivergedError, match=r"outcome of r1 must have .* 0000"):
+    with pytest.raises(ReplayDivergedError, match=r"r1: the result must have .* 0000"):
         resume_replaying(committed.folder, data=DATA)
     assert not (committed.folder / "done.json").exists()
 

@@ -163,6 +163,11 @@ def check_case(seed, name):
     assert outcome.progress.stale == 0
     assert set(outcome.pending) == holding
     assert outcome.status == ("incomplete" if holding else "complete")
+    noted = {entry.status for entry in outcome.ledger.entries}
+    if not outcome.progress.missing:  # else nobody says certified, influence or not
+        assert noted == {outcome.certificate.status}
+    else:
+        assert noted == {"pending"}
     certificate = outcome.certificate
     assert set(certificate.pending_peers) == holding
     assert (certificate.status == "pending") == bool(holding)

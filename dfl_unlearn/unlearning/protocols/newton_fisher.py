@@ -48,7 +48,12 @@ from dfl_unlearn.unlearning.adaptivity import still_adaptive
 from dfl_unlearn.unlearning.contracts import Cost, Outcome, protocols
 from dfl_unlearn.unlearning.dissemination import recover
 from dfl_unlearn.unlearning.influence_weights import InfluenceWeights
-from dfl_unlearn.unlearning.membership import members_assumed, over_members
+from dfl_unlearn.unlearning.membership import (
+    members_assumed,
+    over_members,
+    status_at_end,
+    status_at_release,
+)
 from dfl_unlearn.unlearning.newton_bounds import bounds_told, prior_bound
 from dfl_unlearn.unlearning.newton_checks import check_run
 from dfl_unlearn.unlearning.newton_claim import assumptions_of, certificate_of
@@ -297,6 +302,7 @@ class NewtonFisher:
         )
         assumptions += on_grid(plan.release, plan.coordinates, of="the release")
         assumptions += members_assumed(run, transport)
+        status = status_of(assumptions, adaptive=still_adaptive(request, assumptions))
         rows = released_rows(
             plan,
             self,
@@ -304,18 +310,16 @@ class NewtonFisher:
             request,
             correction,
             rng,
-            status=status_of(
-                assumptions, adaptive=still_adaptive(request, assumptions)
-            ),
+            status=status_at_release(run, status),
             assumptions=tuple(a.name for a in assumptions),
         )
         transport.mark("charged")
         transport.mark("released")
         self._disseminate(run, request, transport)
         transport.correct()
-        run.ledger.commit(request.request_id)
-
         state, gradients = recover(whole, data, rows, self.recovery_rounds, transport)
+        ended = status_at_end(transport, status)
+        run.ledger.commit(request.request_id, status=ended)
         if self.state_policy == "secret_state":
             kept_back = correction.rows.to(run.state.params.dtype).clone()
             state = replace(state, slots={**state.slots, UNNOISED: kept_back})

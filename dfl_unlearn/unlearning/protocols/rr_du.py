@@ -37,6 +37,7 @@ import numpy as np
 import torch
 
 from dfl_unlearn import _validate
+from dfl_unlearn.accounting.certificate import status_of
 from dfl_unlearn.accounting.entries import NoiseMode
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.run import TrainedRun
@@ -57,6 +58,7 @@ from dfl_unlearn.unlearning.membership import (
     as_trained,
     start_round,
     start_when_there,
+    status_at_end,
 )
 from dfl_unlearn.unlearning.noise_modes import refuse_mixed_noise
 from dfl_unlearn.unlearning.progress import progress_of
@@ -395,7 +397,9 @@ class RrDu:
         rows = (torch.from_numpy(held)[:, None] * theta).to(row.dtype)
         state, _ = recover(whole, run.data, rows, 0, transport)
         if claim.charges:
-            run.ledger.commit(request.request_id)
+            status = status_of(claim.assumptions, adaptive=request.adaptive)
+            ended = status_at_end(transport, status)
+            run.ledger.commit(request.request_id, status=ended)
         return Outcome(
             run=whole,
             request=request,
