@@ -15,7 +15,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
@@ -183,8 +183,6 @@ class _Reader:
             )
         if isinstance(read, float) and not math.isfinite(read):
             return self._fail(path, f"must be finite, got {_kind(value)}")
-        if isinstance(read, int) and abs(read) >= 2**64:  # also where none is counted
-            return self._fail(path, f"must be below 2**64 in size, got {_kind(value)}")
         return read
 
     def _sequence(self, annotation: Any, values: list[Any], path: str) -> Any:
@@ -281,14 +279,34 @@ class _Reader:
     def _make(
         self, cls: Any, fields: dict[str, Any], path: str, names: Container[str] = ()
     ) -> Any:
+        huge = list(_huge(fields))
         try:
-            return cls(**fields)
+            built = cls(**fields)
         except DflUnlearnError as error:
             text = str(error)
             at, colon, message = text.partition(": ")
             if colon and at.split(".")[0] in (names or fields):
                 return self._fail(_join(path, at), message)
             return self._fail(path, text)
+        except OverflowError:
+            if not huge:
+                raise
+            built = None
+        for key, value in huge:  # no range of the field's own refused it
+            got = _validate.show(value)
+            self._fail(_join(path, key), f"must be below 2**64 in size, got {got}")
+        return None if huge else built
+
+
+def _huge(fields: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """Yield the fields, or entries of them, that no library counts with."""
+    for key, value in fields.items():
+        if isinstance(value, Mapping):
+            yield from _huge(value)
+        elif isinstance(value, int) and abs(value) >= 2**64:
+            yield key, value
+        elif isinstance(value, tuple | list | set | frozenset):
+            yield from _huge({f"{key}.{i}": each for i, each in enumerate(value)})
 
 
 _SEQUENCES = (tuple, list, frozenset, set, Sequence)

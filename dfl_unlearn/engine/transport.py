@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfl_unlearn import _validate
+from dfl_unlearn._limits import MESSAGES, check_cap
 from dfl_unlearn.engine.message_log import Message, MessageLog, Passage
 from dfl_unlearn.errors import (
     InvalidArgumentError,
@@ -294,6 +295,7 @@ class Transport:
         """Log one communication step."""
         self._hold_back(kind, sums=sums)
         if edges:
+            check_cap(MESSAGES, len(edges), f"message {kind!r}")
             ends = np.array(edges, dtype=np.int64)
             self._refuse_stale(kind, ends[:, 0])
             self.log.append(kind, ends[:, 0], ends[:, 1], payload_bytes + HEADER_BYTES)

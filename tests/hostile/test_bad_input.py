@@ -271,7 +271,7 @@ JSON = {
     "nested tables": ('{"a":' * 50 + "1" + "}" * 50, r"nested deeper than 32 levels"),
     "a list": ("[1]", r"must hold one JSON object, got \[1\]"),
     "no JSON": ("{", r"not valid JSON"),
-    "half a letter": (as_json('"x"', '"\\ud800"'), r"run name: must match"),
+    "half a letter": (as_json('"x"', '"\\ud800"'), r"half of a surrogate pair"),
     "null": (as_json("2", "null"), r"training\.rounds: expected integer, got null"),
 }
 

@@ -24,6 +24,7 @@ from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.simulator import continue_training
 from dfl_unlearn.engine.transport import Transport
 from dfl_unlearn.rng import RngTree
+from dfl_unlearn.unlearning import dissemination
 from dfl_unlearn.unlearning.protocols import newton_fisher
 from dfl_unlearn.unlearning.shift import Removal
 from dfl_unlearn.unlearning.token import Token
@@ -167,7 +168,7 @@ def momentum_kept():
             run, data, replace(state, slots=run.state.slots), rounds
         )
 
-    return mock.patch.object(newton_fisher, "continue_training", broken)
+    return mock.patch.object(dissemination, "continue_training", broken)
 
 
 def record_kept():
@@ -212,7 +213,7 @@ def straggler(honest):
     @contextmanager
     def planted():
         with (
-            mock.patch.object(newton_fisher, "continue_training", old_model),
+            mock.patch.object(dissemination, "continue_training", old_model),
             mock.patch.object(Transport, "exchange", old_stamp),
         ):
             yield
@@ -238,7 +239,7 @@ def rejoined(honest):
     @contextmanager
     def planted():
         with (
-            mock.patch.object(newton_fisher, "continue_training", averaged),
+            mock.patch.object(dissemination, "continue_training", averaged),
             mock.patch.object(Transport, "correct", away),
         ):
             yield
