@@ -144,7 +144,8 @@ def conduct(
     say(f"Everything is in {folder}" + (", the page is report.html." if page else "."))
     other = min(5, trained.topology.n - 1)
     say(f"Next: dfl-unlearn unlearn {trained.folder.name} --peer {other} --all")
-    say(f"      dfl-unlearn audit {trained.folder.name} --replicas 100")
+    if not trained.config.faults.models:
+        say(f"      dfl-unlearn audit {trained.folder.name} --replicas 100")
     say(f"      dfl-unlearn run {folder}/config.toml topology.use=complete")
     say("      dfl-unlearn list")
     end_refused(refusals)

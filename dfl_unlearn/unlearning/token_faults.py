@@ -14,6 +14,7 @@ known when noise is calibrated.
 * Each such step makes a new generation of the token. A peer that comes back takes what
   its neighbours keep for it before it sends anything, so an older token is dropped by
   its request and generation.
+* A restart takes a shortest path around peers that have left.
 * Once the requester has left, no hop restarts.
 """
 
@@ -286,9 +287,9 @@ class Walker:
         if target == here:
             self._clock += 1
             return True
-        path = [here, target]
-        if restarts:
-            path = shortest_path(self._topology, here, target)
+        path = self._way(target) if restarts else [here, target]
+        if path is None:
+            return False
         out = False
         for i, j in pairwise(path):
             arrived = self._crosses(i, j)
@@ -298,6 +299,28 @@ class Walker:
                     self._abandon(i)
                 return False
         return True
+
+    def _way(self, target: int) -> list[int] | None:
+        """Return a shortest path over peers that have not left; None without one."""
+        left = self._draws.at(self._clock).left
+        if not left.any():
+            return shortest_path(self._topology, self._holder, target)
+        following = {target: target}
+        front = [target]
+        while front and self._holder not in following:
+            reached: dict[int, int] = {}
+            for near in front:  # ascending: the lowest index wins
+                for i in sorted(self._topology.graph.neighbors(near)):
+                    if not left[i] and i not in following:
+                        reached.setdefault(i, near)
+            following |= reached
+            front = sorted(reached)
+        if self._holder not in following:
+            return None
+        path = [self._holder]
+        while path[-1] != target:
+            path.append(following[path[-1]])
+        return path
 
     def _crosses(self, source: int, target: int) -> int | None:
         """Send over one edge until it arrives or the timeout ends."""

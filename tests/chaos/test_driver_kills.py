@@ -140,7 +140,7 @@ def test_40_kills_at_random_times(tmp_path, clean):
 def test_a_run_that_is_killed_again_and_again(tmp_path, clean):
     rng = np.random.default_rng(3)
     kills = 0
-    while forked(tmp_path / "a", kill_after=float(rng.uniform(0.02, 0.5)), pause=0.005):
+    while forked(tmp_path / "a", kill_after=float(rng.uniform(0.02, 0.2)), pause=0.005):
         kills += 1
         check_books(tmp_path / "a")
     check(tmp_path / "a", clean[0])

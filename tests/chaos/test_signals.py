@@ -79,12 +79,12 @@ def ended(folder, process, signum, delay):
 
 @pytest.mark.chaos
 @pytest.mark.parametrize(
-    ("words", "number"),
-    [((), 10), (("--engine", "ray", "--workers", "3"), 3)],
+    ("words", "number", "rounds"),
+    [((), 10, 12_000), (("--engine", "ray", "--workers", "3"), 3, 1500)],
     ids=["inline", "ray"],
 )
-def test_signals_at_random_times(tmp_path, words, number):
-    (tmp_path / "a.toml").write_text(FILE.format(rounds=1500))
+def test_signals_at_random_times(tmp_path, words, number, rounds):
+    (tmp_path / "a.toml").write_text(FILE.format(rounds=rounds))
     began = time.monotonic()
     clean = digest(tmp_path, "run", "a.toml", "--name", "clean", "--no-report")
     seconds = time.monotonic() - began

@@ -255,3 +255,17 @@ def test_newton_and_the_token_meet_the_same_faults():
     first = unlearn(run, asked(), NewtonFisher())
     second = unlearn(run, asked(), WALK)
     assert first.progress.left == second.progress.left == {3: 40}
+
+
+def test_a_restart_goes_around_peers_that_have_left():
+    run = ring(6, plan_of((1, 1, "leave")))  # training has 4 rounds: long gone
+    protocol = RrDu(hops=200, restart_probability=0.5)
+    route = route_of(run, protocol)
+    walk = route.faulty
+    assert walk.generations == 1
+    assert 1 not in route.holders
+    assert all(1 not in (send.source, send.target) for send in walk.sends)
+    # Half of the hops restart, from peer 2 over 3, 4 and 5 too.
+    assert np.mean([hop.restarted for hop in walk.hops[1:]]) == pytest.approx(
+        0.5, abs=4 * 0.5 / np.sqrt(199)
+    )
