@@ -18,7 +18,11 @@ from dfl_unlearn.cli_output import (
     shown,
     tell_block,
 )
-from dfl_unlearn.errors import InvalidArgumentError, MissingInputError
+from dfl_unlearn.errors import (
+    InputFileError,
+    InvalidArgumentError,
+    MissingInputError,
+)
 
 if TYPE_CHECKING:
     from dfl_unlearn.conduct import Refusal
@@ -256,11 +260,28 @@ def requests_of(
 
 
 def folder_of(name: str) -> Path:
-    """Return a run's folder: a name below the runs folder, or a path."""
+    """Return a run's folder: a name below the runs folder, or a path.
+
+    Args:
+        name: What was typed.
+
+    Returns:
+        Its place, whether or not there is a run.
+
+    Raises:
+        InputFileError: If the system takes no such name.
+    """
+    from dfl_unlearn.store.files import cause
     from dfl_unlearn.store.folder import runs_root
 
     inside = runs_root(common.runs) / name
-    return inside if inside.is_dir() or not Path(name).is_dir() else Path(name)
+    try:
+        return inside if inside.is_dir() or not Path(name).is_dir() else Path(name)
+    except OSError as error:
+        raise InputFileError(
+            f"{show(name)}: must be a run's name or folder, got {cause(error)}; list "
+            "those under the runs folder"
+        ) from error
 
 
 def registry_of(kind: str) -> "Registry[Any]":

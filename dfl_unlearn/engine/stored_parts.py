@@ -41,14 +41,31 @@ def write_topology(folder: RunFolder, topology: Topology) -> None:
 
 
 def read_topology(folder: RunFolder, manifest: Mapping[str, Any]) -> Topology:
-    """Build the network from its edges and its matrix."""
+    """Build the network from its edges and its matrix.
+
+    Args:
+        folder: The run folder.
+        manifest: Its manifest.
+
+    Returns:
+        The network.
+
+    Raises:
+        StoreCorruptError: If the matrix is not that of the manifest.
+    """
     known = manifest["topology"]
     parts = folder.read_tensors("weights.safetensors")
     n = len(known["labels"])
-    weights = sp.csr_array(
-        (parts["values"].numpy(), parts["indices"].numpy(), parts["indptr"].numpy()),
-        shape=(n, n),
-    )
+    columns = (parts[name].numpy() for name in ("values", "indices", "indptr"))
+    try:
+        weights = sp.csr_array(tuple(columns), shape=(n, n))
+        # Places outside the matrix would be written to without a further look.
+        weights.check_format(full_check=True)
+    except ValueError as error:
+        raise StoreCorruptError(
+            f"{folder.root}/weights.safetensors: must hold a sparse matrix of {n} x "
+            f"{n}, got one whose {error}; the file was changed"
+        ) from error
     graph = nx.DiGraph() if known["directed"] else nx.Graph()
     graph.add_nodes_from(range(n))
     graph.add_edges_from((i, j) for i, j in known["edges"])

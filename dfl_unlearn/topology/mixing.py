@@ -340,6 +340,13 @@ def _as_csr(weights: Matrix) -> csr_array:
             f"{weights.ndim} dimensions of type {weights.dtype}"
         )
     matrix = csr_array(weights, dtype=np.float64, copy=True)
+    try:  # SciPy's own loops believe the places and write outside otherwise
+        matrix.check_format(full_check=True)
+    except ValueError as error:
+        raise InvalidMixingMatrixError(
+            f"weights: must be a sparse matrix in order, got one whose {error}; build "
+            "it with scipy.sparse.coo_array"
+        ) from error
     matrix.sum_duplicates()
     matrix.sort_indices()
     return matrix

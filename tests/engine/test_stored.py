@@ -289,6 +289,12 @@ def test_changed_weights_are_refused(run):
     )
     with pytest.raises(StoreCorruptError, match="network must have the fingerprint"):
         again(run)
+    for name in ("indices", "indptr"):
+        wrong = parts[name].clone()
+        wrong[1] = 10**9  # SciPy would write there
+        folder.write_tensors("weights.safetensors", {**parts, name: wrong})
+        with pytest.raises(StoreCorruptError, match="must hold a sparse matrix"):
+            again(run)
 
 
 # --- attempts ----------------------------------------------------------------

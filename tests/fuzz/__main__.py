@@ -242,7 +242,10 @@ def _work(task: dict) -> int:
     failures = {}
     for signature, failure in report.failures.items():
         data = failure.data
-        if attempt(bench, data)[1] == signature and "slow" not in signature:
+        if (
+            attempt(bench, data, timed=False)[1] == signature
+            and "slow" not in signature
+        ):
             data = shrunk(bench, data, signature)
         failures[signature] = {
             "index": failure.index,
@@ -269,7 +272,7 @@ def _replay(name: str, path: Path) -> int:
     with tempfile.TemporaryDirectory(prefix="fuzz-") as place:
         bench = TARGETS[name].build(Path(place))
         for seed in bench.seeds:
-            attempt(bench, seed)
+            attempt(bench, seed, timed=False)
         with guarded(Path(place)):
             kind, signature, detail, spent = attempt(bench, path.read_bytes())
     print(f"{kind} after {spent:.2f} s {signature}\n{detail}")

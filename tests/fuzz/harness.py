@@ -128,8 +128,10 @@ def input_of(bench: Bench, target: str, seed: int, index: int) -> bytes:
     return bench.draw(Random(f"{seed}/{target}/{index}"))
 
 
-def attempt(bench: Bench, data: bytes) -> tuple[str, str, str, float]:
-    """Try one input.
+def attempt(
+    bench: Bench, data: bytes, *, timed: bool = True
+) -> tuple[str, str, str, float]:
+    """Try one input; ``timed`` only where ``guarded`` handles the signal.
 
     Returns:
         ``value``, ``error`` or ``failure``; of a failure its signature and detail;
@@ -139,7 +141,7 @@ def attempt(bench: Bench, data: bytes) -> tuple[str, str, str, float]:
     found = ("value", "", "")
     _watch.touched = False
     try:
-        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS if timed else 0)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -320,7 +322,7 @@ def tried_many(
     """Try the inputs of some numbers; the seeds are tried before them."""
     report = Report(target.name)
     for data in bench.seeds:  # libraries are loaded before memory is limited
-        attempt(bench, data)
+        attempt(bench, data, timed=False)
     start = time.perf_counter()
     with guarded(scratch, memory=memory), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -350,7 +352,7 @@ def shrunk(bench: Bench, data: bytes, signature: str, tries: int = 400) -> bytes
         while at < len(data) and tries > 0:
             tries -= 1
             part = data[:at] + data[at + size :]
-            if attempt(bench, part)[1] == signature:
+            if attempt(bench, part, timed=False)[1] == signature:
                 data, smaller = part, True
             else:
                 at += size

@@ -140,3 +140,14 @@ def test_doubly_stochastic_is_told_from_one_sided():
     assert not mixing.is_doubly_stochastic(np.array([[0.5, 0.5], [0.4, 0.6]]))
     assert not mixing.is_doubly_stochastic(np.array([[2.0, -1], [-1, 2]]))
     assert mixing.spectral_gap(np.full((3, 3), 1 / 3)) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("part", "place", "value"), [("indices", 1, 10**9), ("indices", 0, -3)]
+)
+def test_places_outside_the_matrix_are_not_written_to(part, place, value):
+    graph = nx.cycle_graph(4)
+    weights = mixing.metropolis_hastings(graph).copy()
+    getattr(weights, part)[place] = value
+    with pytest.raises(InvalidMixingMatrixError, match="sparse matrix in order"):
+        Topology(graph=graph, weights=weights)

@@ -19,22 +19,27 @@ def events_of(plan, kind):
     ]
 
 
-def maker_of(messages, requester, handed):
-    """Who made the corrected model: its first sender, or who had it to send."""
+def maker_of(messages, requester, handed, left):
+    """Who made the corrected model: its first sender, or who had it to send.
+
+    A token whose holder has left is gone on with by the one before.
+    """
     if handed:
         return handed[0].source
     token = [m for m in messages if m.kind == "token" and m.arrived >= 0]
-    return token[-1].target if token else requester
+    there = [m.target for m in token if m.target not in left]
+    return there[-1] if there else requester
 
 
 def read(messages, plan, begin, end, requester, up=lambda t, peer: True):
     """Return (who holds the corrected model at the end, stale messages)."""
     after = [m for m in messages if m.kind in MODELS and m.round >= begin]
     handed = [m for m in after if m.kind in HANDED]
-    source = maker_of(messages, requester, handed)
     left = {}
     for t, peer in sorted(events_of(plan, "leave")):
         left.setdefault(peer, t)
+    gone = {peer for peer, t in left.items() if t <= begin}
+    source = maker_of(messages, requester, handed, gone)
     crashed = [c for c in events_of(plan, "crash") if c[0] < left.get(c[1], c[0] + 1)]
     holds, stale = set(), []
     for t in range(begin, end + 1):
