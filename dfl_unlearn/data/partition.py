@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dfl_unlearn import _validate
+from dfl_unlearn._limits import PEERS, check_cap
 from dfl_unlearn.errors import DataError, InvalidArgumentError
 from dfl_unlearn.registry import Registry, field_names
 from dfl_unlearn.rng import RngTree
@@ -45,6 +46,7 @@ def split(
         DataError: If a peer gets no row, or a row is unknown or given twice.
         InvalidArgumentError: If an option is not the partition's own.
     """
+    check_cap(PEERS, n, name)
     for key in _GIVEN:
         if key in options:
             raise InvalidArgumentError(

@@ -261,6 +261,7 @@ def check_start(
             f"config.schedule: must have {data.n} peers, got {config.schedule.n}"
         )
     check_network(config, topology)
+    model.check_inputs(data.store.inputs)
     training_memory(
         data, model, config, execution, stored=stored, topology=topology
     ).check(allow_large=execution.allow_large)

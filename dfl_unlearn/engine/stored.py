@@ -341,9 +341,23 @@ def data_and_model(
 
     Returns:
         Both; the caller compares the fingerprint.
+
+    Raises:
+        InvalidArgumentError: If the model does not take the data.
+        StoreCorruptError: If that is what the manifest says.
     """
     data = _build_data(manifest) if data is None else data
+    given = model is not None
     model = _build_model(manifest) if model is None else model
+    try:
+        model.check_inputs(data.store.inputs)
+    except InvalidArgumentError as error:
+        if given:
+            raise
+        raise StoreCorruptError(
+            f"manifest.json: model must fit the data, got one that does not ({error}); "
+            "the file was changed"
+        ) from error
     return _marked(data, manifest["data"]), model
 
 

@@ -202,6 +202,25 @@ class FlatModel:
         return self._finish(self._outputs(self.named(params), features))
 
     @torch.no_grad()
+    def check_inputs(self, inputs: Tensor) -> None:
+        """Refuse rows that the model cannot take, before anything is trained on them.
+
+        Args:
+            inputs: Shape ``(R, ...)``; the first row is tried.
+
+        Raises:
+            InvalidArgumentError: If it does not fit.
+        """
+        try:
+            self.predict(torch.zeros(self.size), inputs[:1])
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise InvalidArgumentError(
+                f"model: must take inputs of shape {tuple(inputs.shape[1:])}, got one "
+                f"made for others ({_validate.clean(str(error).splitlines()[0])}); "
+                "build it for the data's shape"
+            ) from error
+
+    @torch.no_grad()
     def predict_all(self, params: Tensor, inputs: Tensor) -> Tensor:
         """Return every peer's outputs for the same inputs, without gradients.
 

@@ -216,7 +216,7 @@ def _tell(name: str, failure: dict, seed: int, out: Path | None) -> None:
 
 
 def _work(task: dict) -> int:
-    from fuzz.harness import attempt, shrunk, tried_many
+    from fuzz.harness import attempt, guarded, shrunk, tried_many
     from fuzz.targets import TARGETS
 
     scratch = Path(task["scratch"])
@@ -240,19 +240,17 @@ def _work(task: dict) -> int:
     )
     began(-1, b"")
     failures = {}
-    for signature, failure in report.failures.items():
-        data = failure.data
-        if (
-            attempt(bench, data, timed=False)[1] == signature
-            and "slow" not in signature
-        ):
-            data = shrunk(bench, data, signature)
-        failures[signature] = {
-            "index": failure.index,
-            "detail": failure.detail,
-            "data": data.decode("latin-1"),
-            "times": failure.times,
-        }
+    with guarded(scratch):  # what fails may take all memory or time again
+        for signature, failure in report.failures.items():
+            data = failure.data
+            if attempt(bench, data)[1] == signature and "slow" not in signature:
+                data = shrunk(bench, data, signature)
+            failures[signature] = {
+                "index": failure.index,
+                "detail": failure.detail,
+                "data": data.decode("latin-1"),
+                "times": failure.times,
+            }
     result = {
         "inputs": report.inputs,
         "values": report.values,

@@ -352,7 +352,7 @@ def shrunk(bench: Bench, data: bytes, signature: str, tries: int = 400) -> bytes
         while at < len(data) and tries > 0:
             tries -= 1
             part = data[:at] + data[at + size :]
-            if attempt(bench, part, timed=False)[1] == signature:
+            if attempt(bench, part)[1] == signature:
                 data, smaller = part, True
             else:
                 at += size

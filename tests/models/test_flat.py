@@ -15,6 +15,7 @@ from torch import nn
 from torch.func import functional_call, grad, jacrev, vmap
 from torch.nn import functional as F
 
+from dfl_unlearn import simulate
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.data.peers import PeerData, TensorBatch
 from dfl_unlearn.errors import InvalidArgumentError, UnsupportedModelError
@@ -507,3 +508,10 @@ def test_wrong_shapes_and_losses_are_explained():
         FlatModel.from_module(nn.Linear(3, 2), "cross-entropy", l2=-1)
     with pytest.raises(InvalidArgumentError, match=r"batch_norm: .*got 'train'"):
         FlatModel.from_module(nn.Linear(3, 2), "cross-entropy", batch_norm="train")
+
+
+def test_rows_of_another_shape_are_refused_before_training():
+    data = PeerData.load("gaussian-classes", peers=4, dataset_options={"dim": 3})
+    model = models.build("logistic", input_shape=(5,), num_classes=3)
+    with pytest.raises(InvalidArgumentError, match=r"model: must take .* shape \(3,\)"):
+        simulate("ring", data, model)
