@@ -7,7 +7,6 @@ memory than the limit. Formats: the NumPy enhancement proposal on ``.npy`` (vers
 and 2), PKZIP, and safetensors.
 """
 
-import json
 import math
 import os
 import stat
@@ -24,6 +23,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from dfl_unlearn import _validate
+from dfl_unlearn._jsontext import from_json
 from dfl_unlearn._limits import LOAD_BYTES
 from dfl_unlearn.errors import (
     InputFileError,
@@ -196,11 +196,7 @@ class _Reader:
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= min(MAX_HEADER, self.size - 8):
             raise ValueError(f"a header of {length} bytes")
-        header = json.loads(
-            file.read(length).decode(),
-            object_pairs_hook=_unique,
-            parse_constant=_no_constant,
-        )
+        header = from_json(file.read(length).decode())
         header.pop("__metadata__", None)
         self._check_total(self.size - 8 - length)
         parts = []
@@ -343,14 +339,3 @@ def _count(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
         raise ValueError(f"a size of {_validate.show(value)}")
     return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a repeated key")
-    return found
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"the number {name}")
