@@ -266,6 +266,10 @@ def told_to_start_again(
 def members_assumed(run: TrainedRun, transport: Transport) -> list[Assumption]:
     """Return what a claim takes of who was there.
 
+    Who leaves is drawn without looking at data. How many rounds the sums take is not:
+    where a peer left between the request and their end, who takes part may differ in
+    the world without the data, and the claim is conditional on that it does not.
+
     Args:
         run: The trained network.
         transport: Its members are who took part.
@@ -281,12 +285,20 @@ def members_assumed(run: TrainedRun, transport: Transport) -> list[Assumption]:
         "the others have left for good and their data with them: the target is that "
         "of the peers that take part; "
     )
+    begun = transport.draws.at(transport.states["received"]).left
+    same = np.array_equal(transport.members, ~begun)
+    timing = (
+        "; somebody left while the sums were taken, whose number of rounds depends on "
+        "the data: taken to be the same peers without them"
+    )
     return [
         Assumption(
             name="peers that take part",
             value=f"{count} of {run.topology.n}",
-            source="proven",
-            note=(gone if count < run.topology.n else "") + drawn,
+            source="proven" if same else "assumed",
+            note=(gone if count < run.topology.n else "")
+            + drawn
+            + ("" if same else timing),
         )
     ]
 

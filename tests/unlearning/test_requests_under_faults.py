@@ -584,3 +584,13 @@ def test_queued_requests_go_on_where_the_one_before_ended():
     first = unlearn(run, asked(), NewtonFisher())
     both = unlearn(run, [asked(), asked(2, "r1")], NewtonFisher())
     assert both.progress.states["received"] == first.progress.end
+
+
+@pytest.mark.parametrize(("leaves", "source"), [(2, "proven"), (9, "assumed")])
+def test_who_leaves_while_sums_are_taken_makes_the_claim_conditional(leaves, source):
+    run = ring(6, plan_of((leaves, 3, "leave")))  # the request comes in round 4
+    certificate = unlearn(run, asked(), NewtonFisher()).certificate
+    (part,) = (a for a in certificate.assumptions if a.name == "peers that take part")
+    assert part.source == source
+    assert part.value == "5 of 6"
+    assert ("number of rounds" in part.note) == (source == "assumed")
