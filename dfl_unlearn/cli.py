@@ -56,6 +56,7 @@ KINDS = (
     "models",
     "trainers",
     "protocols",
+    "methods",
     "baselines",
     "metrics",
     "plots",
@@ -390,19 +391,21 @@ def unlearn(
     from dfl_unlearn.engine.memory import large_allowed
     from dfl_unlearn.engine.run import load_run
     from dfl_unlearn.evaluation.view import evaluate
+    from dfl_unlearn.experiment import override
     from dfl_unlearn.unlearning.apply import unlearn as carry_out
     from dfl_unlearn.unlearning.contracts import unlearners
+    from dfl_unlearn.unlearning.forms import REGISTRIES
     from dfl_unlearn.unlearning.screening import Screening
     from dfl_unlearn.unlearning.store import commit_outcome, kept_certificate
 
     given: dict[str, Any] = {}
     for text in fields or ():
-        keys, value = parse_override(text)
-        given[".".join(keys)] = value
+        override(given, *parse_override(text))
     how: UnlearningProtocol = read_strict(
         unlearners.get(protocol),  # type: ignore[arg-type]
         given,
         protocol,
+        registries=REGISTRIES,
     )
     requests = requests_of(peer, indices, fraction, whole, class_id, request_file)
     trained = load_run(folder_of(run_name))

@@ -297,6 +297,7 @@ def registry_of(kind: str) -> "Registry[Any]":
         "models": ("dfl_unlearn.models.zoo", "models"),
         "trainers": ("dfl_unlearn.engine.config", "trainers"),
         "protocols": ("dfl_unlearn.unlearning.contracts", "protocols"),
+        "methods": ("dfl_unlearn.unlearning.contracts", "methods"),
         "baselines": ("dfl_unlearn.unlearning.contracts", "baselines"),
         "metrics": ("dfl_unlearn.evaluation.metrics", "metrics"),
         "plots": ("dfl_unlearn.plots", "plots"),

@@ -59,6 +59,7 @@ from dfl_unlearn.topology.generators import topologies
 from dfl_unlearn.topology.graph import Topology
 from dfl_unlearn.unlearning.checks import check_before_training
 from dfl_unlearn.unlearning.contracts import Outcome, UnlearningProtocol, unlearners
+from dfl_unlearn.unlearning.forms import REGISTRIES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +132,7 @@ _REGISTRIES: dict[Any, Registry[Any]] = {
     ModelSection: models,
     Trainer: trainers,
     FaultModel: fault_models,
-    UnlearningProtocol: unlearners,
+    **REGISTRIES,
 }
 _FORMS = {ForgetRequest: RequestForm}
 _INDEX = re.compile(r"[0-9]{1,9}")
@@ -156,7 +157,7 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     table = read_config_file(path)
     for text in overrides:
         keys, value = parse_override(text)
-        _override(table, keys, value)
+        override(table, keys, value)
     return read_experiment(table, Path(path).name)
 
 
@@ -457,8 +458,13 @@ def _silent(line: str) -> None:
     """Say nothing."""
 
 
-def _override(table: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+def override(table: dict[str, Any], keys: Sequence[str], value: Any) -> None:
     """Set one entry of nested tables; lists are indexed from 0.
+
+    Args:
+        table: Is written to.
+        keys: The way to the entry; tables on it are made.
+        value: The entry.
 
     Raises:
         ConfigError: If a key leads into a value, or an index is out of range.

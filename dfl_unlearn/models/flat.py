@@ -17,7 +17,11 @@ from torch.nn import functional as F
 from dfl_unlearn import _validate
 from dfl_unlearn._arrays import as_features
 from dfl_unlearn._assumption import Assumption
-from dfl_unlearn.errors import InvalidArgumentError, UnsupportedModelError
+from dfl_unlearn.errors import (
+    InvalidArgumentError,
+    MissingInputError,
+    UnsupportedModelError,
+)
 from dfl_unlearn.models.constants import clipped, convex_constants
 from dfl_unlearn.models.initial import reset_parameters
 from dfl_unlearn.models.refuse import BatchNorm, check_module
@@ -71,6 +75,7 @@ class FlatModel:
             modules of your own.
         structure: The layers, where the module is a stack of linear layers with ReLU
             between them and the loss a known one; else None.
+        feature_layer: Name of the layer that reads the model's features, or None.
 
     Example:
         >>> model = FlatModel.from_module(nn.Linear(4, 3), "cross-entropy", l2=0.01)
@@ -85,6 +90,7 @@ class FlatModel:
         *,
         l2: float = 0.0,
         batch_norm: BatchNorm = "refuse",
+        feature_layer: str | None = None,
     ) -> None:
         """Take a module apart; see ``from_module``."""
         _validate.of_type(nn.Module, module=module)
@@ -108,6 +114,7 @@ class FlatModel:
             name: buffer.detach() for name, buffer in self._module.named_buffers()
         }
         self.structure = linear_stack(self._module, self.segments, self.loss_name)
+        self.feature_layer = _feature_layer(self._module, feature_layer)
 
     @classmethod
     def from_module(
@@ -117,6 +124,7 @@ class FlatModel:
         *,
         l2: float = 0.0,
         batch_norm: BatchNorm = "refuse",
+        feature_layer: str | None = None,
     ) -> "FlatModel":
         """Make a model of any module whose samples do not influence each other.
 
@@ -126,11 +134,16 @@ class FlatModel:
                 returns one value per sample, shape ``(B,)``.
             l2: lambda >= 0.
             batch_norm: ``refuse``, or ``freeze``: running statistics become constants.
+            feature_layer: Name of the layer whose input is the features. None is the
+                last layer of a sequence that ends in a linear one and has another
+                layer with parameters before; other models have no features.
 
         Returns:
             The model.
         """
-        return cls(module, loss, l2=l2, batch_norm=batch_norm)
+        return cls(
+            module, loss, l2=l2, batch_norm=batch_norm, feature_layer=feature_layer
+        )
 
     @property
     def convex(self) -> bool:
@@ -200,6 +213,68 @@ class FlatModel:
         self._check_params(params)
         features = as_features(inputs.to(params.device), params.dtype)
         return self._finish(self._outputs(self.named(params), features))
+
+    def named_logits(self, named: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """Return what ``predict`` returns, for parameters given by name.
+
+        Args:
+            named: Name to parameter; see ``named``.
+            inputs: Shape ``(B, ...)``, uint8 or floating point.
+
+        Returns:
+            Logits ``(B, C)``, or ``(B,)`` for a regression.
+        """
+        like = next(iter(named.values()))
+        features = as_features(inputs.to(like.device), like.dtype)
+        return self._finish(self._outputs(named, features))
+
+    def named_sample_losses(self, named: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """Return what ``sample_losses`` returns, for parameters given by name."""
+        like = next(iter(named.values()))
+        inputs, labels = _pair(batch)
+        features = as_features(inputs.to(like.device), like.dtype)
+        return self.named_losses(named, features, labels.to(like.device))
+
+    def features(self, params: Tensor, inputs: Tensor) -> Tensor:
+        """Return what the feature layer reads, one vector per sample.
+
+        Args:
+            params: Shape ``(P,)``.
+            inputs: Shape ``(B, ...)``, uint8 or floating point.
+
+        Returns:
+            Shape ``(B, d)``, part of the graph of ``params``.
+        """
+        self._check_params(params)
+        return self.named_features(self.named(params), inputs)
+
+    def named_features(self, named: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """Return what ``features`` returns, for parameters given by name.
+
+        Args:
+            named: Name to parameter; see ``named``.
+            inputs: Shape ``(B, ...)``, uint8 or floating point.
+
+        Returns:
+            Shape ``(B, d)``.
+
+        Raises:
+            MissingInputError: If the model has no feature layer.
+        """
+        if self.feature_layer is None:
+            raise MissingInputError(
+                "model: must have a feature layer, got none; name one by "
+                "FlatModel.from_module(..., feature_layer=...), or use a model with a "
+                "hidden layer"
+            )
+        read: list[Tensor] = []
+        layer = self._module.get_submodule(self.feature_layer)
+        handle = layer.register_forward_pre_hook(lambda _, given: read.append(given[0]))
+        try:
+            self.named_logits(named, inputs)
+        finally:
+            handle.remove()
+        return read[0].flatten(1)
 
     @torch.no_grad()
     def check_inputs(self, inputs: Tensor) -> None:
@@ -466,6 +541,27 @@ class FlatModel:
                 f"params: must have the shape ({self.size},), got "
                 f"{tuple(params.shape)}; pass one peer's row of (N, P)"
             )
+
+
+def _feature_layer(module: nn.Module, name: str | None) -> str | None:
+    """Return the layer whose input is the features; see ``FlatModel.from_module``.
+
+    Raises:
+        InvalidArgumentError: If the module has no layer of that name.
+    """
+    if name is not None:
+        known = [key for key, _ in module.named_modules() if key]
+        if name not in known:
+            raise InvalidArgumentError(
+                f"feature_layer: must be one of {', '.join(known)}, got "
+                f"{_validate.show(name)}"
+            )
+        return name
+    children = list(module.named_children())
+    if type(module) is not nn.Sequential or type(children[-1][1]) is not nn.Linear:
+        return None
+    before = any(next(c.parameters(), None) is not None for _, c in children[:-1])
+    return children[-1][0] if before else None
 
 
 def _pair(batch: Batch) -> tuple[Tensor, Tensor]:

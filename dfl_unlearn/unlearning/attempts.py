@@ -9,7 +9,7 @@ same noise, and finds its charges and its releases already written.
 
 import json
 import shutil
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from dfl_unlearn.errors import InvalidForgetSetError, ReplayDivergedError
 from dfl_unlearn.store.files import from_json, to_json
 from dfl_unlearn.store.folder import RunFolder
 from dfl_unlearn.store.understood import understood
-from dfl_unlearn.unlearning.contracts import Outcome, UnlearningProtocol, unlearners
+from dfl_unlearn.unlearning.contracts import Outcome, UnlearningProtocol
+from dfl_unlearn.unlearning.forms import form_of
 from dfl_unlearn.unlearning.outbox import FolderOutbox
 from dfl_unlearn.unlearning.progress import pending_to
 
@@ -160,13 +161,13 @@ class OutcomeFolder:
             {
                 "format": 1,
                 "order": len(list(folder.path("outcomes").glob("*/outcome.json"))),
-                "protocol": _form(outcome.protocol),
+                "protocol": form_of(outcome.protocol),
                 "base": state_digest(outcome.run.state),
                 "state": state_digest(outcome.state),
                 "ledger": list(outcome.ledger.head),
                 "round": outcome.state.round,
                 "reference": reference,
-                "cost": _fields(outcome.cost),
+                "cost": asdict(outcome.cost),
                 "trace": {k: v.tolist() for k, v in outcome.trace.items()},
                 "info": dict(outcome.info),
                 "notes": list(outcome.notes),
@@ -234,14 +235,14 @@ def named_in(
 
 def same_protocol(one: UnlearningProtocol, other: UnlearningProtocol) -> bool:
     """Tell whether two protocols are equal as they are written down."""
-    return to_json("", _form(one)) == to_json("", _form(other))
+    return to_json("", form_of(one)) == to_json("", form_of(other))
 
 
 def _attempt_of(protocol: UnlearningProtocol, run: TrainedRun) -> dict[str, Any]:
     """Return what makes an attempt the same one: protocol, state and ledger."""
     attempt = {
         "format": 1,
-        "protocol": _form(protocol),
+        "protocol": form_of(protocol),
         "base": state_digest(run.state),
         "round": run.state.round,
         "ledger": list(run.ledger.head),
@@ -260,10 +261,6 @@ def _interrupted(
         and folder.read_json(f"{rel}/{_ATTEMPT}") == wanted
         and request_from(folder.read_json(f"{rel}/request.json")) == request
     )
-
-
-def _form(protocol: UnlearningProtocol) -> dict[str, Any]:
-    return {"use": unlearners.name_of(protocol)} | _fields(protocol)
 
 
 def _write_reference(
@@ -288,7 +285,3 @@ def _write_reference(
         },
     )
     return at
-
-
-def _fields(value: Any) -> dict[str, Any]:
-    return {f.name: getattr(value, f.name) for f in fields(value)}

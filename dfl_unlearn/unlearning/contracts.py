@@ -1,13 +1,14 @@
-"""What a network protocol takes and gives, and the registry it joins."""
+"""What network protocols and local methods take and give, and where they register."""
 
 import html
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dfl_unlearn.accounting.certificate import Certificate
 from dfl_unlearn.accounting.ledger import PrivacyLedger
@@ -19,57 +20,35 @@ from dfl_unlearn.errors import InsecureNoiseError, RefusedError
 from dfl_unlearn.registry import JoinedRegistry, Registry
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.store.files import to_safetensors, write_file
+from dfl_unlearn.unlearning.cost import Cost
+from dfl_unlearn.unlearning.local import (
+    Budget,
+    LocalOutcome,
+    LocalTask,
+    TaskPart,
+    UnlearningMethod,
+    methods,
+)
 from dfl_unlearn.unlearning.noise_modes import simulated_releases
 from dfl_unlearn.unlearning.progress import Progress, Residual
 
+__all__ = [
+    "Budget",
+    "Cost",
+    "LocalOutcome",
+    "LocalTask",
+    "Outcome",
+    "OutcomeStatus",
+    "TaskPart",
+    "UnlearningMethod",
+    "UnlearningProtocol",
+    "baselines",
+    "methods",
+    "protocols",
+    "unlearners",
+]
+
 OutcomeStatus = Literal["complete", "incomplete", "held_for_review"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cost:
-    """What an attempt took; all entries are >= 0.
-
-    Attributes:
-        rounds: Gossip rounds of training.
-        messages: Messages over edges.
-        payload_bytes: Bytes of all messages, headers included.
-        max_edge_bytes: Most bytes over any directed edge.
-        hops: Hops of a token.
-        sample_gradients: Per-sample gradients, preprocessing included.
-        hvps: Per-sample Hessian-vector products.
-        solver_iterations: Iterations of linear solvers.
-        wall_seconds: Elapsed time.
-        simulated_seconds: From the request until the last peer is done, on the clock
-            of ``engine.clock``: what the network would take, not this program.
-        record_bytes: Bytes of the training record that was read.
-    """
-
-    rounds: int = 0
-    messages: int = 0
-    payload_bytes: int = 0
-    max_edge_bytes: int = 0
-    hops: int = 0
-    sample_gradients: int = 0
-    hvps: int = 0
-    solver_iterations: int = 0
-    wall_seconds: float = 0.0
-    simulated_seconds: float = 0.0
-    record_bytes: int = 0
-
-    _PEAKS: ClassVar[frozenset[str]] = frozenset({"max_edge_bytes", "record_bytes"})
-
-    @property
-    def gradient_evaluations(self) -> int:
-        """Per-sample gradients, each Hessian-vector product counted as two."""
-        return self.sample_gradients + 2 * self.hvps
-
-    def __add__(self, other: "Cost") -> "Cost":
-        """Return both costs together: sums, and the larger of two peaks."""
-        values = {}
-        for f in fields(self):
-            a, b = getattr(self, f.name), getattr(other, f.name)
-            values[f.name] = max(a, b) if f.name in self._PEAKS else a + b
-        return Cost(**values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +78,8 @@ class Outcome:
         progress: How far the request came, in a network with faults; else None.
         keep_checkpoints: Whether a commit leaves states from before the request on
             disk; the certificate is ``certified_conditional`` at most then.
+        personal: What a peer's method keeps beside the models, by peer and name; never
+            mixed with anybody's.
     """
 
     run: TrainedRun
@@ -118,11 +99,18 @@ class Outcome:
     residual_influence: Mapping[int, Residual] = field(default_factory=dict)
     progress: Progress | None = None
     keep_checkpoints: bool = False
+    personal: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
 
     @property
     def protocol_name(self) -> str:
         """The registered name of the protocol or baseline."""
         return unlearners.name_of(self.protocol)
+
+    @property
+    def label(self) -> str:
+        """What tables and plots call it: ``at-peer.<method>`` for a local method."""
+        label: str = getattr(self.protocol, "label", self.protocol_name)
+        return label
 
     def export(self, path: str | Path, *, secure: bool = False) -> Path:
         """Write every peer's model as safetensors, named ``peer<i>/<parameter>``.

@@ -30,7 +30,8 @@ from dfl_unlearn.errors import MissingInputError, RefusedError, StoreCorruptErro
 from dfl_unlearn.store.folder import RunFolder
 from dfl_unlearn.store.understood import understood
 from dfl_unlearn.unlearning.attempts import OutcomeFolder
-from dfl_unlearn.unlearning.contracts import Cost, Outcome, OutcomeStatus, unlearners
+from dfl_unlearn.unlearning.contracts import Cost, Outcome, OutcomeStatus
+from dfl_unlearn.unlearning.forms import protocol_of
 from dfl_unlearn.unlearning.progress import pending_from
 
 
@@ -235,7 +236,6 @@ def _read(
     folder: RunFolder, at: str, known: Mapping[str, Any], run: TrainedRun
 ) -> Outcome:
     request = request_from(folder.read_json(f"{at}/request.json"))
-    protocol = dict(known["protocol"])
     tensors = folder.read_tensors(f"{at}/state.safetensors")
     certificate = None
     if folder.path(f"{at}/certificate.json").is_file():
@@ -265,7 +265,7 @@ def _read(
     return Outcome(
         run=run,
         request=request,
-        protocol=unlearners.build(protocol.pop("use"), **protocol),
+        protocol=protocol_of(known["protocol"]),
         state=state,
         certificate=certificate,
         # older folders had no simulated clock

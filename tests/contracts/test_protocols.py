@@ -47,7 +47,7 @@ def run():
 
 def served(name, kind):
     """Skip a kind that the protocol says it does not serve."""
-    kinds = getattr(protocols.get(name), "kinds", None)
+    kinds = getattr(protocols.build(name), "kinds", None)
     if kinds is not None and kind not in kinds:
         pytest.skip(f"{name} serves {', '.join(sorted(kinds))}")
     return REQUESTS[kind]
@@ -154,7 +154,7 @@ def test_an_outcome_goes_on_without_the_data(name, kind, run):
 
 @every_protocol
 def test_a_kind_that_is_not_served_is_refused(name, run):
-    kinds = getattr(protocols.get(name), "kinds", REQUESTS)
+    kinds = getattr(protocols.build(name), "kinds", REQUESTS)
     for kind in set(REQUESTS) - set(kinds):
         with pytest.raises(UnsupportedRequestError, match=kind):
             unlearn(run, REQUESTS[kind], name)

@@ -1,0 +1,1 @@
+"""Methods that act on one model, one file each; see ``unlearning.local``."""
