@@ -124,7 +124,9 @@ class Retrain:
             )
         else:
             assert history is not None
-            drawn = history.batch_rows if self.coupled else _other_batches(work, history)
+            drawn = (
+                history.batch_rows if self.coupled else _other_batches(work, history)
+            )
             done = repeat_training(work, history, drawn)
         return work.outcome(
             self._certificate(task, work, done),
