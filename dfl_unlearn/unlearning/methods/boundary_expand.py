@@ -92,7 +92,7 @@ class BoundaryExpand:
         return work.outcome(trace={"forget_loss": losses})
 
     def _new_output(self, task: LocalTask[TensorBatch], rng: RngTree) -> Tensor:
-        """Return the new output's weights and, last, its constant, shape ``(d + 1,)``."""
+        """Return the new output's weights and last its constant, ``(d + 1,)``."""
         assert task.forget is not None
         with torch.no_grad():
             width = task.model.features(task.params, task.forget.inputs[:1]).shape[1]

@@ -1,10 +1,11 @@
 """Boundary shrink: give a class's rows to their nearest neighbours across the boundary.
 
 Chen, Gao, Jiang and Zhao (2023), *Boundary unlearning: rapid forgetting of deep
-networks via shifting the decision boundary*. A frozen copy of the model is asked what it
-calls ``x' = clip(x + bound sign(grad_x CE), 0, 1)``, x moved away from its label; the
-model is then trained on (x, that answer), on nothing else; bound 0.1, 10 epochs [code:
-OPTML-Group/Unlearn-WorstCase ``boundary_sh.py``; rates from 1e-8 up to 1e-4 recalled].
+networks via shifting the decision boundary*. A frozen copy of the model is asked what
+it calls ``x' = clip(x + bound sign(grad_x CE), 0, 1)``, x moved away from its label;
+the model is then trained on (x, that answer), on nothing else; bound 0.1, 10 epochs
+[code: OPTML-Group/Unlearn-WorstCase ``boundary_sh.py``; rates from 1e-8 up to 1e-4
+recalled].
 
 Deviations:
 

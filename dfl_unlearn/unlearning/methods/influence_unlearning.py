@@ -112,14 +112,12 @@ class InfluenceUnlearning:
             and task.retain_size * task.model.size <= _MOST_FLOATS
         )
         try:
-            forgotten = sum(part.sum(dim=0) for part in _gradients(work, task.forget))
+            forgotten = _sum(_gradients(work, task.forget))
             if dense:
                 each = torch.cat(list(_gradients(work, task.retain)))
                 retained = each.sum(dim=0)
             else:
-                retained = sum(
-                    part.sum(dim=0) for part in _gradients(work, task.retain)
-                )
+                retained = _sum(_gradients(work, task.retain))
             v = (m / n) * (forgotten / m - retained / (n - m))
             if dense:
                 weights = torch.full((n - m,), 1 / (n - m), dtype=torch.float64)
@@ -193,3 +191,11 @@ def _gradients(work: LocalWork, data: TensorBatch) -> Iterator[Tensor]:
             raise _SpentError
         work.sample_gradients += len(part)
         yield part
+
+
+def _sum(parts: Iterator[Tensor]) -> Tensor:
+    """Return the sum of all rows, ``(P,)``, without holding them."""
+    total = torch.zeros(())
+    for part in parts:
+        total = total + part.sum(dim=0)
+    return total

@@ -100,12 +100,13 @@ class Unsir:
         noise, noise_losses = self._noise(work, kept.inputs.shape[1:], generator)
         if work.spent():
             return work.outcome(notes=[CUT])
-        label = torch.full((len(noise),), task.request.class_id)
+        label = _labels(task, len(noise))
         mixed = TensorBatch(
             torch.cat([*[noise] * self.noise_copies, kept.inputs]),
             torch.cat([*[label] * self.noise_copies, kept.labels]),
         )
-        impaired, repaired = [], []
+        impaired: list[float] = []
+        repaired: list[float] = []
         for epoch in work.epochs(2):
             data = (mixed, kept)[epoch]
             spec = (self.impair, self.repair)[epoch]
@@ -134,7 +135,7 @@ class Unsir:
         """Return noise inputs and the class's mean loss on them before every step."""
         drawn = torch.randn((self.noise_rows, *shape), generator=generator)
         noise = drawn.to(work.flat.dtype).requires_grad_()
-        label = torch.full((self.noise_rows,), work.task.request.class_id)
+        label = _labels(work.task, self.noise_rows)
         adam = torch.optim.Adam([noise], lr=self.noise_rate)
         losses: list[float] = []
         for _ in range(self.noise_steps):
@@ -147,3 +148,9 @@ class Unsir:
             adam.step()
             losses.append(float(loss.detach()))
         return noise.detach(), losses
+
+
+def _labels(task: LocalTask[TensorBatch], rows: int) -> Tensor:
+    """Return the forgotten class once per row."""
+    assert task.request.class_id is not None
+    return torch.full((rows,), task.request.class_id)
