@@ -48,7 +48,7 @@ class BoundaryExpand:
     epochs: int = 10
     batch_size: int | None = 32
     optimizer: LocalOptimizer = field(
-        default_factory=lambda: LocalOptimizer(learning_rate=0.01, momentum=0.9)
+        default_factory=lambda: LocalOptimizer(learning_rate=0.001, momentum=0.9)
     )
 
     uses: ClassVar[frozenset[TaskPart]] = frozenset(

@@ -62,7 +62,7 @@ class BoundaryShrink:
     bound: float = 0.1
     target: Literal["other", "predicted"] = "other"
     optimizer: LocalOptimizer = field(
-        default_factory=lambda: LocalOptimizer(learning_rate=0.01, momentum=0.9)
+        default_factory=lambda: LocalOptimizer(learning_rate=0.001, momentum=0.9)
     )
 
     uses: ClassVar[frozenset[TaskPart]] = frozenset(

@@ -24,6 +24,7 @@ the same bits as training without them under the same draws.
 """
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import sha256
 from typing import ClassVar, Literal
 
@@ -163,7 +164,7 @@ class Sisa:
                 TensorBatch(data.inputs[rows], data.labels[rows]),
                 epochs=self.stage_epochs,
                 passes=passes,
-                order=lambda epoch, draws=draws: draws.torch("method", round=epoch),
+                order=partial(_order, draws),
             )
             if not finished:
                 break
@@ -246,7 +247,7 @@ class Sisa:
         if int(done.min()) < self.slices:
             assumptions.append(
                 Assumption(
-                    name="length",
+                    name="every stage is trained",
                     value=f"{int(done.sum())} of {self.shards * self.slices} stages "
                     "were trained within the budget",
                     source="proven",
@@ -255,6 +256,11 @@ class Sisa:
             )
         certificate = exact_certificate(methods.name_of(self), task, *assumptions)
         return replace(certificate, covers=(COVERS,))
+
+
+def _order(draws: RngTree, epoch: int) -> torch.Generator:
+    """Return the draws of one pass of a stage; no request has a part in them."""
+    return draws.torch("method", round=epoch)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
