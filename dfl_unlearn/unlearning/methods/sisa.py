@@ -23,6 +23,7 @@ draws its order of rows by key, over the rows that it has; deleting rows therefo
 the same bits as training without them under the same draws.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
@@ -276,7 +277,7 @@ class SisaEnsemble:
     members: Tensor
 
     @classmethod
-    def of(cls, model: FlatModel, personal: "dict[str, Tensor]") -> "SisaEnsemble":
+    def of(cls, model: FlatModel, personal: Mapping[str, Tensor]) -> "SisaEnsemble":
         """Return the ensemble that an outcome or a task's companions carry.
 
         Args:

@@ -13,11 +13,14 @@ from dfl_unlearn.engine.config import LocalSteps, SimulationConfig
 from dfl_unlearn.engine.simulator import retrain, simulate
 from dfl_unlearn.engine.trainers.dp_gossip import DpGossip
 from dfl_unlearn.errors import InvalidHyperparameterError, MissingRecordError
+from dfl_unlearn.record.plan import RecordPlan
 from dfl_unlearn.rng import RngTree
+from dfl_unlearn.unlearning.forms import form_of, protocol_of
 from dfl_unlearn.unlearning.local import Budget
 from dfl_unlearn.unlearning.local_tasks import local_task
 from dfl_unlearn.unlearning.methods.retrain import Retrain
 from dfl_unlearn.unlearning.optimizers import LocalOptimizer
+from dfl_unlearn.unlearning.protocols.at_peer import AtPeer
 from dfl_unlearn.unlearning.recipe import TrainingRecipe
 
 SHORT = TrainingRecipe(epochs=3, batch_size=10)
@@ -168,3 +171,27 @@ def test_a_start_that_was_not_kept_is_asked_for():
 def test_draws_are_either_repeated_or_named(fields):
     with pytest.raises(InvalidHyperparameterError, match="seed_offset"):
         Retrain(**fields)
+
+
+def test_the_least_record_that_serves_it_is_enough():
+    run = simulate(
+        trained().topology,
+        blobs([48], dtype=np.float64),
+        mlp(),
+        SimulationConfig(
+            rounds=6,
+            local=LocalSteps(batch_size=12),
+            evaluate_every=0,
+            dtype="float64",
+            record=RecordPlan.for_protocols(AtPeer(method=Retrain())),
+        ),
+    )
+    assert run.record.plan.parts == {"initial_state"}
+    assert torch.equal(
+        act(Retrain(), samples(run)).params, act(Retrain(), samples(trained())).params
+    )
+
+
+def test_a_recipe_is_kept_with_its_fields():
+    protocol = AtPeer(method=Retrain(recipe=SHORT))
+    assert protocol_of(form_of(protocol)) == protocol
