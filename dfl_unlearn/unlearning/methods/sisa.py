@@ -209,20 +209,13 @@ class Sisa:
             States before every stage and after the last, ``(S, R + 1, P)``, zeros where
             there is none; number of stages done, ``(S,)``.
         """
-        shape = (self.shards, self.slices + 1, task.model.size)
-        kept = task.companions.get("sisa-states")
-        fields = task.companions.get("sisa-fields")
-        if (
-            kept is None
-            or fields is None
-            or kept.shape != shape
-            or not torch.equal(fields, self._fingerprint())
-        ):
+        if not self._fits(task):
             assert task.fresh is not None
+            shape = (self.shards, self.slices + 1, task.model.size)
             states = torch.zeros(shape, dtype=task.params.dtype)
             states[:, 0] = task.fresh(rng.child(f"sisa/{task.peer}")).to(task.params)
             return states, torch.zeros(self.shards, dtype=torch.int64)
-        states = kept.to(task.params.dtype).clone()
+        states = task.companions["sisa-states"].clone()
         done = task.companions["sisa-done"].clone()
         known = task.companions["sisa-rows"].numpy()
         for s, j in zip(*self._deal(np.setxor1d(known, places)), strict=True):
@@ -230,6 +223,24 @@ class Sisa:
         for s in range(self.shards):  # later states saw rows that are gone
             states[s, int(done[s]) + 1 :] = 0
         return states, done
+
+    def _fits(self, task: LocalTask[TensorBatch]) -> bool:
+        """Tell whether the companions have an ensemble of these fields and model."""
+        kept = task.companions  # from a file, it may be: nothing is taken for granted
+        if not {"sisa-states", "sisa-done", "sisa-rows", "sisa-fields"} <= set(kept):
+            return False
+        states, done, rows = (kept[f"sisa-{n}"] for n in ("states", "done", "rows"))
+        return (
+            torch.equal(kept["sisa-fields"], self._fingerprint())
+            and states.shape == (self.shards, self.slices + 1, task.model.size)
+            and states.dtype == task.params.dtype
+            and bool(states.isfinite().all())
+            and done.shape == (self.shards,)
+            and done.dtype == rows.dtype == kept["sisa-fields"].dtype == torch.int64
+            and bool(((done >= 0) & (done <= self.slices)).all())
+            and rows.ndim == 1
+            and bool((rows >= 0).all())
+        )
 
     def _fingerprint(self) -> Tensor:
         """Return a number that tells these fields from others, shape ``(1,)``."""

@@ -105,3 +105,18 @@ def test_a_hidden_layer_less_model_is_served():
     outcome = act(FisherForgetting(), samples(trained(model)))
     assert outcome.params.shape == (21,)
     assert mlp().size != 21
+
+
+def test_a_loss_of_your_own_has_no_labels_to_draw():
+    from torch import nn
+    from torch.nn import functional
+
+    from dfl_unlearn.errors import UnsupportedModelError
+    from dfl_unlearn.models.flat import FlatModel
+
+    def loss(outputs, labels):
+        return functional.cross_entropy(outputs, labels, reduction="none")
+
+    model = FlatModel.from_module(nn.Sequential(nn.Linear(6, 3)), loss)
+    with pytest.raises(UnsupportedModelError, match="ssd"):
+        act(FisherForgetting(), samples(trained(model)))

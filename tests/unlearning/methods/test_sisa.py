@@ -207,3 +207,27 @@ def test_training_needs_all_rows(run):
     with pytest.raises(MissingInputError, match="local_task"):
         TWO_BY_THREE.train(hidden, RngTree(0))
     assert mlp().size == TWO_BY_THREE.train(samples(run), RngTree(0)).params.numel()
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("sisa-states", lambda t: t[:1]),
+        ("sisa-states", lambda t: t.float()),
+        ("sisa-states", lambda t: t + torch.nan),
+        ("sisa-done", lambda t: t + 1),
+        ("sisa-done", lambda t: t - 4),
+        ("sisa-done", lambda t: t.double()),
+        ("sisa-rows", lambda t: -t - 1),
+        ("sisa-rows", lambda t: t[None]),
+        ("sisa-fields", lambda t: t + 1),
+        ("sisa-fields", lambda t: t.double()),
+        ("sisa-fields", lambda t: t[:0]),
+    ],
+)
+def test_an_ensemble_that_was_damaged_is_not_taken_up(run, name, change):
+    task = prepared(TWO_BY_THREE, run)
+    damaged = {**task.companions, name: change(task.companions[name])}
+    outcome = act(TWO_BY_THREE, replace(task, companions=damaged))
+    assert outcome.info["stages_trained"] == 6
+    assert torch.equal(outcome.params, act(TWO_BY_THREE, without(task)).params)
