@@ -1,6 +1,6 @@
 """Boundary expand: send a class's rows to a class that is then taken away.
 
-Chen, Gao, Jiang and Zhao (2023), *Boundary unlearning: rapid forgetting of deep
+Chen, Gao, Liu, Peng and Wang (2023), *Boundary unlearning: rapid forgetting of deep
 networks via shifting the decision boundary*. The model gets one more output, is trained
 to give it to the forgotten rows, and loses it again, so that it has the parameters that
 it had before [code: OPTML-Group/Unlearn-WorstCase ``boundary_ex.py``, which forgets to
