@@ -296,6 +296,43 @@ class HessianOperator:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class EmpiricalFisher:
+    r"""The empirical Fisher information of an objective, plus l2 and damping.
+
+    :math:`\sum_r w_r g_r g_r^\top + (\lambda + \gamma) I`, multiplied without holding
+    single gradients: :math:`J^\top u`, one row of J per sample, is linear in u, so that
+    its product with v has the derivatives :math:`g_r^\top v`; a second pass sums.
+
+    Attributes:
+        objective: Its rows and weights; labels are those of the data.
+        theta: Where, shape ``(P,)`` float64.
+        damping: Added to the diagonal, >= 0.
+    """
+
+    objective: Objective
+    theta: Tensor
+    damping: float = 0.0
+
+    @property
+    def rows(self) -> int:
+        """Per-sample products of one multiplication."""
+        return self.objective.rows
+
+    def __matmul__(self, vector: Tensor) -> Tensor:
+        """Return the product with a vector, shape ``(P,)`` float64."""
+        model = self.objective.model
+        total = (model.l2 + self.damping) * vector
+        for x, y, w in self.objective._chunks:
+            leaf = self.theta.detach().requires_grad_()
+            losses = model.sample_losses(leaf, (x, y))
+            u = torch.ones_like(losses, requires_grad=True)
+            (summed,) = torch.autograd.grad(losses, leaf, u, create_graph=True)
+            (along,) = torch.autograd.grad(summed @ vector, u, retain_graph=True)
+            total += torch.autograd.grad(losses, leaf, w * along)[0]
+        return total
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class DiagonalFisher:
     r"""Diagonal of the Fisher information, plus l2 and damping.
 
