@@ -98,4 +98,7 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         inner = self.norm2(self.conv2(self.act(self.norm1(self.conv1(x)))))
         shortcut = x[..., :: self.stride, :: self.stride]
-        return self.act(inner + F.pad(shortcut, (0, 0, 0, 0, 0, self.added)))
+        rectified: Tensor = self.act(
+            inner + F.pad(shortcut, (0, 0, 0, 0, 0, self.added))
+        )
+        return rectified

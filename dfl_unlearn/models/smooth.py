@@ -17,7 +17,9 @@ from dfl_unlearn import _validate
 
 
 class SmeLU(nn.Module):
-    r"""Smooth rectifier: 0 below -beta, x above beta, ``(x + beta)^2 / (4 beta)`` inside.
+    r"""Smooth rectifier: 0 up to -beta, x from beta on, a parabola between them.
+
+    ``(x + beta)^2 / (4 beta)`` where abs(x) < beta.
 
     Both ends are exact, not the limits of a formula. The second derivative is
     ``1/(2 beta)`` inside the band and 0 outside, also where autograd takes it.
