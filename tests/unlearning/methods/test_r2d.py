@@ -642,6 +642,34 @@ def test_the_callers_regime_is_the_callers_claim():
         ).unlearn(task, RngTree(0))
 
 
+@pytest.mark.parametrize("regime", ["convex", "strongly_convex"])
+def test_a_network_is_not_convex_because_the_caller_says_so(network_run, regime):
+    known = {"smoothness": 1.0, "gradient_bound": 1.0, "strong_convexity": 0.1}
+    claim = carried_out(network_run, regime=regime, **known).certificate
+    assert claim.status == "heuristic"
+    assert "regime: violated" in claim.reasons
+    clipped = one_peer(*scaled_rows(), softmax(), clip_norm=0.3)
+    claim = carried_out(clipped, regime=regime, strong_convexity=0.01).certificate
+    assert claim.reasons[-1] == "regime: violated"
+    assert carried_out(network_run, **known).certificate.status == "heuristic"
+
+
+def test_a_smoothness_is_taken_from_the_caller_only_where_there_can_be_one(network_run):
+    known = {"smoothness": 1.0, "gradient_bound": 1.0}
+    claim = carried_out(network_run, **known).certificate
+    assert claim.status == "heuristic"
+    assert "smoothness (L): violated" in claim.reasons
+    smooth = models.build(
+        "mlp", input_shape=(5,), num_classes=3, hidden=(4,), smooth=True
+    )
+    claim = carried_out(one_peer(*scaled_rows(), smooth), **known).certificate
+    assert claim.status == "certified_conditional"
+    assert claim.reasons == (
+        "smoothness (L): assumed",
+        "gradient bound (G): assumed",
+    )
+
+
 def test_step_sizes_outside_the_regime_are_refused(run):
     with pytest.raises(SensitivityUnprovenError, match="learning_rate"):
         carried_out(run, regime="convex", smoothness=5.0)
