@@ -39,6 +39,7 @@ from dfl_unlearn.engine.stored import (
     LEDGER,
     begun_manifest,
     carried_out_from,
+    personal_of,
     check_noise,
     config_from,
     config_to,
@@ -283,7 +284,14 @@ def go_on(
     return finish_run(
         folder,
         manifest,
-        replace(finished, info=info, carried_out=carried_out_from(manifest)),
+        replace(
+            finished,
+            info=info,
+            carried_out=carried_out_from(manifest),
+            personal=personal_of(
+                folder, manifest, peers=run.data.n, size=run.model.size
+            ),
+        ),
     )
 
 

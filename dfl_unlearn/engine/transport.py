@@ -156,6 +156,8 @@ class Transport:
         payload_bytes: int,
         how: Dissemination,
         generator: np.random.Generator | None = None,
+        *,
+        hops: int | None = None,
     ) -> int:
         """Carry a vector from one peer to all others.
 
@@ -171,6 +173,7 @@ class Transport:
                 elsewhere, 2|E| messages a round, which leaves every peer a multiple of
                 it (``multiples``).
             generator: Draws the neighbours of ``push``.
+            hops: How far a tree or a flood goes; None is everywhere.
 
         Returns:
             Number of communication steps; for a tree or a flood the eccentricity of
@@ -188,7 +191,8 @@ class Transport:
             for _ in range(rounds):
                 self.exchange(kind, payload_bytes)
             return rounds
-        levels = self._levels(source)
+        levels = self._levels(source)[:hops]
+        cut = hops is not None and any(self._levels(source)[hops:])
         for level, edges in enumerate(levels):
             if how == "flood":
                 senders = {source} if level == 0 else {c for _, c in levels[level - 1]}
@@ -200,7 +204,7 @@ class Transport:
                     if j != parent.get(i)
                 ]
             self._step(kind, edges, payload_bytes)
-        if how == "flood":
+        if how == "flood" and not cut:
             # The last peers to be reached forward too; their copies are ignored.
             parent = {c: p for known in levels for p, c in known}
             last = {c for _, c in levels[-1]} if levels else set()
