@@ -200,7 +200,7 @@ def _copy_personal(folder: RunFolder, source: str, digest: str | None) -> None:
         StoreCorruptError: If the attempt's is not what is to be committed.
     """
     if digest is None:
-        _remove(folder, [folder.path(PERSONAL)])
+        _unlink(folder, [folder.path(PERSONAL)])
         return
     for rel in (source, PERSONAL):
         if not folder.path(rel).is_file():
@@ -247,13 +247,18 @@ def _settle(folder: RunFolder, at: str, files: int) -> None:
 
 def _remove(folder: RunFolder, files: list[Path]) -> None:
     """Remove files for good, and the checkpoints' folders with them."""
-    for file in files:
-        with writing(file):
-            file.unlink(missing_ok=True)
     checkpoints = folder.path("ckpt")
     if files and checkpoints.is_dir():
         with writing(checkpoints):
             shutil.rmtree(checkpoints)
+    _unlink(folder, files)
+
+
+def _unlink(folder: RunFolder, files: list[Path]) -> None:
+    """Remove files for good."""
+    for file in files:
+        with writing(file):
+            file.unlink(missing_ok=True)
     for parent in {file.parent for file in files} | {folder.root}:
         if parent.is_dir():
             with writing(parent):

@@ -69,8 +69,8 @@ def personal_from(
         place = _PLACE.fullmatch(key)
         if place is None or int(place[1]) >= peers:
             raise StoreCorruptError(
-                f"personal state: must be named <peer>/<name> with peers below {peers}, "
-                f"got {key[:80]!r}; the file was changed, unlearn again"
+                f"personal state: must be named <peer>/<name> with peers below {peers},"
+                f" got {key[:80]!r}; the file was changed, unlearn again"
             )
         if place[2] == PINNED and not (
             value.shape == (size,)

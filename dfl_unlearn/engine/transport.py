@@ -156,8 +156,6 @@ class Transport:
         payload_bytes: int,
         how: Dissemination,
         generator: np.random.Generator | None = None,
-        *,
-        hops: int | None = None,
     ) -> int:
         """Carry a vector from one peer to all others.
 
@@ -173,7 +171,6 @@ class Transport:
                 elsewhere, 2|E| messages a round, which leaves every peer a multiple of
                 it (``multiples``).
             generator: Draws the neighbours of ``push``.
-            hops: How far a tree or a flood goes; None is everywhere.
 
         Returns:
             Number of communication steps; for a tree or a flood the eccentricity of
@@ -191,8 +188,7 @@ class Transport:
             for _ in range(rounds):
                 self.exchange(kind, payload_bytes)
             return rounds
-        levels = self._levels(source)[:hops]
-        cut = hops is not None and any(self._levels(source)[hops:])
+        levels = self._levels(source)
         for level, edges in enumerate(levels):
             if how == "flood":
                 senders = {source} if level == 0 else {c for _, c in levels[level - 1]}
@@ -204,7 +200,7 @@ class Transport:
                     if j != parent.get(i)
                 ]
             self._step(kind, edges, payload_bytes)
-        if how == "flood" and not cut:
+        if how == "flood":
             # The last peers to be reached forward too; their copies are ignored.
             parent = {c: p for known in levels for p, c in known}
             last = {c for _, c in levels[-1]} if levels else set()
@@ -219,6 +215,34 @@ class Transport:
                 payload_bytes,
             )
         return len(levels)
+
+    def notify(
+        self, source: int, kind: str, payload_bytes: int, hops: int | None = None
+    ) -> None:
+        """Tell the peers within some hops: a flood that stops there.
+
+        Args:
+            source: Where it starts.
+            kind: What it carries.
+            payload_bytes: Size without the header.
+            hops: How far it goes; None is everywhere.
+        """
+        levels = self._levels(source)
+        if hops is None or hops >= len(levels):
+            self.broadcast(source, kind, payload_bytes, "flood")
+            return
+        parent: dict[int, int] = {}
+        senders = {source}
+        for edges in levels[:hops]:
+            ways = [
+                (i, j)
+                for i in sorted(senders)
+                for j in self._neighbours[i]
+                if j != parent.get(i)
+            ]
+            self._step(kind, ways, payload_bytes)
+            parent |= {child: above for above, child in edges}
+            senders = {child for _, child in edges}
 
     def all_reduce(self, kind: str, payload_bytes: int, root: int = 0) -> None:
         """Count a sum over all peers: up a breadth-first tree and down again.

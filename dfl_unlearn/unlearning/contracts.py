@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
 from dfl_unlearn.accounting.certificate import Certificate
 from dfl_unlearn.accounting.ledger import PrivacyLedger
 from dfl_unlearn.data.forget import ForgetRequest

@@ -121,9 +121,7 @@ def corrected(
     personal = dict(run.personal)
     found: dict[int, LocalOutcome] = {}
     for peer in request.peers:
-        task = local_task(
-            run, request, peer, budget=protocol.budget, ledger=run.ledger
-        )
+        task = local_task(run, request, peer, budget=protocol.budget, ledger=run.ledger)
         found[peer] = run_at(protocol.method, task, rng)
         params[peer] = found[peer].params
         personal.pop(peer, None)  # what the method keeps takes the place of the old
@@ -307,7 +305,7 @@ def _told(
         payload = size
         if protocol.share_forget:
             payload += store.inputs[index].nbytes + store.labels[index].nbytes
-        transport.broadcast(owner, "notice", payload, "flood", hops=protocol.reach)
+        transport.notify(owner, "notice", payload, protocol.reach)
     if protocol.share_forget:
         notes.append(
             f"disclosure: the {request.size(run.data)} forgotten rows themselves were "

@@ -21,7 +21,7 @@ one model and its own data, and the trajectory was gossip. ``rewind_network`` ha
 proof of its own (``unlearning.network_rewind``).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Literal, get_args
 
@@ -145,7 +145,9 @@ class AtPeer:
         _validate.of_type(bool, share_forget=self.share_forget)
         for name in ("reach", "rewind_rounds"):
             if getattr(self, name) is not None:
-                _validate.integer(at_least=1, error=wrong, **{name: getattr(self, name)})
+                _validate.integer(
+                    at_least=1, error=wrong, **{name: getattr(self, name)}
+                )
         _validate.integer(maintain_steps=self.maintain_steps, at_least=0, error=wrong)
         for name in ("maintain_threshold", "influence_threshold"):
             _validate.number(
@@ -365,8 +367,6 @@ class AtPeer:
         if not broken:
             return replace(claim, method="at-peer")
         # Of several owners the weakest claim; all are nominal.
-        epsilons = [_nominal(c.epsilon, c.nominal_epsilon) for c in claims]
-        deltas = [_nominal(c.delta, c.nominal_delta) for c in claims]
         violated = [
             Assumption(
                 name=name,
@@ -382,8 +382,8 @@ class AtPeer:
             request_id=request.request_id,
             group_size=claim.group_size,
             scope=claim.scope,
-            epsilon=None if None in epsilons else max(e for e in epsilons if e is not None),
-            delta=None if None in deltas else max(d for d in deltas if d is not None),
+            epsilon=_most(_first(c.epsilon, c.nominal_epsilon) for c in claims),
+            delta=_most(_first(c.delta, c.nominal_delta) for c in claims),
             sensitivity=claim.sensitivity,
             bound=claim.bound,
             noise_std=claim.noise_std,
@@ -450,5 +450,12 @@ def without_noise(
     return replace(method, **dict.fromkeys(names))  # type: ignore[type-var]
 
 
-def _nominal(known: float | None, nominal: float | None) -> float | None:
+def _first(known: float | None, nominal: float | None) -> float | None:
     return nominal if known is None else known
+
+
+def _most(values: Iterable[float | None]) -> float | None:
+    """Return the largest of some numbers; None where one is not known."""
+    found = list(values)
+    known = [value for value in found if value is not None]
+    return max(known) if len(known) == len(found) else None
