@@ -184,7 +184,7 @@ def test_scaled_moves_the_mean_by_the_whole_change(run):
 
 
 def test_scaled_without_a_round_would_leave_n_changes_at_the_requester():
-    with pytest.raises(InvalidHyperparameterError, match="gossip_rounds.*scaled"):
+    with pytest.raises(InvalidHyperparameterError, match=r"gossip_rounds.*scaled"):
         AtPeer(method=TUNE, reentry="scaled")
 
 
@@ -263,7 +263,7 @@ def test_notify_runs_the_method_within_reach_only(run):
 
 
 def test_notify_sends_the_rows_only_where_that_is_said(run):
-    with pytest.raises(InvalidHyperparameterError, match="share_forget.*discloses"):
+    with pytest.raises(InvalidHyperparameterError, match=r"share_forget.*discloses"):
         AtPeer(method=Ascent(), reentry="notify")
     shared = AtPeer(method=Ascent(), reentry="notify", share_forget=True)
     outcome = unlearn(run, REQUEST, shared)
@@ -559,7 +559,7 @@ def test_fields_that_do_not_go_together_are_refused(fields, message):
 
 def test_a_network_with_faults_is_refused_with_the_way_out():
     run = network(faults=FaultPlan(models=(MessageLoss(p=0.1),)))
-    with pytest.raises(UnsupportedRequestError, match="at-peer.*retrain"):
+    with pytest.raises(UnsupportedRequestError, match=r"at-peer.*retrain"):
         unlearn(run, REQUEST, AtPeer(method=TUNE))
 
 
