@@ -14,6 +14,7 @@ from dfl_unlearn.data.batch import TensorBatch
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.engine.config import LocalSteps, SimulationConfig
+from dfl_unlearn.engine.run import load_run
 from dfl_unlearn.engine.simulator import retrain, simulate
 from dfl_unlearn.errors import (
     InvalidArgumentError,
@@ -35,6 +36,7 @@ from dfl_unlearn.topology.graph import Topology
 from dfl_unlearn.unlearning.apply import unlearn
 from dfl_unlearn.unlearning.local import Budget, LocalTask, only
 from dfl_unlearn.unlearning.local_tasks import local_task
+from dfl_unlearn.unlearning.methods.fine_tune import FineTune
 from dfl_unlearn.unlearning.methods.r2d import R2d
 from dfl_unlearn.unlearning.protocols.at_peer import AtPeer
 
@@ -536,6 +538,29 @@ def test_two_requests_in_a_row_are_one_for_both(run):
     # The noised model is no state of training, though it stands at its end.
     with pytest.raises(MissingRecordError, match="companions"):
         carried_out(later, task=replace(second, companions={}), steps=0)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_network_of_one_peer_forgets_one_request_after_another(run, stored, tmp_path):
+    bare, noisy = AtPeer(method=R2d(epsilon=None)), AtPeer(method=R2d())
+    both = unlearn(run, request((0, 3, 5, 8)), bare)
+    first = unlearn(run, request((0, 3), "r0"), noisy).as_run()
+    if stored:
+        first = load_run(first.save(tmp_path / "run").folder, data=run.data)
+    second = unlearn(first, request((5, 8), "r1"), bare)
+    torch.testing.assert_close(
+        second.state.params, both.state.params, rtol=1e-12, atol=1e-14
+    )
+    claim = unlearn(first, request((5, 8), "r1"), noisy).certificate
+    assert claim.status == "certified"
+    whole = unlearn(run, request((0, 3, 5, 8)), noisy).certificate
+    assert claim.sensitivity == whole.sensitivity
+    more = AtPeer(method=R2d(rewind=0.9))
+    with pytest.raises(MissingRecordError, match="companions"):
+        unlearn(first, request((5, 8), "r1"), more)
+    other = unlearn(run, request((0, 3), "r0"), AtPeer(method=FineTune())).as_run()
+    with pytest.raises(MissingRecordError, match="stayed behind"):
+        unlearn(other, request((5, 8), "r1"), noisy)
 
 
 def test_a_state_worked_out_backwards_does_as_well_as_a_kept_one(run):
