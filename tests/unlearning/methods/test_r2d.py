@@ -112,7 +112,7 @@ def scaled_rows(n=48, features=5, classes=3, seed=0):
     return x, labels
 
 
-def one_peer(x, y, model, *, rounds=12, every=1, bound=1.0, **local):
+def one_peer(x, y, model, *, rounds=12, every=1, bound=1.0, dtype="float64", **local):
     local = {"batch_size": None, "learning_rate": 0.5} | local
     pair = (torch.from_numpy(x), torch.from_numpy(y))
     data = PeerData.from_tensors(
@@ -126,7 +126,7 @@ def one_peer(x, y, model, *, rounds=12, every=1, bound=1.0, **local):
             rounds=rounds,
             local=LocalSteps(**local),
             evaluate_every=0,
-            dtype="float64",
+            dtype=dtype,
             record=RecordPlan(every=every),
         ),
     )
@@ -411,6 +411,22 @@ def test_constants_that_rest_on_the_rows_or_the_caller_are_conditional():
     assert given.status == "certified_conditional"
     known = carried_out(run).certificate
     assert given.sensitivity > known.sensitivity
+
+
+def test_rounding_is_set_aside_where_training_is_not_in_float64():
+    x, y = scaled_rows()
+    exact = carried_out(one_peer(x, y, softmax())).certificate
+    single = carried_out(one_peer(x, y, softmax(), dtype="float32")).certificate
+    assert single.status == "certified"
+    assert single.sensitivity == pytest.approx(1.01 * exact.sensitivity, rel=1e-12)
+    (rounding,) = [a for a in single.assumptions if a.name == "rounding of training"]
+    assert 0 < rounding.value < 0.01 * exact.sensitivity
+    assert all(a.name != "rounding of training" for a in exact.assumptions)
+    # Steps so short that a row moves the model by less than rounding does.
+    short = one_peer(x, y, softmax(), dtype="float32", learning_rate=1e-6)
+    claim = carried_out(short).certificate
+    assert claim.status == "heuristic"
+    assert claim.reasons == ("rounding of training: violated",)
 
 
 def test_an_adaptive_request_is_conditional(run):
