@@ -291,11 +291,14 @@ class PeerData:
                         f"{longest!r}; state a larger bound or scale the rows"
                     )
 
-    def input_radius(self, *, bias: bool) -> tuple[float, bool]:
+    def input_radius(
+        self, *, bias: bool, peer: int | None = None
+    ) -> tuple[float, bool]:
         """Return a bound on the norm of every input as models see it.
 
         Args:
             bias: Whether a 1 is appended to each input.
+            peer: Whose rows are looked at; None is everybody's.
 
         Returns:
             The bound, and whether it is public: from ``norm_bound``, ``feature_bound``
@@ -311,7 +314,8 @@ class PeerData:
             squares.append(self.norm_bound**2)
         if squares:
             return math.sqrt(min(squares) + bias), True
-        return math.sqrt(_largest_square(self.store.inputs) + bias), False
+        rows = slice(None) if peer is None else self.rows(peer)
+        return math.sqrt(_largest_square(self.store.inputs[rows]) + bias), False
 
     @cached_property
     def sizes(self) -> NDArray[np.int64]:
