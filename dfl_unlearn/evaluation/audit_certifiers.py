@@ -1,4 +1,4 @@
-"""The certifiers of gossip's claims: Newton's correction and fine-tuning."""
+"""Which claim has which certifier; those of Newton's correction and fine-tuning."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,7 +24,7 @@ from dfl_unlearn.evaluation.audit_worlds import (
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.unlearning.contracts import UnlearningProtocol
 from dfl_unlearn.unlearning.influence_weights import correction_weights
-from dfl_unlearn.unlearning.local import methods
+from dfl_unlearn.unlearning.methods.r2d import R2d
 from dfl_unlearn.unlearning.protocols.at_peer import AtPeer
 from dfl_unlearn.unlearning.protocols.fine_tune import FineTune
 from dfl_unlearn.unlearning.protocols.newton_fisher import NewtonFisher
@@ -57,7 +57,7 @@ def worlds_of(setting: Setting, protocol: UnlearningProtocol) -> Worlds:
         return FineTuneWorlds(setting, protocol)
     if isinstance(protocol, RrDu) and protocol.certify == "retrain":
         return TokenWorlds(setting, protocol)
-    if isinstance(protocol, AtPeer) and methods.name_of(protocol.method) == "r2d":
+    if isinstance(protocol, AtPeer) and isinstance(protocol.method, R2d):
         return RewindWorlds(setting, protocol)
     raise UnsupportedRequestError(
         "protocol: must make a claim that an audit knows the certifier of "
