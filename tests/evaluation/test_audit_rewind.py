@@ -1,79 +1,35 @@
 """Audits of rewinding one model: the claim stands, and falls where it is broken.
 
-The setting makes the bound nearly an equality: clipped gradients of the rows that stay
-all point one way, those of the rows that go the other way, so a sensitivity or noise
-that is too small is not hidden by the slack that other data leave.
+The setting makes the bound nearly an equality (see ``networks.opposed_run``), so that a
+sensitivity that is too small is not hidden by the slack that other data leave.
 """
 
 from dataclasses import replace
 
 import pytest
 import torch
+from networks import opposed_run
 
 from dfl_unlearn.accounting.release import GaussianRelease
 from dfl_unlearn.data.batch import TensorBatch
 from dfl_unlearn.data.forget import ForgetRequest
-from dfl_unlearn.data.peers import PeerData
-from dfl_unlearn.engine.config import LocalSteps, SimulationConfig
-from dfl_unlearn.engine.simulator import simulate
+from dfl_unlearn.engine.config import LocalSteps
 from dfl_unlearn.errors import UnsupportedRequestError
 from dfl_unlearn.evaluation.audit import audit_epsilon, audit_noise_std, one_run_audit
 from dfl_unlearn.evaluation.audit_rewind import RewindWorlds
 from dfl_unlearn.evaluation.audit_worlds import Setting, SilentTree
-from dfl_unlearn.models.zoo import models
-from dfl_unlearn.record.plan import RecordPlan
-from dfl_unlearn.rng import RngTree
-from dfl_unlearn.topology.files import load_topology
-from dfl_unlearn.topology.graph import Topology
 from dfl_unlearn.unlearning import r2d_claim
 from dfl_unlearn.unlearning.methods.r2d import R2d
 from dfl_unlearn.unlearning.protocols import at_peer
 from dfl_unlearn.unlearning.protocols.at_peer import AtPeer
 
 REQUEST = ForgetRequest.samples(peer=0, indices=[0, 1], request_id="r0")
-ROUNDS, RATE, CLIP, ROWS, SIZE = 8, 0.5, 0.2, 40, 64
 METHOD = R2d(rewind=0.5, epsilon=1.0, delta=1e-5)
-
-
-def rows(seed=0):
-    """Rows of norm at most 1 near one direction; the first two have the other label."""
-    generator = RngTree(seed).torch("data-split")
-    x = 0.05 * torch.randn(ROWS, SIZE, generator=generator, dtype=torch.float64)
-    x[:, 0] = 1.0
-    x = x / (x.norm(dim=1, keepdim=True) * (1 + 1e-9))
-    y = torch.ones(ROWS, dtype=torch.int64)
-    y[:2] = 0
-    return x, y
-
-
-def trained(peers=1, l2=0.0, **changes):
-    x, y = rows()
-    parts = list(zip(x.chunk(peers), y.chunk(peers), strict=True))
-    data = PeerData.from_tensors(parts, test=(x, y), num_classes=2, norm_bound=1.0)
-    model = models.build(
-        "logistic",
-        input_shape=(SIZE,),
-        num_classes=2,
-        l2=l2,
-        bias=False,
-        zero_start=True,
-    )
-    config = SimulationConfig(
-        rounds=ROUNDS,
-        dtype="float64",
-        evaluate_every=0,
-        local=LocalSteps(batch_size=None, learning_rate=RATE, clip_norm=CLIP),
-        record=RecordPlan(
-            parts=frozenset({"initial_state", "checkpoints"}), every=ROUNDS // 4
-        ),
-    )
-    network = Topology.single() if peers == 1 else load_topology("complete", n=peers)
-    return simulate(network, data, model, replace(config, **changes))
 
 
 @pytest.fixture(scope="module")
 def run():
-    return trained()
+    return opposed_run()
 
 
 def audit(run, method=METHOD, replicas=60, **options):
@@ -89,7 +45,7 @@ def test_a_claim_that_holds_is_consistent_though_its_bound_is_nearly_reached(run
     assert found.verdict == "consistent"
     bound = found.claim.sensitivity
     # 2 eta m G (T - K) / n, and the rows make an equality of it but for their angles.
-    assert bound == pytest.approx(2 * RATE * 2 * CLIP * 4 / ROWS, rel=1e-12)
+    assert bound == pytest.approx(2 * 0.5 * 2 * 0.2 * 4 / 40, rel=1e-12)
     assert 0.8 * bound < found.shift_measured <= bound
     assert found.noise_holds
     assert [c.verdict for c in found.negative_controls] == ["refuted", "refuted"]
@@ -171,7 +127,7 @@ def test_the_reference_never_saw_the_forgotten_rows(run):
 
 
 def test_float32_is_audited_too():
-    found = audit(trained(dtype="float32"), noise_check=False)
+    found = audit(opposed_run(dtype="float32"), noise_check=False)
     assert found.verdict == "consistent"
 
 
@@ -188,9 +144,9 @@ def test_what_has_no_such_certifier_is_refused(run):
     refused(run, replace(METHOD, rewind=1.0), "must add noise")
     refused(run, replace(METHOD, epsilon=None), "must make a claim")
     refused(run, METHOD, "gossip_rounds=2", gossip_rounds=2)
-    local = LocalSteps(batch_size=8, learning_rate=RATE, clip_norm=CLIP)
-    refused(trained(local=local), METHOD, "batch_size=8")
-    refused(trained(peers=2), METHOD, "2 peers")
+    local = LocalSteps(batch_size=8, learning_rate=0.5, clip_norm=0.2)
+    refused(opposed_run(local=local), METHOD, "batch_size=8")
+    refused(opposed_run(peers=2), METHOD, "2 peers")
     gone = run.replaced(data=run.data.without(ForgetRequest.samples(0, indices=[9])))
     refused(gone, METHOD, "1 rows taken")
     refused(replace(run, record=None), METHOD, "a run with a record, got none")
