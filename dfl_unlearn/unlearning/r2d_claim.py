@@ -54,11 +54,14 @@ class Constants:
         smoothness: L, l2 and weight decay included.
         gradient_bound: G, of the data term.
         strong_convexity: mu >= 0, None where the loss need not be convex.
+        nonconvex: Whether the model's type is known and proves nothing convex: a
+            network with hidden layers, or clipped gradients of softmax.
     """
 
     smoothness: Assumption | None
     gradient_bound: Assumption | None
     strong_convexity: Assumption | None
+    nonconvex: bool
 
     def regime(self, method: "R2d", rate: float) -> Regime:
         """Return the regime asked for; with ``auto`` the tightest that is known.
@@ -100,21 +103,27 @@ class Constants:
                     note=f"give {key}, or safety to have it estimated",
                 )
             found.append(replace(constant, name=_NAMES[key]))
+        return [*found, self._regime_assumed(regime)]
+
+    def _regime_assumed(self, regime: Regime) -> Assumption:
+        """Return what taking the loss for convex, or for nothing, rests on."""
         convex = self.strong_convexity
-        given = convex is None or convex.source == "assumed"
-        found.append(
-            Assumption(
-                name="regime",
-                value=regime,
-                source="assumed" if given and regime != "nonconvex" else "proven",
-                note="nothing is asked of the loss but smoothness"
-                if regime == "nonconvex"
-                else "as the caller says"
-                if given
-                else "by the model's registered type",
-            )
+        known = convex is not None and convex.source == "proven"
+        note = "by the model's registered type"
+        if regime == "nonconvex":
+            known, note = True, "nothing is asked of the loss but smoothness"
+        elif self.nonconvex:
+            note = "the model's registered type is not convex; use regime='nonconvex'"
+        elif not known:
+            note = "as the caller says"
+        wrong = regime != "nonconvex" and self.nonconvex
+        return Assumption(
+            name="regime",
+            value=regime,
+            source="proven" if known or wrong else "assumed",
+            state="violated" if wrong else "held",
+            note=note,
         )
-        return found
 
 
 def constants_of(
@@ -138,16 +147,35 @@ def constants_of(
         value: float | None = getattr(method, name)
         found[name] = getattr(history, name)
         if value is not None:
-            found[name] = Assumption(
-                name=name, value=value, source="assumed", note="given by the caller"
-            )
+            found[name] = _given(name, value, task)
     if method.safety is not None:
         for name in ("smoothness", "gradient_bound"):
             if found[name] is None:
                 found[name] = _estimate(name, method.safety, task, work, rng)
                 if found[name] is None:
                     return None
-    return Constants(**found)
+    return Constants(
+        **found,
+        nonconvex=task.model.structure is not None and history.strong_convexity is None,
+    )
+
+
+def _given(name: str, value: float, task: LocalTask[TensorBatch]) -> Assumption:
+    """Return a constant that the caller states; a kink has no smoothness, though."""
+    structure = task.model.structure
+    kinked = structure is not None and len(structure.layers) > 1
+    if name == "smoothness" and kinked:
+        return Assumption(
+            name=name,
+            value=value,
+            source="assumed",
+            state="violated",
+            note="given by the caller, but the slope of ReLU jumps, so that there is "
+            "no such constant; use a smooth model",
+        )
+    return Assumption(
+        name=name, value=value, source="assumed", note="given by the caller"
+    )
 
 
 def _estimate(
