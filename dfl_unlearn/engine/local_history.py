@@ -44,7 +44,7 @@ def history_of(run: TrainedRun, peer: int) -> LocalHistory | None:
         rows: NDArray[np.int64] = batch.index[0][batch.weights[0] > 0] - start
         return rows
 
-    constants = _constants(run, peer)
+    constants = known_constants(run, peer)
     return LocalHistory(
         learning_rate=local.learning_rate,
         lr_schedule=local.lr_schedule,
@@ -67,11 +67,19 @@ def history_of(run: TrainedRun, peer: int) -> LocalHistory | None:
     )
 
 
-def _constants(run: TrainedRun, peer: int) -> dict[str, Assumption]:
+def known_constants(run: TrainedRun, peer: int) -> dict[str, Assumption]:
     """Return the constants of a peer's own objective, as far as they are known.
 
     Clipping keeps a sample's gradient Lipschitz, since the projection to a ball is
     nonexpansive, also where clipped gradients are none of a convex function [derived].
+
+    Args:
+        run: The trained run.
+        peer: Whose.
+
+    Returns:
+        ``smoothness`` (l2 and weight decay included), ``gradient_bound`` (data term)
+        and, of a convex objective, ``strong_convexity``.
     """
     model, clip_norm = run.model, run.config.clip_norm
     if not model.convex:

@@ -91,6 +91,8 @@ class LocalTask(Generic[Data]):
         companions: Personal state from earlier outcomes, by name.
         ledger: Where a method that adds noise writes it down first.
         allowed: Parts that the method may look at; see ``only``.
+        elsewhere: Whether the rows that go are another peer's, so that a method works
+            though none of its peer's own go.
     """
 
     model: FlatModel
@@ -108,6 +110,7 @@ class LocalTask(Generic[Data]):
     companions: Mapping[str, Tensor] = field(default_factory=dict)
     ledger: PrivacyLedger = field(default_factory=PrivacyLedger)
     allowed: frozenset[TaskPart] = PARTS
+    elsewhere: bool = False
 
     @property
     def forget_size(self) -> int:
@@ -288,7 +291,7 @@ def unchanged(method: object, task: LocalTask[TensorBatch]) -> LocalOutcome | No
     Returns:
         An exact copy at no cost, certificate ``exact``; None where there is work.
     """
-    if task.forget_size:
+    if task.forget_size or task.elsewhere:
         check_task(method, task)
         return None
     return LocalOutcome(
