@@ -160,7 +160,7 @@ def test_one_rewound_model_goes_through_the_same_door(tmp_path, capsys):
     words = ("--runs", tmp_path, "--replicas", 60, "--gamma", 0.01)
     assert call("audit", tmp_path / "rewound.toml", *words) == 0
     out = capsys.readouterr().out
-    assert "at-peer:\nAUDIT  request r0  scope release  claim (ε=1, δ=1e-05" in out
+    assert "at-peer.r2d:\nAUDIT  request r0  scope release  claim (ε=1, δ=1e-05" in out
     assert "verdict: consistent" in out
     kept = tmp_path / "rewound" / "outcomes" / "r0.at-peer" / "audit.json"
     assert AuditResult.from_json(kept.read_text()).noise_holds

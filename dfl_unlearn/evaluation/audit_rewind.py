@@ -1,6 +1,7 @@
-"""The certifier of rewinding one model: retraining from the same start, plus noise.
+"""The certifier of rewinding: retraining from the same start, plus noise.
 
-The claim compares two trainings that begin at the same parameters and take full-batch
+One model at the only peer, or all models of a network that goes back together. The
+claim compares two trainings that begin at the same parameters and take full-batch
 steps, so nothing in either is drawn but the noise, and a guesser may know start,
 steps and data. Both trainings are therefore run once, anew, by the simulator: on all
 rows for the world that unlearns, whose past states the method then gets instead of
@@ -29,20 +30,22 @@ from dfl_unlearn.unlearning.protocols.at_peer import AtPeer
 
 
 class RewindWorlds:
-    """Rewinding at the only peer against retraining it, with the same noise."""
+    """Models that were rewound against retrained ones, with the same noise."""
 
-    stacked, single, first, sources = True, False, False, 1
+    stacked, single, first = True, False, False
 
     def __init__(self, setting: Setting, protocol: AtPeer) -> None:
         """Train both worlds and carry the protocol out once.
 
         Raises:
             UnsupportedRequestError: If training draws batches, the run carries earlier
-                requests, other peers or rounds take part, or nothing is noised.
+                requests, peers or rounds take part that the claim is not about, or
+                nothing is noised.
         """
         _check(setting, protocol)
         self.setting, self.protocol = setting, protocol
-        self.scales = torch.ones(1, dtype=torch.float64)
+        self.sources = setting.run.topology.n
+        self.scales = torch.ones(self.sources, dtype=torch.float64)
         self.claim = claimed(setting, protocol)
         if not self.claim.noise_std:
             raise UnsupportedRequestError(
@@ -64,18 +67,18 @@ class RewindWorlds:
         trees: Sequence[RngTree],
         progress: Callable[[int], None] | None = None,
     ) -> Tensor:
-        """Return the trained model once per replica: training draws nothing."""
+        """Return the trained models once per replica: training draws nothing."""
         params = self._seen[self.setting.run.config.dtype].state.params
         if progress is not None:
             progress(len(trees))
         return params.expand(len(trees), *params.shape)
 
     def before(self) -> Tensor:
-        """Return where training on all rows ends, ``(1, P)`` float64."""
+        """Return where training on all rows ends, ``(N, P)`` float64."""
         return self._seen["float64"].state.params
 
     def unlearned(self, params: Tensor, tree: RngTree) -> Tensor:
-        """Return the model after the protocol."""
+        """Return all models after the protocol."""
         return self._carried_out(self.setting, params, tree)
 
     def released(
@@ -89,19 +92,19 @@ class RewindWorlds:
         return rows.to(self.setting.run.config.torch_dtype).double()
 
     def bare(self, params: Tensor, tree: RngTree) -> Tensor:
-        """Return the model after the protocol, in float64.
+        """Return all models after the protocol, in float64.
 
-        A model at the target has retraining's past: the steps that are taken again
+        A state at the target has retraining's past: the steps that are taken again
         then end at the target as well, and what is left is the noise.
         """
         return self._carried_out(self._exact, params, tree)
 
     def uncorrected(self, params: Tensor) -> Tensor:
-        """Return the trained model."""
+        """Return the trained models."""
         return params.double()
 
     def shift(self, rows: Tensor) -> float:
-        """Return the distance to retraining."""
+        """Return the distance of all rows together to retraining."""
         return float((rows - self.target.rows).norm())
 
     def _carried_out(self, setting: Setting, params: Tensor, tree: RngTree) -> Tensor:
@@ -115,11 +118,13 @@ class RewindWorlds:
 
 
 def _check(setting: Setting, protocol: AtPeer) -> None:
-    run = setting.run
-    if run.topology.n > 1 or protocol.gossip_rounds:
-        needed = "be of one peer without further rounds"
-        got = f"{run.topology.n} peers and gossip_rounds={protocol.gossip_rounds}"
-        remedy = "in a network the claim is heuristic; audit the method at one peer"
+    run, together = setting.run, protocol.reentry == "rewind_network"
+    alone = run.topology.n == 1 and protocol.reentry == "requester"
+    if not together and (not alone or protocol.gossip_rounds):
+        needed = "be of one peer without further rounds, or of reentry='rewind_network'"
+        got = f"{run.topology.n} peers, reentry={protocol.reentry!r} and gossip_rounds="
+        got += f"{protocol.gossip_rounds}"
+        remedy = "elsewhere the claim is heuristic"
     elif run.config.local.batch_size is not None:
         needed = "train on full batches"
         got = f"batch_size={run.config.local.batch_size}"

@@ -18,9 +18,8 @@ from dfl_unlearn.errors import UnsupportedRequestError
 from dfl_unlearn.evaluation.audit import audit_epsilon, audit_noise_std, one_run_audit
 from dfl_unlearn.evaluation.audit_rewind import RewindWorlds
 from dfl_unlearn.evaluation.audit_worlds import Setting, SilentTree
-from dfl_unlearn.unlearning import r2d_claim
+from dfl_unlearn.unlearning import network_claim, r2d_claim, reentry
 from dfl_unlearn.unlearning.methods.r2d import R2d
-from dfl_unlearn.unlearning.protocols import at_peer
 from dfl_unlearn.unlearning.protocols.at_peer import AtPeer
 
 REQUEST = ForgetRequest.samples(peer=0, indices=[0, 1], request_id="r0")
@@ -79,7 +78,7 @@ def test_a_sensitivity_that_is_too_small_is_refuted_by_the_shift(run, monkeypatc
 
 
 def test_steps_on_forgotten_rows_in_place_of_kept_ones_are_refuted(run, monkeypatch):
-    right = at_peer.local_task
+    right = reentry.local_task
 
     def leaking(*given, **named):
         task = right(*given, **named)
@@ -87,7 +86,7 @@ def test_steps_on_forgotten_rows_in_place_of_kept_ones_are_refuted(run, monkeypa
         inputs[:2], labels[:2] = task.forget.inputs, task.forget.labels
         return replace(task, retain=TensorBatch(inputs, labels))
 
-    monkeypatch.setattr(at_peer, "local_task", leaking)
+    monkeypatch.setattr(reentry, "local_task", leaking)
     found = audit(run, replace(METHOD, rewind=0.75), noise_check=False)
     assert found.verdict == "refuted"
     assert found.shift_measured > 2 * found.claim.sensitivity
@@ -126,6 +125,28 @@ def test_the_reference_never_saw_the_forgotten_rows(run):
     assert not torch.equal(first.before(), second.before())
 
 
+def test_a_network_that_goes_back_together_is_audited_too(monkeypatch):
+    run = opposed_run(peers=2)
+    protocol = AtPeer(method=METHOD, reentry="rewind_network")
+
+    def found(**options):
+        return audit_epsilon(run, REQUEST, protocol, replicas=60, **options)
+
+    honest = found()
+    assert honest.claim.scope == "joint"
+    assert honest.verdict == "consistent"
+    assert honest.noise_holds
+    # Half of the owner's change stays with it, half goes to the other peer.
+    assert honest.shift_measured > 0.5 * honest.claim.sensitivity
+    right = network_claim.trajectory_sensitivity
+    monkeypatch.setattr(
+        network_claim, "trajectory_sensitivity", lambda **given: 0.4 * right(**given)
+    )
+    broken = found(noise_check=False)
+    assert broken.verdict == "refuted"
+    assert broken.shift_holds is False
+
+
 def test_float32_is_audited_too():
     found = audit(opposed_run(dtype="float32"), noise_check=False)
     assert found.verdict == "consistent"
@@ -146,7 +167,8 @@ def test_what_has_no_such_certifier_is_refused(run):
     refused(run, METHOD, "gossip_rounds=2", gossip_rounds=2)
     local = LocalSteps(batch_size=8, learning_rate=0.5, clip_norm=0.2)
     refused(opposed_run(local=local), METHOD, "batch_size=8")
-    refused(opposed_run(peers=2), METHOD, "2 peers")
+    refused(opposed_run(peers=2), METHOD, "2 peers, reentry='requester'")
+    refused(run, METHOD, "reentry='all'", reentry="all")
     gone = run.replaced(data=run.data.without(ForgetRequest.samples(0, indices=[9])))
     refused(gone, METHOD, "1 rows taken")
     refused(replace(run, record=None), METHOD, "a run with a record, got none")
