@@ -4,12 +4,17 @@ import numpy as np
 import pytest
 import torch
 
+from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.engine.config import LocalSteps, SimulationConfig
 from dfl_unlearn.engine.local_history import history_of
+from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.simulator import simulate
 from dfl_unlearn.models.zoo import models
 from dfl_unlearn.topology.graph import Topology
+from dfl_unlearn.unlearning.apply import unlearn
+from dfl_unlearn.unlearning.protocols.fine_tune import FineTune
+from dfl_unlearn.unlearning.protocols.retrain import Retrain
 
 
 def rows(length, n=12, seed=0):
@@ -17,7 +22,7 @@ def rows(length, n=12, seed=0):
     return length * x / x.norm(dim=1, keepdim=True), torch.arange(n) % 3
 
 
-def history(
+def network(
     *,
     l2=0.1,
     bias=False,
@@ -45,13 +50,16 @@ def history(
             l2=l2,
             bias=bias,
         )
-    run = simulate(
+    return simulate(
         Topology.single() if len(lengths) == 1 else "ring",
         data,
         model,
         SimulationConfig(rounds=2, local=LocalSteps(**local), dtype="float64"),
     )
-    return history_of(run, 0)
+
+
+def history(**fields):
+    return history_of(network(**fields), 0)
 
 
 def test_public_bounds_on_rows_prove_the_constants():
@@ -117,3 +125,22 @@ def test_a_network_has_no_constants_but_what_it_clips():
     assert found.gradient_bound.source == "clipped"
     assert found.smoothness is None
     assert found.strong_convexity is None
+
+
+def test_after_a_request_the_recipe_is_left_without_states():
+    run = network(batch_size=5, lr_schedule="cosine", steps=3)
+    request = ForgetRequest.samples(peer=0, indices=[1])
+    left = unlearn(run, request, Retrain()).as_run()
+    before, after = history_of(run, 0), history_of(left, 0)
+    assert before.checkpoints
+    assert not after.checkpoints
+    assert (after.steps, after.samples) == (before.steps, before.samples) == (6, 12)
+    np.testing.assert_array_equal(after.rates, before.rates)
+    for step in range(6):
+        np.testing.assert_array_equal(after.batch_rows(step), before.batch_rows(step))
+    elsewhere = TrainedRun.from_states(
+        run.topology, run.data, run.model, run.state.params
+    )
+    assert history_of(elsewhere, 0) is None
+    left = unlearn(elsewhere, request, FineTune(rounds=1)).as_run()
+    assert history_of(left, 0) is None

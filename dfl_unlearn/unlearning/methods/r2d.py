@@ -55,7 +55,7 @@ from dfl_unlearn.unlearning.r2d_claim import (
     release,
 )
 from dfl_unlearn.unlearning.r2d_constants import constants_of
-from dfl_unlearn.unlearning.r2d_start import start_of
+from dfl_unlearn.unlearning.r2d_start import PLACE, STATE, start_of
 from dfl_unlearn.unlearning.recipe import repeat_training
 
 _UNKNOWN = (
@@ -110,6 +110,7 @@ class R2d:
     start_error: float = 1e-6
 
     claim: ClassVar[Literal["certified"]] = "certified"
+    keeps: ClassVar[frozenset[str]] = frozenset({STATE, PLACE})
 
     def __post_init__(self) -> None:
         """Check the fields.
