@@ -162,15 +162,11 @@ def trained(
 ) -> TrainedRun:
     """Return one model, trained by full batches, with the states to go back to."""
     options: dict[str, Any] = {"bias": False, "zero_start": True}
-    dataset, name, rate = f"{case}-unit", "logistic", 1.0
+    dataset, name, rate = "digits-unit", "logistic", 1.0
     rounds, l2 = settings.digits_rounds, 0.01 if l2 is None else l2
     if case == "cancer":
-        dataset, rounds, rate, l2 = (
-            "breast-cancer-unit",
-            settings.cancer_rounds,
-            2.0,
-            0.03,
-        )
+        dataset, rate, l2 = "breast-cancer-unit", 2.0, 0.03
+        rounds = settings.cancer_rounds
     elif case == "network":
         options = {"hidden": (64,), "smooth": True}
         dataset, name, rate = "digits", "mlp", 0.1
