@@ -58,6 +58,7 @@ def outcome_of(data, model, before, after, reference, request, **changes):
         model=model,
         config=SimpleNamespace(seed=7),
         state=state(before, 20),
+        personal={},
         rng=RngTree(7),
         folder=None,
     )
@@ -68,8 +69,10 @@ def outcome_of(data, model, before, after, reference, request, **changes):
         "run": run,
         "request": request.resolve(data),
         "protocol_name": "newton-fisher",
+        "label": "newton-fisher",
         "state": state(after, 21),
         "certificate": SimpleNamespace(epsilon=1.5),
+        "personal": {},
         "cost": COST,
         "reference": retrained,
     }
