@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dfl_unlearn.unlearning.contracts import unlearners
+from dfl_unlearn.unlearning.contracts import methods, unlearners
 
 ROOT = Path(__file__).parent.parent
 PLUGINS = ROOT / "tests" / "plugins"
@@ -115,14 +115,15 @@ def test_the_readme_has_two_shell_commands_one_line_each():
     assert second.endswith(".venv/bin/python -m pytest\n")
 
 
-def test_the_readme_lists_exactly_the_methods_there_are():
-    table = re.findall(
-        r"^\| `([a-z0-9-]+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE
-    )
+@pytest.mark.parametrize("registry", [unlearners, methods], ids=lambda r: r.kind)
+def test_the_readme_lists_exactly_the_methods_there_are(registry):
+    network, local = (ROOT / "README.md").read_text().split("### Methods for one model")
+    text = local if registry is methods else network
+    table = re.findall(r"^\| `([a-z0-9-]+)` \|", text, re.MULTILINE)
     assert sorted(table) == sorted(
         name
-        for name in unlearners.names()
-        if unlearners.get(name).__module__.startswith("dfl_unlearn.")
+        for name in registry.names()
+        if registry.get(name).__module__.startswith("dfl_unlearn.")
     )
 
 
