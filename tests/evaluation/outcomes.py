@@ -56,8 +56,9 @@ def outcome_of(data, model, before, after, reference, request, **changes):
         rows = torch.as_tensor(params, dtype=torch.float64)
         return PeerState(params=rows, round=rounds)
 
+    ring = Topology.from_graph(nx.cycle_graph(data.n)) if data.n > 1 else None
     run = SimpleNamespace(
-        topology=Topology.from_graph(nx.cycle_graph(data.n)),
+        topology=ring or Topology.single(),
         data=data,
         model=model,
         config=SimulationConfig(rounds=3, seed=7),
