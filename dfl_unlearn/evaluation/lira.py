@@ -274,7 +274,10 @@ def _attackers(
             f"shadows: must be even, got {shadows}; they come in pairs"
         )
     targets = Targets.of(view, pairs)
-    return targets, shadow_scores(view, targets, unlearned=unlearned, shadows=shadows)
+    found = shadow_scores(view, targets, unlearned=unlearned, shadows=shadows)
+    if view.peer is not None:
+        found = replace(found, scores=found.scores[:, [view.peer]])
+    return targets, found
 
 
 def shadow_scores(

@@ -1,6 +1,8 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from evaluation.outcomes import linear_model, outcome_of
+from evaluation.outcomes import linear_model, outcome_of, random_outcome
 
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.data.peers import PeerData
@@ -75,6 +77,15 @@ def test_a_class_keeps_a_row_however_many_go(monkeypatch):
     monkeypatch.setattr(nonmembers, "ROWS", 10)
     rows = matched_rows(labelled_view([0] * 60 + [1], [2], [0] * 60 + [1]))
     assert counts(rows.members) == counts(rows.others) == [9, 1, 0]
+
+
+def test_a_whole_peer_is_compared_with_rows_of_nobody():
+    view = EvaluationView.of(random_outcome())
+    request = ForgetRequest.whole_peer(1).resolve(view.data)
+    rows = matched_rows(replace(view, request=request))
+    stored = {tuple(row) for row in view.data.store.inputs.tolist()}
+    assert len(rows.members) == len(rows.others) > 0
+    assert not stored & {tuple(row) for row in rows.others.inputs.tolist()}
 
 
 def test_thinned_rows_are_evenly_spaced():
