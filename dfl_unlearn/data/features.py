@@ -143,6 +143,7 @@ def _replaced(
         norm_bound=None,  # it was about the rows before
         recipe=None,
         extractor=source,
+        backdoor=None,  # the rows are no images any more
     )
 
 

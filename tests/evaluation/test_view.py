@@ -18,10 +18,17 @@ from dfl_unlearn.errors import (
     UnsupportedRequestError,
 )
 from dfl_unlearn.evaluation import view as view_module
-from dfl_unlearn.evaluation.metrics import measures, metrics
+from dfl_unlearn.evaluation.metrics import info_of, measures, metrics
 from dfl_unlearn.evaluation.view import Cache, EvaluationView, evaluate
 
-COMPARISONS = {"relative-gap", "parameter-distance", "prediction-kl", "agreement"}
+COMPARISONS = {
+    "relative-gap",
+    "parameter-distance",
+    "prediction-kl",
+    "prediction-js",
+    "activation-distance",
+    "agreement",
+}
 
 
 @pytest.fixture
@@ -48,6 +55,16 @@ def test_a_missing_reference_is_named_with_the_remedy():
     view = EvaluationView.of(random_outcome(reference=False))
     with pytest.raises(MissingInputError, match="reference=True"):
         _ = view.at("reference").state
+
+
+@pytest.mark.parametrize("name", ["test-accuracy", "mia-entropy", "lira", "paired-gap"])
+def test_the_view_of_one_peer_gives_that_peers_values(name):
+    view = EvaluationView.of(random_outcome())
+    for world in ("before", "after"):
+        every = metrics.get(name)(view.at(world))
+        for peer in (0, 3):
+            alone = metrics.get(name)(view.only(peer).at(world))
+            torch.testing.assert_close(alone, every[peer : peer + 1])
 
 
 def test_an_unknown_world_is_refused():
@@ -168,7 +185,9 @@ def test_a_row_says_where_its_value_comes_from():
 def test_default_measures_everything_that_applies():
     table = evaluate(random_outcome())
     mse = {"test-mse", "retain-mse", "forget-mse"}
-    assert names_in(table) == set(metrics.names()) - mse
+    elsewhere = {"attack-success", "test-accuracy-gone"}
+    cheap = {n for n in metrics.names() if info_of(metrics.get(n)).default}
+    assert names_in(table) == cheap - mse - elsewhere
     assert {row["world"] for row in table.rows} == {"before", "after", "reference"}
     assert table.rows[0]["metric"] == "test-accuracy"
 
@@ -258,6 +277,16 @@ def test_a_metric_says_its_unit_set_and_worlds(registered):
 
     (row,) = evaluate(random_outcome(), "forget-rows").rows
     assert (row["unit"], row["set"], row["value"]) == ("rows", "forget", 3.0)
+
+
+def test_a_metric_outside_the_default_is_measured_where_it_is_named(registered):
+    @registered("slow-attack")
+    @measures(default=False)
+    def slow_attack(view):
+        return torch.tensor(1.0)
+
+    assert "slow-attack" not in names_in(evaluate(random_outcome()))
+    assert names_in(evaluate(random_outcome(), "slow-attack")) == {"slow-attack"}
 
 
 @pytest.mark.parametrize("wrong", [torch.zeros(3), torch.zeros(4, 1), 0.5])
