@@ -343,7 +343,7 @@ def shared_variance(momentum: float, iterations: int) -> float:
     References:
         Zhong, Luo and Liu (2025), Theorem 3.5 (the inequality).
     """
-    return _step_variance(momentum, 2 * iterations)
+    return _variance(momentum, iterations, steps=2)
 
 
 def dual_variance(momentum: float, iterations: int) -> float:
@@ -358,12 +358,12 @@ def dual_variance(momentum: float, iterations: int) -> float:
     Returns:
         The variance.
     """
-    return 2 * _step_variance(momentum, iterations)
+    return 2 * _variance(momentum, iterations, steps=1)
 
 
-def _step_variance(momentum: float, steps: int) -> float:
-    """Return the variance after so many steps of one buffer."""
+def _variance(momentum: float, iterations: int, *, steps: int) -> float:
+    """Return the variance under one buffer that steps so often an iteration."""
     _validate.number(momentum=momentum, at_least=0, below=1)
-    _validate.integer(iterations=steps, at_least=0)
-    carried = [(1 - momentum ** (i + 1)) / (1 - momentum) for i in range(steps)]
-    return float(sum(a**2 for a in carried))
+    _validate.integer(iterations=iterations, at_least=0)
+    powers = range(1, steps * iterations + 1)
+    return float(sum(((1 - momentum**k) / (1 - momentum)) ** 2 for k in powers))
