@@ -8,10 +8,10 @@ Adam), retain steps the optimizer of training, here SGD with momentum 0.9 and we
 decay 5e-4 [code: CityU-MLO/DualOptim].
 
 The paper's claim is a smaller spread over forget sets, where the forget rate is tuned
-per method. It is about optimization, not privacy. What we saw on digits with SFRon
-[computed]: where the ascent is strong enough to forget, two optimizers have a wide range
-of rates and one has a narrow range of ``alpha`` with the same small spread; between
-keeping and losing a class, the spread of what is left is a third. A rate tuned for one
+per method. It is about optimization, not privacy. On digits with SFRon [computed]:
+where the ascent is strong enough to forget, two optimizers have a wide range of rates
+with a small spread, one has a narrow range of ``alpha`` with the same; between keeping
+and losing a class, the spread of what is left falls to a third. A rate tuned for one
 base or setting is wrong for another, as 1e-3 is for random labels.
 """
 
