@@ -72,7 +72,8 @@ class Objectives:
         schedule: The order of steps.
         batch_size: Rows per retain step; None is all of them.
         forget_batch_size: Rows per forget step; None is all of them.
-        forget_learning_rate: With one optimizer; None is the optimizer's.
+        forget_learning_rate: Of forget steps where both kinds share one optimizer;
+            None is the optimizer's.
         lr_schedule: ``cosine`` lets both rates fall to 0 with the progress.
         clip_norm: Bound on the gradient's norm in forget steps.
         forget_mask: Gradients of forget steps are 0 outside it, bool ``(P,)``; retain
@@ -81,7 +82,6 @@ class Objectives:
         after_epoch: Called after every epoch.
         finish: Called once after the last; may move the parameters.
         info: For readers.
-        notes: For the report.
     """
 
     forget: Callable[[int], TensorBatch]
@@ -99,7 +99,6 @@ class Objectives:
     after_epoch: Callable[[], None] = lambda: None
     finish: Callable[[], None] = lambda: None
     info: Mapping[str, float | str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
 
 
 @runtime_checkable
@@ -217,7 +216,7 @@ def alternate(work: LocalWork, aims: Objectives, steppers: Steppers) -> LocalOut
                 trace[f"{name}_loss"].append(float(np.mean(losses)))
         aims.after_epoch()
     aims.finish()
-    return work.outcome(trace=trace, info=aims.info, notes=aims.notes)
+    return work.outcome(trace=trace, info=aims.info)
 
 
 def cosine(progress: float) -> float:
