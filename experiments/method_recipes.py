@@ -1,0 +1,132 @@
+"""Recipes: which fields each method has in each setting, read strictly from TOML.
+
+A file of ``experiments/recipes/`` names its data and says how its rates were found.
+Tables ``[all.NAME]`` hold for every setting, ``[SETTING.NAME]`` replaces them there.
+``use`` is the registered name, NAME itself by default; the other keys are the method's
+fields. A registered method that no table names runs with its defaults.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dfl_unlearn._configfile import read_config_file, to_toml
+from dfl_unlearn._strict import read_strict
+from dfl_unlearn.data.batch import TensorBatch
+from dfl_unlearn.errors import ConfigError
+from dfl_unlearn.unlearning.forms import REGISTRIES
+from dfl_unlearn.unlearning.local import UnlearningMethod, methods
+
+FOLDER = Path(__file__).parent / "recipes"
+VERSION = 1
+ALL = "all"
+
+Method = UnlearningMethod[TensorBatch]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """What a file says about itself.
+
+    Attributes:
+        version: Of the format.
+        data: Registered name of the data set.
+        oracle_tuned: Whether rates were chosen by looking at a retrained model, as in
+            published tables; nobody who has to unlearn can do that.
+        tuned: How rates were chosen, in a sentence.
+    """
+
+    version: int
+    data: str
+    oracle_tuned: bool
+    tuned: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipes:
+    """One file.
+
+    Attributes:
+        head: What it says about itself.
+        tables: Setting -> name -> fields, as written.
+    """
+
+    head: Head
+    tables: Mapping[str, Mapping[str, Mapping[str, Any]]]
+
+    def methods(self, setting: str) -> dict[str, Method]:
+        """Return every method of a setting by its name in tables.
+
+        Args:
+            setting: A setting, with a table of its own or not.
+
+        Returns:
+            The written ones in the file's order, then what else is registered.
+        """
+        written = {**self.tables.get(ALL, {}), **self.tables.get(setting, {})}
+        found = {
+            name: method_of(name, fields, f"{setting}.{name}")
+            for name, fields in written.items()
+        }
+        used = {methods.name_of(method) for method in found.values()}
+        rest = [name for name in methods.names() if name not in used]
+        return found | {name: methods.build(name) for name in rest}
+
+
+def method_of(name: str, fields: Mapping[str, Any], path: str) -> Method:
+    """Return the method that one table describes."""
+    kind: Any = UnlearningMethod[TensorBatch]
+    method: Method = read_strict(
+        kind, {"use": name, **fields}, "", registries=REGISTRIES, path=path
+    )
+    return method
+
+
+def read(path: Path, settings: tuple[str, ...]) -> Recipes:
+    """Read a file, and build every method in it once, so that errors show at once.
+
+    Args:
+        path: The file.
+        settings: Names that a table may have.
+
+    Returns:
+        The recipes.
+
+    Raises:
+        ConfigError: If anything in it is unknown or does not fit.
+    """
+    tables = read_config_file(path)
+    head = read_strict(Head, tables.pop("recipes", {}), path.name, path="recipes")
+    if head.version != VERSION:
+        raise ConfigError(
+            f"{path.name}: recipes.version must be {VERSION}, got {head.version}"
+        )
+    for setting, entries in tables.items():
+        if setting not in (ALL, *settings):
+            raise ConfigError(
+                f"{path.name}: {setting}: must be {ALL} or one of {', '.join(settings)}"
+            )
+        for name, fields in entries.items():
+            method_of(name, fields, f"{path.name}: {setting}.{name}")
+    return Recipes(head=head, tables=tables)
+
+
+def of(data: str, settings: tuple[str, ...]) -> Recipes:
+    """Return a data set's recipes; all defaults where there is no file."""
+    path = FOLDER / f"{data}.toml"
+    if path.is_file():
+        return read(path, settings)
+    head = Head(version=VERSION, data=data, oracle_tuned=False, tuned="all defaults")
+    return Recipes(head=head, tables={})
+
+
+def text_of(recipes: Recipes) -> str:
+    """Return the file's text, which ``read`` reads back."""
+    head = {
+        "version": recipes.head.version,
+        "data": recipes.head.data,
+        "oracle_tuned": recipes.head.oracle_tuned,
+        "tuned": recipes.head.tuned,
+    }
+    return to_toml({"recipes": head, **recipes.tables})
