@@ -55,5 +55,6 @@ def history_of(run: TrainedRun, peer: int) -> LocalHistory | None:
         checkpoints={t * each: state[peer] for t, state in states.items()},
         loss_name=run.model.loss_name,
         gossip=run.topology.n > 1,
+        private=run.config.private is not None,
         batch_rows=batch_rows,
     )

@@ -35,6 +35,7 @@ class LocalHistory:
         gradient_bound: G, bound on the norm of every sample's gradient, data term only.
         strong_convexity: mu >= 0 of the objective, or None where it is not convex.
         gossip: Whether the trajectory was mixed with neighbours'.
+        private: Whether training added noise to its steps.
         batch_rows: Step -> places (``0 .. n-1``, forgotten ones included) of the rows
             that it took, as training drew them.
     """
@@ -56,4 +57,5 @@ class LocalHistory:
     gradient_bound: Assumption | None = None
     strong_convexity: Assumption | None = None
     gossip: bool
+    private: bool = False
     batch_rows: Callable[[int], NDArray[np.int64]]
