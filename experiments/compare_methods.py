@@ -5,55 +5,55 @@
     python experiments/compare_methods.py 'data=["mnist"]'          # needs the files
     python experiments/compare_methods.py 'data=["cifar10"]' 'seeds=[0]'   # hours
 
-Six forget sets (``forget_sets.py``): a class, a random 10 % or 50 %, a user, 10 % wrong
-labels, 10 % images with a backdoor. Three places: one model with all data; the
-requester of a ring of 8 peers, whose rows alone go, just after its method; the mean
-over the 8 peers after three rounds of mixing, when its neighbours have answered.
+Six forget sets (``forget_sets.py``): a class, a random 10 % or 50 %, a user, wrong
+labels, images with a backdoor. Three places: one model with all data; one peer of a
+ring of 8 unlike ones, whose own rows go, just after its method; the same peer after
+three rounds in which all peers only average, when its neighbours have answered.
 
-Per seed (another training, another forget set) the model is trained once and
-retrained twice; every method of ``recipes/<data>.toml``, and every registered one that
-it does not name, runs on the same model. ``retrain`` repeats the draws of training: it
-is the reference of every difference, and methods that replay training are near it by
-construction. ``retrain (other seed)`` does not: no other method can be expected to come
-nearer than it.
+Per seed (another training, another forget set) the model is trained once and retrained
+twice; every method of ``recipes/<data>.toml``, and every registered one that it does
+not name, runs on the same model. ``retrain`` repeats the draws of training: it is the
+reference of every difference, and methods that replay training are near it by
+construction. ``retrain-2`` does not: no other method can be expected to come nearer.
 
-``runs/compare_methods/rows.csv`` has a line per seed and method and is read again: what
-stands there is not computed twice, unless its fields changed. ``table.csv`` has a line
-per method, ``gap.png`` gap against cost.
+In ``runs/compare_methods`` ``lines.csv`` has a line per seed and method and
+``fields.json`` says with which fields; both are read again, and what stands there is
+not computed twice unless its fields changed. ``table.csv`` has a row per method,
+``compare_methods.png`` shows gap against cost.
 """
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import method_recipes
-import pandas as pd
 from forget_sets import SETTINGS
-from method_cases import (
-    CONTROLS,
-    TRAININGS,
-    Case,
-    Place,
-    Prepared,
-    measured,
-    outcomes,
-    prepare,
-)
+from method_cases import CONTROLS, TRAININGS, Case, Prepared, lines, prepare
 from method_recipes import Method
 from settings import choose, folder_of
 
 from dfl_unlearn.errors import DflUnlearnError
-from dfl_unlearn.unlearning.contracts import Outcome
+from dfl_unlearn.evaluation.comparison import (
+    Comparison,
+    Line,
+    compare,
+    read_lines,
+    write_lines,
+)
+from dfl_unlearn.store.files import write_file
 from dfl_unlearn.unlearning.forms import form_of
+from dfl_unlearn.unlearning.local import methods
 from dfl_unlearn.unlearning.protocols.at_peer import AtPeer
 
-KEY = ("data", "setting", "place", "seed", "method")
+Key = tuple[str, str, int]
+"""Setting, method and seed."""
+LOCALLY = "retrain, locally"
+"""A peer that trains again alone, in a network; of one model it is the reference."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class Settings:
     Attributes:
         data: Data sets, of ``TRAININGS``.
         settings: Forget sets, of ``SETTINGS``.
-        places: ``centralized``, ``network`` (both of its places).
+        places: ``one model``, ``network`` (both of its places).
         methods: Names in tables; () is all.
         seeds: Of trainings and forget sets.
         workers: Processes; 0 is one per core.
@@ -71,7 +71,7 @@ class Settings:
 
     data: tuple[str, ...] = ("digits",)
     settings: tuple[str, ...] = tuple(SETTINGS)
-    places: tuple[str, ...] = ("centralized", "network")
+    places: tuple[str, ...] = ("one model", "network")
     methods: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     workers: int = 0
@@ -80,7 +80,7 @@ class Settings:
 FULL = Settings()
 QUICK = Settings(
     settings=("mislabel",),
-    places=("centralized",),
+    places=("one model",),
     methods=("fine-tune",),
     seeds=(0, 1),
     workers=1,
@@ -90,40 +90,84 @@ QUICK = Settings(
 def main(arguments: list[str] | None = None) -> None:
     """Run the script."""
     settings = choose(QUICK, FULL, __doc__, arguments)
-    folder = folder_of(__file__)
-    path = folder / "rows.csv"
-    known = pd.read_csv(path, keep_default_na=False) if path.is_file() else None
-    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for row in [] if known is None else known.to_dict("records"):
-        rows[tuple(row[k] for k in KEY)] = row
-    done = frozenset((key, row["digest"]) for key, row in rows.items())
-    for case, found in results(settings, done):
-        for row in found:
-            rows[tuple(row[k] for k in KEY)] = row
-        write(rows.values(), path)
-        place = "network" if case.network else "centralized"
-        print(
-            f"{case.training.dataset} {case.setting} {place} seed {case.seed}: "
-            f"{len(found)} rows",
-            flush=True,
+    store = Store(folder_of(__file__))
+    for case, found in results(settings, store.digests()):
+        store.add(found)
+        refused = sum(line is None for line, _ in found.values())
+        print(f"{case}: {len(found) - refused} lines, {refused} refused", flush=True)
+    table = store.table(settings)
+    table.to_csv(store.folder / "table.csv")
+    print(f"\n{table}\n\nlines and table: {store.folder}")
+
+
+class Store:
+    """What is known so far: lines, and the fields they were computed with."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read what an earlier run left."""
+        self.folder = folder
+        self.lines: dict[Key, Line] = {}
+        self.fields: dict[str, dict[str, str]] = {}
+        if (folder / "fields.json").is_file():
+            self.fields = json.loads((folder / "fields.json").read_text())
+            for line in read_lines(folder / "lines.csv"):
+                self.lines[line.setting, line.method, line.seed] = line
+
+    def table(self, settings: Settings) -> Comparison:
+        """Return what was asked for, the smallest gap first in every setting."""
+        asked = [
+            (case.name(place), name, case.seed)
+            for case, chosen, _ in jobs(settings)
+            for place in case.places
+            for name in (*CONTROLS, *chosen)
+        ]
+        found = [self.lines[key] for key in asked if key in self.lines]
+        gaps = {(row.setting, row.method): row.gap for row in compare(found).rows}
+        order = list(dict.fromkeys(line.setting for line in found))
+        return compare(
+            sorted(
+                found,
+                key=lambda line: (
+                    order.index(line.setting),
+                    gaps[line.setting, line.method],
+                ),
+            )
         )
-    print(f"rows: {path}")
+
+    def digests(self) -> dict[str, str]:
+        """Return the digest of every line or refusal that is known."""
+        return {name: entry["digest"] for name, entry in self.fields.items()}
+
+    def add(self, found: Mapping[Key, tuple[Line | None, dict[str, str]]]) -> None:
+        """Take new lines in place of old ones, and write all."""
+        for key, (line, entry) in found.items():
+            self.fields[_text(key)] = entry
+            self.lines.pop(key, None)
+            if line is not None:
+                self.lines[key] = line
+        write_lines(
+            (self.lines[key] for key in sorted(self.lines)), self.folder / "lines.csv"
+        )
+        text = json.dumps(dict(sorted(self.fields.items())), indent=0)
+        write_file(self.folder / "fields.json", text.encode())
 
 
-def results(
-    settings: Settings, done: frozenset[tuple[tuple[Any, ...], str]]
-) -> Iterable[tuple[Case, list[dict[str, Any]]]]:
-    """Yield every case with its new rows, as they are finished."""
-    jobs = []
+def jobs(settings: Settings) -> list[tuple[Case, dict[str, Method], str]]:
+    """Return the cases with the methods that are to run in each, and their note."""
+    found = []
     for data in settings.data:
         recipes = method_recipes.of(data, tuple(SETTINGS))
+        note = "oracle-tuned" if recipes.head.oracle_tuned else ""
         for setting in settings.settings:
-            found = recipes.methods(setting)
-            named = settings.methods or tuple(found)
-            chosen = {
-                k: m for k, m in found.items() if k in named and k not in CONTROLS
-            }
+            every = recipes.methods(setting)
             for place in settings.places:
+                chosen = {
+                    name: method
+                    for name, method in every.items()
+                    if name not in CONTROLS and name in (settings.methods or every)
+                }
+                if place == "network" and not settings.methods:
+                    chosen[LOCALLY] = methods.build("retrain")
                 for seed in settings.seeds:
                     case = Case(
                         training=TRAININGS[data],
@@ -131,71 +175,56 @@ def results(
                         network=place == "network",
                         seed=seed,
                     )
-                    jobs.append((case, chosen))
+                    found.append((case, chosen, note))
+    return found
+
+
+Found = dict[Key, tuple[Line | None, dict[str, str]]]
+
+
+def results(settings: Settings, done: Mapping[str, str]) -> Iterable[tuple[str, Found]]:
+    """Yield the name of every case with its new lines, as they are finished."""
     workers = settings.workers or os.cpu_count() or 1
     if workers == 1:
-        for case, chosen in jobs:
-            yield case, rows_of(case, chosen, done)
+        for job in jobs(settings):
+            yield _name(job[0]), lines_of(*job, done)
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        waiting = {pool.submit(rows_of, *job, done): job[0] for job in jobs}
+        waiting = {
+            pool.submit(lines_of, *job, done): _name(job[0]) for job in jobs(settings)
+        }
         for future in as_completed(waiting):
             yield waiting[future], future.result()
 
 
-def rows_of(
-    case: Case,
-    chosen: dict[str, Method],
-    done: frozenset[tuple[tuple[Any, ...], str]],
-) -> list[dict[str, Any]]:
-    """Return the rows of a case that are not done yet, at all of its places."""
-    rows = []
+def lines_of(
+    case: Case, chosen: dict[str, Method], note: str, done: Mapping[str, str]
+) -> Found:
+    """Return the lines of a case that are not done yet, at all of its places."""
+    found: Found = {}
     prepared: Prepared | None = None
     for place in case.places:
+        wanted = {name: digest(case, None) for name in CONTROLS}
+        wanted |= {name: digest(case, method) for name, method in chosen.items()}
         missing = {
-            name: method
-            for name, method in chosen.items()
-            if (key_of(case, place, name), digest(case, method)) not in done
+            name
+            for name, value in wanted.items()
+            if done.get(_text((case.name(place), name, case.seed))) != value
         }
-        control = (key_of(case, place, CONTROLS[-1]), digest(case, None))
-        if not missing and control in done:
+        if not missing:
             continue
         prepared = prepared or prepare(case, chosen)
-        for name, outcome in outcomes(prepared, place, missing):
-            method = chosen.get(name)
-            rows.append(
-                dict(zip(KEY, key_of(case, place, name), strict=True))
-                | {"fields": "" if method is None else fields_of(method)}
-                | {"digest": digest(case, method)}
-                | line(prepared, place, outcome)
-            )
-    return rows
-
-
-def line(
-    prepared: Prepared, place: Place, outcome: Outcome | DflUnlearnError
-) -> dict[str, Any]:
-    """Return what one outcome is worth; of a refusal, its reason."""
-    if isinstance(outcome, DflUnlearnError):
-        return {"refused": f"{type(outcome).__name__}: {outcome}"}
-    claim = outcome.certificate
-    dear = prepared.retrained.cost.gradient_evaluations
-    return {
-        "refused": "",
-        "certificate": "none" if claim is None else claim.status,
-        "epsilon": "" if claim is None or claim.epsilon is None else claim.epsilon,
-        "delta": "" if claim is None or claim.delta is None else claim.delta,
-        "reasons": "" if claim is None else "; ".join(claim.reasons),
-        "seconds": outcome.cost.wall_seconds,
-        "sample_gradients": outcome.cost.gradient_evaluations,
-        "gradient_ratio": outcome.cost.gradient_evaluations / dear,
-        **measured(outcome, place, prepared.case),
-    }
-
-
-def key_of(case: Case, place: Place, name: str) -> tuple[Any, ...]:
-    """Return what names a row."""
-    return case.training.dataset, case.setting, place, case.seed, name
+        some = {name: method for name, method in chosen.items() if name in missing}
+        for name, line in lines(prepared, place, some, note):
+            entry = {"digest": wanted[name]}
+            if name in chosen:
+                entry["fields"] = fields_of(chosen[name])
+            refused = isinstance(line, DflUnlearnError)
+            if refused:
+                entry["refused"] = f"{type(line).__name__}: {line}"
+            key = case.name(place), name, case.seed
+            found[key] = (None if refused else line), entry
+    return found
 
 
 def fields_of(method: Method) -> str:
@@ -204,18 +233,19 @@ def fields_of(method: Method) -> str:
 
 
 def digest(case: Case, method: Method | None) -> str:
-    """Return what changes where a row has to be computed anew."""
+    """Return what changes where a line has to be computed anew."""
     text = json.dumps(asdict(case.training), sort_keys=True)
     text += "" if method is None else fields_of(method)
     return sha256(text.encode()).hexdigest()[:12]
 
 
-def write(rows: Iterable[dict[str, Any]], path: Path) -> None:
-    """Write all rows, whole or not at all."""
-    frame = pd.DataFrame(rows).sort_values(list(KEY), kind="stable")
-    part = path.with_suffix(".part")
-    frame.to_csv(part, index=False)
-    part.replace(path)
+def _name(case: Case) -> str:
+    where = "network" if case.network else "one model"
+    return f"{case.training.dataset}, {case.setting}, {where}, seed {case.seed}"
+
+
+def _text(key: Key) -> str:
+    return " | ".join(map(str, key))
 
 
 if __name__ == "__main__":

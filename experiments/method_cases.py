@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from forget_sets import forget_set, held_out, load
 from method_recipes import Method
@@ -14,40 +15,37 @@ from dfl_unlearn import (
     ForgetRequest,
     PeerData,
     SimulationConfig,
-    evaluate,
     simulate,
     unlearn,
 )
 from dfl_unlearn.data.sources import Dataset
 from dfl_unlearn.engine.config import LocalSteps
 from dfl_unlearn.engine.run import TrainedRun
+from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.errors import DflUnlearnError
-from dfl_unlearn.evaluation.metrics import metrics
+from dfl_unlearn.evaluation.comparison import CONTROLS, Line, measure
 from dfl_unlearn.models.zoo import models
 from dfl_unlearn.record.plan import RecordPlan
 from dfl_unlearn.topology.files import load_topology
 from dfl_unlearn.topology.graph import Topology
-from dfl_unlearn.unlearning.contracts import Outcome, UnlearningProtocol
+from dfl_unlearn.unlearning.contracts import Outcome
 from dfl_unlearn.unlearning.methods.original import Original
 from dfl_unlearn.unlearning.optimizers import LocalOptimizer
 from dfl_unlearn.unlearning.protocols.at_peer import AtPeer
 from dfl_unlearn.unlearning.protocols.retrain import Retrain
 
-Place = Literal["centralized", "requester", "network"]
-"""Who is measured: the only model; the requester's just after its method; the mean over
-peers after some rounds of mixing."""
-PLACES: tuple[Place, ...] = ("centralized", "requester", "network")
+Place = Literal["one model", "at a peer", "at a peer, mixed"]
+"""Who is measured: the only model; the requester's, just after its method; the
+requester's after ``MIXING_ROUNDS`` in which all peers only average."""
+PLACES: tuple[Place, ...] = ("one model", "at a peer", "at a peer, mixed")
 PEERS = 8
 """On a ring; their rows are unlike: Dirichlet 0.1 over classes, at least 60 each."""
 MIXING_ROUNDS = 3
 
-ORIGINAL, RETRAIN, AGAIN = "original", "retrain", "retrain (other seed)"
-CONTROLS = (ORIGINAL, RETRAIN, AGAIN)
+ORIGINAL, RETRAIN, AGAIN = CONTROLS
 
-SHOWN = ("forget-accuracy", "retain-accuracy", "test-accuracy", "prediction-js")
-"""Metrics measured beside every registered attack."""
-SKIPPED = ("mia-update", "mia-representation")
-"""Attacks that need what not every row of the table has, or half a second per row."""
+METRICS = ("mia-confidence", "mia-update", "activation-distance", "relearn-steps")
+"""Measured beside the minimum of ``evaluation.comparison``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +113,10 @@ class Case:
     def places(self) -> tuple[Place, ...]:
         """Who is measured."""
         return PLACES[1:] if self.network else PLACES[:1]
+
+    def name(self, place: Place) -> str:
+        """Return the name of the setting in tables."""
+        return f"{self.training.dataset}, {self.setting}, {place}"
 
     @property
     def requester(self) -> int:
@@ -200,49 +202,83 @@ def prepare(case: Case, needed: Mapping[str, Method]) -> Prepared:
     )
 
 
-def outcomes(
-    prepared: Prepared, place: Place, chosen: Mapping[str, Method]
-) -> Iterator[tuple[str, Outcome | DflUnlearnError]]:
-    """Carry out the request by the controls and by every method.
+def lines(
+    prepared: Prepared, place: Place, chosen: Mapping[str, Method], note: str = ""
+) -> Iterator[tuple[str, Line | DflUnlearnError]]:
+    """Carry out the request by the controls and by every method, and measure.
 
     Args:
         prepared: The models.
         place: Who is measured afterwards.
         chosen: Methods by the name they have in tables.
+        note: Stands in every method's line.
 
     Yields:
-        The name, and the outcome or why there is none.
+        The name, and the line or why there is none.
     """
-    run, request, reference = prepared.run, prepared.request, prepared.reference
-    rounds = MIXING_ROUNDS if place == "network" else 0
-    yield ORIGINAL, unlearn(run, request, untouched(rounds), reference=reference)
-    yield RETRAIN, prepared.retrained
-    yield AGAIN, replace(prepared.again, reference=reference)
+    case, run, reference = prepared.case, prepared.run, prepared.reference
+    rounds = MIXING_ROUNDS if place == PLACES[2] else 0
+    success = ("attack-success",) if case.setting == "backdoor" else ()
+
+    def line(name: str, outcome: Outcome, note: str = "") -> Line:
+        return measure(
+            _alone(outcome, case.requester),
+            setting=case.name(place),
+            method=name,
+            seed=case.seed,
+            metrics=(*METRICS, *success),
+            note=note,
+        )
+
+    untouched = AtPeer(method=Original(), gossip_rounds=rounds)
+    yield (
+        ORIGINAL,
+        line(
+            ORIGINAL,
+            unlearn(run, prepared.request, untouched, reference=reference),
+        ),
+    )
+    yield RETRAIN, line(RETRAIN, prepared.retrained)
+    yield AGAIN, line(AGAIN, replace(prepared.again, reference=reference))
     for name, method in chosen.items():
-        protocol: UnlearningProtocol = AtPeer(method=method, gossip_rounds=rounds)
+        protocol = AtPeer(method=method, gossip_rounds=rounds)
         try:
-            yield name, unlearn(run, request, protocol, reference=reference)
+            outcome = unlearn(run, prepared.request, protocol, reference=reference)
         except DflUnlearnError as error:
             yield name, error
+        else:
+            yield name, line(name, outcome, note)
 
 
-def untouched(rounds: int) -> AtPeer:
-    """Return the protocol that does nothing, and then mixes."""
-    return AtPeer(method=Original(), gossip_rounds=rounds)
+def _alone(outcome: Outcome, peer: int) -> Outcome:
+    """Return the outcome of one peer's model on the rows of the whole network.
 
+    Attacks are fitted per peer, and one peer's are enough here.
+    """
+    run, reference = outcome.run, outcome.reference
+    if run.topology.n == 1:
+        return outcome
+    assert reference is not None
+    gone = np.flatnonzero(outcome.request.mask(run.data))
 
-def shown_metrics(setting: str) -> list[str]:
-    """Return what is measured of every outcome."""
-    attacks = [n for n in metrics.names() if n.startswith("mia-") and n not in SKIPPED]
-    success = ["attack-success"] if setting == "backdoor" else []
-    return [n for n in (*SHOWN, *attacks, *success) if n in metrics]
+    def of(state: PeerState) -> PeerState:
+        return PeerState(params=state.params[peer : peer + 1], round=state.round)
 
-
-def measured(outcome: Outcome, place: Place, case: Case) -> dict[str, float]:
-    """Return the values of an outcome at the place that is looked at."""
-    table = evaluate(outcome, shown_metrics(case.setting), worlds="after")
-    peer = case.requester if place == "requester" else -1
-    return {r["metric"]: r["value"] for r in table.rows if r["peer"] == peer}
+    return replace(
+        outcome,
+        run=run.replaced(
+            data=run.data.pooled(), topology=Topology.single(), state=of(run.state)
+        ),
+        request=ForgetRequest.samples(
+            peer=0, indices=gone, request_id=outcome.request.request_id
+        ),
+        state=of(outcome.state),
+        reference=reference.replaced(
+            data=reference.data.pooled(),
+            topology=Topology.single(),
+            state=of(reference.state),
+        ),
+    )
 
 
 @lru_cache(maxsize=1)
