@@ -159,8 +159,8 @@ def jobs(settings: Settings) -> list[tuple[Case, dict[str, Method], str]]:
         recipes = method_recipes.of(data, tuple(SETTINGS))
         note = "oracle-tuned" if recipes.head.oracle_tuned else ""
         for setting in settings.settings:
-            every = recipes.methods(setting)
             for place in settings.places:
+                every = recipes.methods(setting, network=place == "network")
                 chosen = {
                     name: method
                     for name, method in every.items()

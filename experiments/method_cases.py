@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from forget_sets import forget_set, held_out, load
 from method_recipes import Method
+from numpy.typing import NDArray
 
 from dfl_unlearn import (
     ForgetRequest,
     PeerData,
     SimulationConfig,
+    evaluate,
     simulate,
     unlearn,
 )
@@ -23,7 +25,7 @@ from dfl_unlearn.engine.config import LocalSteps
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.errors import DflUnlearnError
-from dfl_unlearn.evaluation.comparison import CONTROLS, Line, measure
+from dfl_unlearn.evaluation.comparison import CONTROLS, FOUR, Line, measure
 from dfl_unlearn.models.zoo import models
 from dfl_unlearn.record.plan import RecordPlan
 from dfl_unlearn.topology.files import load_topology
@@ -41,8 +43,6 @@ PLACES: tuple[Place, ...] = ("one model", "at a peer", "at a peer, mixed")
 PEERS = 8
 """On a ring; their rows are unlike: Dirichlet 0.1 over classes, at least 60 each."""
 MIXING_ROUNDS = 3
-
-ORIGINAL, RETRAIN, AGAIN = CONTROLS
 
 METRICS = ("mia-confidence", "mia-update", "activation-distance", "relearn-steps")
 """Measured beside the minimum of ``evaluation.comparison``."""
@@ -143,6 +143,13 @@ class Prepared:
     again: Outcome
 
     @property
+    def untouched(self) -> Outcome:
+        """The outcome of doing nothing."""
+        found = tried(self, Original())
+        assert isinstance(found, Outcome)
+        return found
+
+    @property
     def reference(self) -> TrainedRun:
         """The run that everything is compared with."""
         assert self.retrained.reference is not None
@@ -216,7 +223,7 @@ def lines(
     Yields:
         The name, and the line or why there is none.
     """
-    case, run, reference = prepared.case, prepared.run, prepared.reference
+    case = prepared.case
     rounds = MIXING_ROUNDS if place == PLACES[2] else 0
     success = ("attack-success",) if case.setting == "backdoor" else ()
 
@@ -230,24 +237,38 @@ def lines(
             note=note,
         )
 
-    untouched = AtPeer(method=Original(), gossip_rounds=rounds)
-    yield (
-        ORIGINAL,
-        line(
-            ORIGINAL,
-            unlearn(run, prepared.request, untouched, reference=reference),
-        ),
-    )
-    yield RETRAIN, line(RETRAIN, prepared.retrained)
-    yield AGAIN, line(AGAIN, replace(prepared.again, reference=reference))
+    nothing = tried(prepared, Original(), rounds)
+    assert isinstance(nothing, Outcome)
+    again = replace(prepared.again, reference=prepared.reference)
+    controls = (nothing, prepared.retrained, again)
+    for name, outcome in zip(CONTROLS, controls, strict=True):
+        yield name, line(name, outcome)
     for name, method in chosen.items():
-        protocol = AtPeer(method=method, gossip_rounds=rounds)
-        try:
-            outcome = unlearn(run, prepared.request, protocol, reference=reference)
-        except DflUnlearnError as error:
-            yield name, error
-        else:
-            yield name, line(name, outcome, note)
+        found = tried(prepared, method, rounds)
+        yield name, line(name, found, note) if isinstance(found, Outcome) else found
+
+
+def tried(
+    prepared: Prepared, method: Method, gossip_rounds: int = 0
+) -> Outcome | DflUnlearnError:
+    """Return what a method gives, or why it gives nothing."""
+    try:
+        return unlearn(
+            prepared.run,
+            prepared.request,
+            AtPeer(method=method, gossip_rounds=gossip_rounds),
+            reference=prepared.reference,
+        )
+    except DflUnlearnError as error:
+        return error
+
+
+def four(outcome: Outcome) -> NDArray[np.float64]:
+    """Return the figures that gaps are about, of the requester's model."""
+    alone = _alone(outcome, outcome.request.requester)
+    rows = evaluate(alone, FOUR, worlds="after").rows
+    values = {row["metric"]: row["value"] for row in rows}
+    return np.array([values[name] for name in FOUR])
 
 
 def _alone(outcome: Outcome, peer: int) -> Outcome:

@@ -1,9 +1,10 @@
 """Recipes: which fields each method has in each setting, read strictly from TOML.
 
 A file of ``experiments/recipes/`` names its data and says how its rates were found.
-Tables ``[all.NAME]`` hold for every setting, ``[SETTING.NAME]`` replaces them there.
-``use`` is the registered name, NAME itself by default; the other keys are the method's
-fields. A registered method that no table names runs with its defaults.
+Tables ``[all.NAME]`` hold for every setting, ``[SETTING.NAME]`` replaces them there and
+``[SETTING-network.NAME]`` at a peer of a network. ``use`` is the registered name, NAME
+itself by default; the other keys are the method's fields. A registered method that no
+table names runs with its defaults.
 """
 
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from dfl_unlearn.unlearning.local import UnlearningMethod, methods
 
 FOLDER = Path(__file__).parent / "recipes"
 VERSION = 1
-ALL = "all"
+ALL, NETWORK = "all", "-network"
 
 Method = UnlearningMethod[TensorBatch]
 
@@ -55,16 +56,20 @@ class Recipes:
     head: Head
     tables: Mapping[str, Mapping[str, Mapping[str, Any]]]
 
-    def methods(self, setting: str) -> dict[str, Method]:
+    def methods(self, setting: str, *, network: bool = False) -> dict[str, Method]:
         """Return every method of a setting by its name in tables.
 
         Args:
             setting: A setting, with a table of its own or not.
+            network: Whether the method runs at a peer of a network.
 
         Returns:
             The written ones in the file's order, then what else is registered.
         """
-        written = {**self.tables.get(ALL, {}), **self.tables.get(setting, {})}
+        names = (ALL, setting, *([f"{setting}{NETWORK}"] if network else []))
+        written: dict[str, Mapping[str, Any]] = {}
+        for name in names:
+            written |= self.tables.get(name, {})
         found = {
             name: method_of(name, fields, f"{setting}.{name}")
             for name, fields in written.items()
@@ -103,9 +108,10 @@ def read(path: Path, settings: tuple[str, ...]) -> Recipes:
             f"{path.name}: recipes.version must be {VERSION}, got {head.version}"
         )
     for setting, entries in tables.items():
-        if setting not in (ALL, *settings):
+        if setting not in (ALL, *settings, *(name + NETWORK for name in settings)):
             raise ConfigError(
-                f"{path.name}: {setting}: must be {ALL} or one of {', '.join(settings)}"
+                f"{path.name}: {setting}: must be {ALL}, or one of "
+                f"{', '.join(settings)}, alone or followed by {NETWORK}"
             )
         for name, fields in entries.items():
             method_of(name, fields, f"{path.name}: {setting}.{name}")
