@@ -158,9 +158,9 @@ class _Reader:
                     return self._sequence(member, value, path)
         elif Path in members and isinstance(value, str):
             return Path(value)
-        elif not any(_takes_table(m, self.registries) for m in members):
+        else:
             # Lists are read element by element; pydantic cannot build all of them.
-            single = [m for m in members if typing.get_origin(m) not in _SEQUENCES]
+            single = [m for m in members if _is_single(m, self.registries)]
             if single:
                 kind: Any = Union[tuple(single)]  # noqa: UP007
                 return self._scalar(annotation, kind, value, path)
@@ -332,6 +332,15 @@ def _takes_table(annotation: Any, registries: Mapping[Any, Registry[Any]]) -> bo
         annotation in registries
         or dataclasses.is_dataclass(annotation)
         or typing.get_origin(annotation) in _MAPPINGS
+    )
+
+
+def _is_single(annotation: Any, registries: Mapping[Any, Registry[Any]]) -> bool:
+    """Tell whether a value of this type is neither a list, a table nor null."""
+    return not (
+        annotation is type(None)
+        or typing.get_origin(annotation) in _SEQUENCES
+        or _takes_table(annotation, registries)
     )
 
 
