@@ -31,23 +31,31 @@ import numpy as np
 from forget_sets import SETTINGS
 from method_cases import TRAININGS, Case, four, prepare, tried
 from method_recipes import Method, Recipes
+from numpy.typing import NDArray
 from settings import choose, folder_of
 
 from dfl_unlearn.errors import DflUnlearnError
 from dfl_unlearn.unlearning.local import methods
 
 RATE = ("optimizer", "learning_rate")
-FORGET_RATE = ("forget_optimizer", "learning_rate")
 KNOBS: Mapping[str, tuple[tuple[str, ...], tuple[float, ...]]] = {
-    "bad-teacher": (RATE, (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)),
-    "boundary-expand": (RATE, (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03)),
-    "boundary-shrink": (RATE, (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03)),
-    "fine-tune": (RATE, (0.01, 0.02, 0.05, 0.1, 0.2)),
-    "fisher-forgetting": (("alpha",), (1e-9, 1e-8, 1e-7, 1e-6, 1e-5)),
-    "influence-unlearning": (("scale",), (1.0, 3.0, 10.0, 30.0, 100.0)),
-    "l1-sparse": (RATE, (0.01, 0.02, 0.05, 0.1, 0.2)),
-    "ssd": (("alpha",), (1.0, 2.0, 5.0, 10.0, 30.0, 100.0)),
-    "unsir": (("impair", "learning_rate"), (0.005, 0.01, 0.02, 0.05, 0.1)),
+    "bad-teacher": (RATE, (0.02, 0.05, 0.1, 0.2)),
+    "boundary-expand": (RATE, (1e-3, 3e-3, 0.01, 0.03)),
+    "boundary-shrink": (RATE, (1e-3, 3e-3, 0.01, 0.03)),
+    "dual-optim": (("forget_optimizer", "learning_rate"), (3e-4, 1e-3, 3e-3, 0.01)),
+    "fine-tune": (RATE, (0.01, 0.03, 0.1, 0.2)),
+    "fisher-forgetting": (("alpha",), (1e-8, 1e-7, 1e-6, 1e-5)),
+    "gradient-ascent": (RATE, (1e-3, 3e-3, 0.01, 0.03)),
+    "influence-unlearning": (("scale",), (1.0, 3.0, 10.0)),
+    "l1-sparse": (RATE, (0.01, 0.03, 0.1, 0.2)),
+    "manif-smc": (RATE, (2e-4, 5e-4, 1e-3, 3e-3)),
+    "neg-grad-plus": (("beta",), (0.8, 0.9, 0.95, 0.99)),
+    "random-label": (("forget_learning_rate",), (3e-3, 0.01, 0.03, 0.1)),
+    "salun": (("forget_learning_rate",), (3e-3, 0.01, 0.03, 0.1)),
+    "scrub": (("forget_learning_rate",), (1e-4, 3e-4, 1e-3, 3e-3)),
+    "sfron": (("forget_learning_rate",), (3e-3, 0.01, 0.03, 0.1)),
+    "ssd": (("alpha",), (5.0, 10.0, 30.0, 100.0)),
+    "unsir": (("impair", "learning_rate"), (0.005, 0.02, 0.1)),
 }
 """By registered name: the field that is tuned, and its grid."""
 
@@ -90,28 +98,27 @@ class Try:
     setting: str
     name: str
     value: float
-    score: float
+    off: NDArray[np.float64]
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the script."""
     settings = choose(QUICK, FULL, __doc__, arguments)
     recipes = method_recipes.of(settings.data, tuple(SETTINGS))
-    scores: dict[tuple[str, str], dict[float, list[float]]] = {}
+    found: dict[tuple[str, str], dict[float, list[NDArray[np.float64]]]] = {}
     for one in tries(settings, recipes):
-        by_value = scores.setdefault((one.setting, one.name), {})
-        by_value.setdefault(one.value, []).append(one.score)
-    print(
-        f"oracle_tuned={settings.oracle}; mean score over {len(settings.seeds)} seeds,"
-    )
-    print("points of gap to Retrain" if settings.oracle else "points off the target")
+        by_value = found.setdefault((one.setting, one.name), {})
+        by_value.setdefault(one.value, []).append(one.off)
+    what = "gap to Retrain" if settings.oracle else "distance to the aim"
+    print(f"oracle_tuned={settings.oracle}; {what} in points (paired), * is taken")
     tables = {name: dict(table) for name, table in recipes.tables.items()}
-    for (setting, name), by_value in scores.items():
-        means = {value: float(np.mean(each)) for value, each in by_value.items()}
-        best = min(means, key=means.__getitem__)
+    for (setting, name), by_value in found.items():
+        gaps = {v: float(np.abs(np.mean(off, 0)).mean()) for v, off in by_value.items()}
+        best = min(gaps, key=gaps.__getitem__)
         grid = "  ".join(
-            f"{value:g}: {mean:.2f}{'*' if value == best else ''}"
-            for value, mean in sorted(means.items())
+            f"{value:g}: {100 * gap:.2f} ({100 * np.abs(by_value[value]).mean():.2f})"
+            + "*" * (value == best)
+            for value, gap in sorted(gaps.items())
         )
         print(f"{setting:12} {name:24} {grid}", flush=True)
         method = recipes.methods(setting, network=settings.network)[name]
@@ -163,7 +170,7 @@ def tries(settings: Settings, recipes: Recipes) -> Iterator[Try]:
 
 
 def tries_of(case: Case, chosen: Mapping[str, Method], oracle: bool) -> list[Try]:
-    """Return the scores of one case, in points."""
+    """Return how far off every method is in one case, with every value."""
     prepared = prepare(case, chosen)
     before, target = four(prepared.untouched), four(prepared.retrained)
     found = []
@@ -173,17 +180,14 @@ def tries_of(case: Case, chosen: Mapping[str, Method], oracle: bool) -> list[Try
             if isinstance(outcome, DflUnlearnError):
                 continue
             after = four(outcome)
-            gap = float(np.abs(after - target).mean())
-            score = gap if oracle else blind(case.setting, before, after)
-            found.append(
-                Try(setting=case.setting, name=name, value=value, score=100 * score)
-            )
+            off = after - target if oracle else blind(case.setting, before, after)
+            found.append(Try(setting=case.setting, name=name, value=value, off=off))
     return found
 
 
 def blind(
-    setting: str, before: np.ndarray[Any, Any], after: np.ndarray[Any, Any]
-) -> float:
+    setting: str, before: NDArray[np.float64], after: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """Return how far a model is from its aim, without a retrained one.
 
     Args:
@@ -192,12 +196,13 @@ def blind(
         after: The same of the unlearned model.
 
     Returns:
-        Distance of the forget accuracy to its target, plus what accuracy was lost.
+        Distance of the forget accuracy to its target, and what of the other two was
+        lost, shape ``(3,)``.
     """
     unseen = setting not in ("class", "mislabel", "backdoor")
     aim = after[2] if unseen else 0.0
-    lost = np.maximum(before[1:3] - after[1:3], 0).sum()
-    return float(abs(after[0] - aim) + lost)
+    lost = np.minimum(after[1:3] - before[1:3], 0)
+    return np.array([after[0] - aim, *lost])
 
 
 def tuned(method: Method, value: float) -> Method:
