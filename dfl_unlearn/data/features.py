@@ -142,6 +142,7 @@ def _replaced(
         feature_bound=feature_bound,
         recipe=None,
         extractor=source,
+        backdoor=None,  # the rows are no images any more
     )
 
 

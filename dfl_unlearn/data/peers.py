@@ -22,6 +22,7 @@ from dfl_unlearn import _validate
 from dfl_unlearn._assumption import Assumption
 from dfl_unlearn.data.batch import TensorBatch, check_values
 from dfl_unlearn.data.partition import partitions, split
+from dfl_unlearn.data.poison import Backdoor
 from dfl_unlearn.data.sources import Dataset, datasets
 from dfl_unlearn.errors import (
     DataError,
@@ -62,6 +63,8 @@ class PeerData:
             arrays of your own.
         extractor: What frozen extractor the rows are features of, and what it saw
             (``data.features``); None for rows as they are.
+        backdoor: What an attacker planted in the rows (``data.poison``), for metrics;
+            None if nothing is known.
 
     Example:
         >>> x, y = torch.zeros(3, 2), torch.tensor([0, 1, 1])
@@ -81,6 +84,7 @@ class PeerData:
     feature_bound: float | None = None
     recipe: Mapping[str, Any] | None = None
     extractor: Assumption | None = None
+    backdoor: Backdoor | None = None
 
     def __post_init__(self) -> None:
         """Check the store as a whole and every record.

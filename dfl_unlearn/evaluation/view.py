@@ -8,6 +8,7 @@ all the same.
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -214,14 +215,45 @@ class EvaluationView:
         Returns:
             Mean over the rows, shape ``(N,)`` float64.
         """
+        total = torch.zeros(self.n, dtype=torch.float64)
+        for batch, given in self.blocks(name, *worlds):
+            total += score(*given, batch.labels).double().sum(1)
+        return total / len(self.rows(name))
+
+    def blocks(
+        self, name: SetName, *worlds: World
+    ) -> Iterator[tuple[TensorBatch, list[Tensor]]]:
+        """Yield the rows of a set, some at a time, with all peers' predictions.
+
+        Args:
+            name: The set.
+            *worlds: Whose predictions; none means this view's world.
+
+        Yields:
+            k rows, and per world the logits ``(N, k, C)`` (``(N, k)`` for
+            regression); never write to them.
+        """
         batch = self.rows(name)
         views = [self.at(world) for world in worlds or (self.world,)]
-        total = torch.zeros(self.n, dtype=torch.float64)
         outputs = self.n * max(1, self.data.num_classes)
         for rows in _slices(len(batch), min(_BLOCK_ROWS, -(-_BLOCK_FLOATS // outputs))):
             given = [view._predictions(name, batch, rows) for view in views]
-            total += score(*given, batch.labels[rows]).double().sum(1)
-        return total / len(batch)
+            yield TensorBatch(batch.inputs[rows], batch.labels[rows]), given
+
+    def logits(self, batch: TensorBatch, peer: int) -> NDArray[np.float64]:
+        """Return one peer's outputs on rows of your own.
+
+        Args:
+            batch: Any B rows.
+            peer: Whose model.
+
+        Returns:
+            Shape ``(B, C)`` (``(B,)`` for regression).
+        """
+        row = self.state.params[peer : peer + 1]
+        outputs = self.model.predict_all(row, batch.inputs)[0].double().cpu()
+        found: NDArray[np.float64] = outputs.numpy()
+        return found
 
     @torch.no_grad()
     def losses(self, batch: TensorBatch) -> Tensor:
@@ -242,6 +274,43 @@ class EvaluationView:
                     row, (features, batch.labels[rows])
                 ).double()
         return out
+
+    @cached_property
+    def classes_gone(self) -> tuple[int, ...]:
+        """Classes of which the request leaves no row in the network; () otherwise."""
+        if not self.data.num_classes:
+            return ()
+        labels = self.data.store.labels.numpy()
+        gone = self.request.mask(self.data)
+        left = np.unique(labels[self.data.keep & ~gone])
+        return tuple(int(c) for c in np.setdiff1d(labels[gone], left))
+
+    def test_rows(self, *, forgotten: bool) -> TensorBatch:
+        """Return the test rows of the classes that are forgotten, or of all others.
+
+        Args:
+            forgotten: Whether to return those of ``classes_gone``; all other rows
+                otherwise, which is every test row where no class is forgotten whole.
+
+        Returns:
+            The rows, at least one.
+
+        Raises:
+            MissingInputError: If there are none.
+        """
+        tests = self.rows("test")
+        gone = torch.isin(
+            tests.labels, torch.tensor(self.classes_gone, dtype=torch.int64)
+        )
+        index = torch.nonzero(gone == forgotten)[:, 0]
+        if len(index) == 0:
+            which = "a class that is forgotten whole" if forgotten else "a kept class"
+            raise MissingInputError(
+                f"test: must have rows of {which}, got none; leave the metric out"
+            )
+        if len(index) == len(tests):
+            return tests
+        return TensorBatch(tests.inputs[index], tests.labels[index])
 
     def check_task(self, metric: str, *, classes: bool) -> None:
         """Refuse data of the other task.
@@ -298,7 +367,8 @@ def evaluate(
         outcome: What ``unlearn`` gave back.
         metrics: A registered name, several, or ``default``: every registered metric
             that the data and the outcome allow (comparisons with retraining need
-            ``unlearn(..., reference=True)``, accuracies need classes).
+            ``unlearn(..., reference=True)``, accuracies need classes), without
+            those that say ``default=False`` because they fit attacks or train models.
         worlds: One or several of ``before``, ``after`` and ``reference``; the last is
             left out where there is no reference.
 
@@ -377,13 +447,13 @@ def _measured(view: EvaluationView, name: str, hops: list[int]) -> list[dict[str
 
 
 def _default_names() -> list[str]:
-    """Return all metrics: those of every world first, then by set, then by name."""
+    """Return those measured unnamed: of every world first, then by set and name."""
 
     def key(name: str) -> tuple[bool, int, str]:
         info = _info(name)
         return info.worlds != WORLDS, _ORDER.index(info.set), name
 
-    return sorted(registry.names(), key=key)
+    return sorted((n for n in registry.names() if _info(n).default), key=key)
 
 
 def _info(name: str) -> MetricInfo:

@@ -1,5 +1,6 @@
 """Tiny outcomes without any training, for the tests of metrics."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import networkx as nx
@@ -9,6 +10,8 @@ from torch import nn
 
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.data.peers import PeerData
+from dfl_unlearn.data.poison import Backdoor, Trigger
+from dfl_unlearn.engine.config import SimulationConfig
 from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.models.flat import FlatModel
 from dfl_unlearn.rng import RngTree
@@ -26,12 +29,12 @@ COST = Cost(
 )
 
 
-def random_data(*, regression=False, sizes=SIZES, tests=7, seed=0):
+def random_data(*, regression=False, sizes=SIZES, tests=7, seed=0, features=2):
     draw = np.random.default_rng(seed)
 
     def rows(count):
         labels = draw.normal(size=count) if regression else draw.integers(3, size=count)
-        return draw.normal(size=(count, 2)), labels
+        return draw.normal(size=(count, features)), labels
 
     return PeerData.from_tensors(
         [rows(n) for n in sizes], rows(tests), num_classes=0 if regression else 3
@@ -56,7 +59,7 @@ def outcome_of(data, model, before, after, reference, request, **changes):
         topology=Topology.from_graph(nx.cycle_graph(data.n)),
         data=data,
         model=model,
-        config=SimpleNamespace(seed=7),
+        config=SimulationConfig(seed=7),
         state=state(before, 20),
         rng=RngTree(7),
         folder=None,
@@ -92,3 +95,13 @@ def random_outcome(*, regression=False, reference=True, seed=0, **changes):
         request,
         **changes,
     )
+
+
+def class_outcome(seed=0):
+    """Random states on images of four pixels; class 2 goes, and there is a backdoor."""
+    data = random_data(seed=seed, features=4, tests=30)
+    data = replace(data, backdoor=Backdoor(trigger=Trigger(size=1), target=1))
+    model = linear_model(data)
+    states = np.random.default_rng(seed + 1).normal(size=(3, data.n, model.size))
+    request = ForgetRequest.class_(2, request_id="r0")
+    return outcome_of(data, model, *states, request)

@@ -18,7 +18,7 @@ from dfl_unlearn.errors import (
     UnsupportedRequestError,
 )
 from dfl_unlearn.evaluation import view as view_module
-from dfl_unlearn.evaluation.metrics import measures, metrics
+from dfl_unlearn.evaluation.metrics import info_of, measures, metrics
 from dfl_unlearn.evaluation.view import Cache, EvaluationView, evaluate
 
 COMPARISONS = {"relative-gap", "parameter-distance", "prediction-kl", "agreement"}
@@ -168,7 +168,9 @@ def test_a_row_says_where_its_value_comes_from():
 def test_default_measures_everything_that_applies():
     table = evaluate(random_outcome())
     mse = {"test-mse", "retain-mse", "forget-mse"}
-    assert names_in(table) == set(metrics.names()) - mse
+    elsewhere = {"attack-success", "test-accuracy-gone"}
+    cheap = {n for n in metrics.names() if info_of(metrics.get(n)).default}
+    assert names_in(table) == cheap - mse - elsewhere
     assert {row["world"] for row in table.rows} == {"before", "after", "reference"}
     assert table.rows[0]["metric"] == "test-accuracy"
 
@@ -258,6 +260,16 @@ def test_a_metric_says_its_unit_set_and_worlds(registered):
 
     (row,) = evaluate(random_outcome(), "forget-rows").rows
     assert (row["unit"], row["set"], row["value"]) == ("rows", "forget", 3.0)
+
+
+def test_a_metric_outside_the_default_is_measured_where_it_is_named(registered):
+    @registered("slow-attack")
+    @measures(default=False)
+    def slow_attack(view):
+        return torch.tensor(1.0)
+
+    assert "slow-attack" not in names_in(evaluate(random_outcome()))
+    assert names_in(evaluate(random_outcome(), "slow-attack")) == {"slow-attack"}
 
 
 @pytest.mark.parametrize("wrong", [torch.zeros(3), torch.zeros(4, 1), 0.5])

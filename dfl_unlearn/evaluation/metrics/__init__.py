@@ -12,6 +12,10 @@ rows, is said by ``measures``::
 
 A name that starts with ``mia-`` marks a membership attack: tables print its values
 only beside the reference's.
+
+One that fits an attack or trains a model for every peer says ``default=False``, as does
+one that mostly repeats another: it is measured where it is named, and left out of the
+default table, which stays short and as fast as predictions are.
 """
 
 from collections.abc import Callable
@@ -48,15 +52,18 @@ class MetricInfo:
         set: Rows it is measured on, or "" where it reads none.
         worlds: Worlds in which it says something: a cost exists only ``after``, and
             the distance of the reference to itself is no news.
+        default: Whether it is measured unless others are named.
     """
 
     unit: str = "fraction"
     set: SetName | Literal[""] = ""
     worlds: tuple[World, ...] = WORLDS
+    default: bool = True
 
     def __post_init__(self) -> None:
         """Check the fields."""
         _validate.of_type(str, unit=self.unit)
+        _validate.of_type(bool, default=self.default)
         _validate.one_of((*SETS, ""), set=self.set)
         for world in self.worlds:
             _validate.one_of(WORLDS, worlds=world)
@@ -67,6 +74,7 @@ def measures(
     unit: str = "fraction",
     set: SetName | Literal[""] = "",
     worlds: tuple[World, ...] = WORLDS,
+    default: bool = True,
 ) -> Callable[[M], M]:
     """Return a decorator that says what a metric's values are.
 
@@ -74,11 +82,12 @@ def measures(
         unit: Unit of the values.
         set: Rows it is measured on, or "".
         worlds: Worlds in which it says something.
+        default: Whether it is measured unless others are named.
 
     Returns:
         The decorator; it returns the metric itself.
     """
-    info = MetricInfo(unit=unit, set=set, worlds=worlds)
+    info = MetricInfo(unit=unit, set=set, worlds=worlds, default=default)
 
     def note(metric: M) -> M:
         metric.__dict__["info"] = info

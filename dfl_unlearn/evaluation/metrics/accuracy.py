@@ -5,6 +5,7 @@ forget set is to be judged against the retrained network's: a row that others re
 stays predictable after perfect forgetting.
 """
 
+import torch
 from torch import Tensor
 
 from dfl_unlearn.evaluation.metrics import SetName, measures, metrics
@@ -30,6 +31,30 @@ def retain_accuracy(view: EvaluationView) -> Tensor:
 def forget_accuracy(view: EvaluationView) -> Tensor:
     """Share of the forgotten rows that a peer classifies correctly."""
     return _accuracy(view, "forget", "forget-accuracy")
+
+
+@metrics.register("test-accuracy-kept")
+@measures(set="test", default=False)
+def test_accuracy_kept(view: EvaluationView) -> Tensor:
+    """Share of test rows of the classes that stay that a peer classifies correctly.
+
+    The test accuracy of comparisons: equal to ``test-accuracy`` unless a class is
+    forgotten whole.
+
+    Args:
+        view: The network in one world.
+
+    Returns:
+        One share per peer, shape ``(N,)``.
+    """
+    return _share(view, "test-accuracy-kept", forgotten=False)
+
+
+@metrics.register("test-accuracy-gone")
+@measures(set="test")
+def test_accuracy_gone(view: EvaluationView) -> Tensor:
+    """Share of test rows of classes forgotten whole that are classified correctly."""
+    return _share(view, "test-accuracy-gone", forgotten=True)
 
 
 @metrics.register("relative-gap")
@@ -60,6 +85,18 @@ def retain_mse(view: EvaluationView) -> Tensor:
 def forget_mse(view: EvaluationView) -> Tensor:
     """Mean squared error of a peer on the forgotten rows, for regression."""
     return _mse(view, "forget", "forget-mse")
+
+
+def _share(view: EvaluationView, metric: str, *, forgotten: bool) -> Tensor:
+    view.check_task(metric, classes=True)
+    gone = torch.tensor(view.classes_gone, dtype=torch.int64)
+
+    def right(logits: Tensor, labels: Tensor) -> Tensor:
+        chosen = torch.isin(labels, gone) == forgotten
+        return (logits.argmax(-1) == labels) & chosen
+
+    share = len(view.test_rows(forgotten=forgotten)) / len(view.rows("test"))
+    return view.average("test", right) / share
 
 
 def _accuracy(view: EvaluationView, rows: SetName, metric: str) -> Tensor:

@@ -30,6 +30,34 @@ def cost_gradient_evaluations(view: EvaluationView) -> Tensor:
     return _number(view.outcome.cost.gradient_evaluations)
 
 
+@metrics.register("cost-sample-gradients")
+@measures(unit="gradients", worlds=("after",))
+def cost_sample_gradients(view: EvaluationView) -> Tensor:
+    """Per-sample gradients, preprocessing included, without Hessian products."""
+    return _number(view.outcome.cost.sample_gradients)
+
+
+@metrics.register("cost-steps-forget")
+@measures(unit="steps", worlds=("after",))
+def cost_steps_forget(view: EvaluationView) -> Tensor:
+    """Optimizer steps of a local method on forgotten rows, all owners together."""
+    return _number(view.outcome.cost.steps_forget)
+
+
+@metrics.register("cost-steps-retain")
+@measures(unit="steps", worlds=("after",))
+def cost_steps_retain(view: EvaluationView) -> Tensor:
+    """Optimizer steps of a local method on retained rows, all owners together."""
+    return _number(view.outcome.cost.steps_retain)
+
+
+@metrics.register("cost-optimizer-floats")
+@measures(unit="numbers", worlds=("after",))
+def cost_optimizer_floats(view: EvaluationView) -> Tensor:
+    """Most numbers that an owner's optimizers held beside the parameters."""
+    return _number(view.outcome.cost.optimizer_floats)
+
+
 @metrics.register("cost-rounds")
 @measures(unit="rounds", worlds=("after",))
 def cost_rounds(view: EvaluationView) -> Tensor:

@@ -1,7 +1,8 @@
 """How far the network is from agreement, and from the network retrained without.
 
 Distances to retraining mean something because both runs share their draws: what the
-forgotten rows did not touch is equal. Formulas: decentralized-certified.md §6.1.
+forgotten rows did not touch is equal. How far two retrained networks with other draws
+are from each other is ``comparison.noise_floor``'s to say.
 """
 
 import math
@@ -9,6 +10,7 @@ import math
 import torch
 from torch import Tensor
 
+from dfl_unlearn.evaluation.attacks import jensen_shannon, softmax
 from dfl_unlearn.evaluation.metrics import measures, metrics
 from dfl_unlearn.evaluation.view import EvaluationView
 
@@ -82,6 +84,76 @@ def agreement(view: EvaluationView) -> Tensor:
         "reference",
         view.world,
     )
+
+
+@metrics.register("prediction-js")
+@measures(unit="nats", set="forget", worlds=("before", "after"))
+def prediction_js(view: EvaluationView) -> Tensor:
+    r"""Mean Jensen-Shannon divergence from the retrained peer, on forgotten rows.
+
+    :math:`\frac12 \mathrm{KL}(p^{rt} \| m) + \frac12 \mathrm{KL}(p \| m)` with m the
+    mean of both [code: SFRon].
+
+    Args:
+        view: The network in one world, with a reference.
+
+    Returns:
+        One value per peer, shape ``(N,)``, in [0, ln 2] nats.
+    """
+    view.check_task("prediction-js", classes=True)
+    return view.average("forget", _jensen_shannon, "reference", view.world)
+
+
+@metrics.register("activation-distance")
+@measures(unit="", set="forget", worlds=("before", "after"))
+def activation_distance(view: EvaluationView) -> Tensor:
+    """Mean Euclidean distance of probabilities to the retrained peer's, forgotten rows.
+
+    Args:
+        view: The network in one world, with a reference.
+
+    Returns:
+        One value per peer, shape ``(N,)``, in [0, sqrt 2].
+    """
+    view.check_task("activation-distance", classes=True)
+    return view.average("forget", _activation, "reference", view.world)
+
+
+@metrics.register("zrf")
+@measures(unit="", set="forget")
+def zrf(view: EvaluationView) -> Tensor:
+    """One minus the mean divergence from a random network, on forgotten rows.
+
+    "Zero retrain forgetting" [recalled: Chundawat et al. 2023]: the Jensen-Shannon
+    divergence, in nats, between a peer's predictions and those of fresh parameters
+    of the same model, drawn once per request. 1 means predictions like chance; the
+    target is Retrain's value.
+
+    Args:
+        view: The network in one world.
+
+    Returns:
+        One value per peer, shape ``(N,)``, in [1 - ln 2, 1].
+    """
+    view.check_task("zrf", classes=True)
+    rng = view.outcome.run.rng.child(f"zrf/{view.request.request_id}")
+    fresh = view.model.init(rng).to(view.state.params)[None]
+    total = torch.zeros(view.n, dtype=torch.float64)
+    for batch, (ours,) in view.blocks("forget"):
+        chance = view.model.predict_all(fresh, batch.inputs).expand_as(ours)
+        total += _jensen_shannon(chance, ours, batch.labels).sum(1)
+    return 1 - total / len(view.rows("forget"))
+
+
+def _jensen_shannon(theirs: Tensor, ours: Tensor, labels: Tensor) -> Tensor:
+    p, q = (softmax(x.double().cpu().numpy()) for x in (theirs, ours))
+    return torch.from_numpy(jensen_shannon(p, q))
+
+
+def _activation(theirs: Tensor, ours: Tensor, labels: Tensor) -> Tensor:
+    difference = theirs.double().softmax(-1) - ours.double().softmax(-1)
+    distance: Tensor = torch.linalg.vector_norm(difference, dim=-1)
+    return distance
 
 
 def _divergence(theirs: Tensor, ours: Tensor, labels: Tensor) -> Tensor:

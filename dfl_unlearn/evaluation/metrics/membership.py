@@ -10,7 +10,9 @@ from torch import Tensor
 
 from dfl_unlearn._stats import auc
 from dfl_unlearn.data.peers import TensorBatch
+from dfl_unlearn.evaluation.attacks import tpr_at_fpr
 from dfl_unlearn.evaluation.metrics import measures, metrics
+from dfl_unlearn.evaluation.nonmembers import matched_rows
 from dfl_unlearn.evaluation.view import EvaluationView
 
 
@@ -41,3 +43,29 @@ def mia_loss_auc(view: EvaluationView) -> Tensor:
     others = TensorBatch(tests.inputs[index], tests.labels[index])
     inside, outside = (-view.losses(batch).numpy() for batch in (members, others))
     return torch.from_numpy(auc(inside, outside))
+
+
+@metrics.register("mia-tpr-at-1")
+@measures(set="forget")
+def mia_tpr_at_1(view: EvaluationView) -> Tensor:
+    """Share of forgotten rows found by a low loss at 1 % false alarms.
+
+    False alarms are counted on test rows with the same mix of classes, as many times
+    the forgotten rows as there are; fewer than 100 of them allow none. An average such
+    as an area hides rows that are certain to be found.
+
+    Args:
+        view: The network in one world.
+
+    Returns:
+        One share per peer, shape ``(N,)``; 0.01 means indistinguishable.
+
+    References:
+        Carlini et al. (2022), Membership inference attacks from first principles
+        [recalled].
+    """
+    rows = matched_rows(view)
+    inside, outside = (
+        -view.losses(batch).numpy() for batch in (rows.members, rows.others)
+    )
+    return torch.from_numpy(tpr_at_fpr(inside, outside, 0.01))

@@ -1,0 +1,371 @@
+"""One method on one forget set, measured beside its controls: a line of a comparison.
+
+A line cannot be made without saying what its certificate claims.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfl_unlearn import _validate
+from dfl_unlearn.accounting.certificate import CLAIMED, Status
+from dfl_unlearn.engine.loop import samples_per_round
+from dfl_unlearn.engine.run import TrainedRun
+from dfl_unlearn.errors import InvalidArgumentError, MissingInputError
+from dfl_unlearn.evaluation.metrics import info_of
+from dfl_unlearn.evaluation.metrics import metrics as registry
+from dfl_unlearn.evaluation.view import evaluate
+from dfl_unlearn.store.files import write_file
+from dfl_unlearn.store.table import NETWORK, World
+from dfl_unlearn.unlearning.contracts import Outcome
+
+FOUR = ("forget-accuracy", "retain-accuracy", "test-accuracy-kept", "mia-entropy")
+"""The figures that gaps are about: FA, RA, TA and attack (a)."""
+MINIMUM = (*FOUR, "mia-population-auc", "mia-tpr-at-1", "prediction-js")
+"""Registered metrics that every line has."""
+DISTANCES = (
+    "prediction-js",
+    "prediction-kl",
+    "activation-distance",
+    "parameter-distance",
+    "agreement",
+    "gap",
+    "paired-gap",
+)
+"""Registered metrics that compare with retraining."""
+
+Claim = Literal[Status, "none"]
+CLAIMS: tuple[Claim, ...] = (
+    "none",
+    "pending",
+    "heuristic",
+    "certified_conditional",
+    "certified",
+    "exact",
+)
+"""What a line may claim, from the weakest to the strongest."""
+
+_ITSELF = {"agreement": 1.0}  # of the reference with itself, where that is not 0
+_BETWEEN = " | "  # reasons in one cell
+_BEFORE = ("setting", "method", "seed")
+_AFTER = (
+    "seconds",
+    "sample-gradients",
+    "certificate",
+    "epsilon",
+    "delta",
+    "reasons",
+    "note",
+)
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One method on one forget set.
+
+    Attributes:
+        setting: Name of what is compared, e.g. ``digits, random 10 %``.
+        method: Name of the method, or one of ``CONTROLS``.
+        seed: Names the forget set (and the training) within the setting.
+        values: Registered metric -> value, as fractions and nats; at least
+            ``MINIMUM``. NaN where there is no value.
+        seconds: Elapsed time.
+        sample_gradients: Per-sample gradients, preprocessing included, a
+            Hessian-vector product counted as two.
+        certificate: Status of the claim, ``none`` where none is made.
+        epsilon: Claimed epsilon; None exactly where the status claims none.
+        delta: Claimed delta, likewise.
+        reasons: Why the status is not higher.
+        note: Anything a reader must know, e.g. ``oracle-tuned``.
+    """
+
+    setting: str
+    method: str
+    seed: int
+    values: Mapping[str, float]
+    seconds: float
+    sample_gradients: int
+    certificate: Claim
+    epsilon: float | None
+    delta: float | None
+    reasons: tuple[str, ...] = ()
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        """Check the fields.
+
+        Raises:
+            MissingInputError: If a metric of ``MINIMUM`` is missing.
+            InvalidArgumentError: If epsilon and delta do not fit the status.
+        """
+        _validate.of_type(str, setting=self.setting, method=self.method, note=self.note)
+        _validate.integer(seed=self.seed, sample_gradients=self.sample_gradients)
+        _validate.one_of(CLAIMS, certificate=self.certificate)
+        missing = [name for name in MINIMUM if name not in self.values]
+        if missing:
+            raise MissingInputError(
+                f"values: must have {', '.join(MINIMUM)}, got a line of {self.method} "
+                f"without {', '.join(missing)}; measure them, NaN where impossible"
+            )
+        claimed = self.certificate in CLAIMED
+        for name in ("epsilon", "delta"):
+            value = getattr(self, name)
+            if (value is not None) != claimed:
+                raise InvalidArgumentError(
+                    f"{name}: must be {'a number' if claimed else 'None'} with "
+                    f"certificate {self.certificate!r}, got {value!r}; take it from "
+                    "the certificate"
+                )
+
+    @property
+    def four(self) -> Floats:
+        """The figures that gaps are about, shape ``(4,)``."""
+        return np.array([self.values[name] for name in FOUR])
+
+
+def measure(
+    outcome: Outcome,
+    *,
+    setting: str,
+    seed: int,
+    method: str | None = None,
+    metrics: Sequence[str] = (),
+    peer: int | None = None,
+    note: str = "",
+) -> Line:
+    """Return the line of an outcome with a reference.
+
+    Args:
+        outcome: From ``unlearn(..., reference=...)``.
+        setting: Name of what is compared.
+        seed: Names the forget set.
+        method: How the line is called; None is ``outcome.label``.
+        metrics: Registered metrics beside ``MINIMUM``.
+        peer: Whose figures; None is the mean over all peers.
+        note: Anything a reader must know.
+
+    Returns:
+        The line; costs and certificate are the outcome's.
+
+    Raises:
+        MissingInputError: If there is no reference, or no rows to measure on.
+    """
+    claim = outcome.certificate
+    return Line(
+        setting=setting,
+        method=outcome.label if method is None else method,
+        seed=seed,
+        values=_values(outcome, "after", metrics, peer),
+        seconds=outcome.cost.wall_seconds,
+        sample_gradients=outcome.cost.gradient_evaluations,
+        certificate="none" if claim is None else claim.status,
+        epsilon=None if claim is None else claim.epsilon,
+        delta=None if claim is None else claim.delta,
+        reasons=() if claim is None else claim.reasons,
+        note=note,
+    )
+
+
+def controls(
+    outcome: Outcome,
+    again: TrainedRun,
+    *,
+    setting: str,
+    seed: int,
+    metrics: Sequence[str] = (),
+    peer: int | None = None,
+) -> tuple[Line, Line, Line]:
+    """Return the lines ``original``, ``retrain`` and ``retrain-2`` of one forget set.
+
+    Args:
+        outcome: Any outcome on this forget set, with its reference.
+        again: The network retrained with other draws:
+            ``retrain(run, run.data.without(request), seed_offset=1)``.
+        setting: Name of what is compared.
+        seed: Names the forget set.
+        metrics: Registered metrics beside ``MINIMUM``.
+        peer: Whose figures; None is the mean over all peers.
+
+    Returns:
+        The three lines. Retraining has the claim ``exact`` by its definition; its
+        sample gradients are those of a run without faults.
+
+    Raises:
+        MissingInputError: If the outcome has no reference.
+    """
+    reference = _reference(outcome)
+    second = replace(outcome, state=again.state)
+
+    def line(method: str, values: dict[str, float], run: TrainedRun | None) -> Line:
+        exact = run is not None
+        return Line(
+            setting=setting,
+            method=method,
+            seed=seed,
+            values=values,
+            seconds=_seconds(run) if run is not None else 0.0,
+            sample_gradients=_gradients(run) if run is not None else 0,
+            certificate="exact" if exact else "none",
+            epsilon=0.0 if exact else None,
+            delta=0.0 if exact else None,
+        )
+
+    return (
+        line("original", _values(outcome, "before", metrics, peer), None),
+        line("retrain", _values(outcome, "reference", metrics, peer), reference),
+        line("retrain-2", _values(second, "after", metrics, peer), again),
+    )
+
+
+def noise_floor(
+    outcome: Outcome, again: TrainedRun, metrics: str | Iterable[str] | None = None
+) -> dict[str, float]:
+    """Return how far two retrained networks are from each other.
+
+    No method can be told from retraining below these values.
+
+    Args:
+        outcome: An outcome with its reference.
+        again: The network retrained with other draws.
+        metrics: Registered metrics that compare with the reference; None is
+            ``DISTANCES``.
+
+    Returns:
+        Metric -> the network's value with ``again`` in the place of what was
+        unlearned.
+
+    Raises:
+        MissingInputError: If the outcome has no reference.
+    """
+    _reference(outcome)
+    metrics = DISTANCES if metrics is None else metrics
+    table = evaluate(replace(outcome, state=again.state), metrics, worlds="after")
+    return {row["metric"]: row["value"] for row in table.rows if row["peer"] < 0}
+
+
+def write_lines(lines: Iterable[Line], path: str | Path) -> Path:
+    """Write lines as CSV, whole or not at all, to go on from there later.
+
+    Args:
+        lines: Of any settings, methods and forget sets.
+        path: The file; its folder exists.
+
+    Returns:
+        The path.
+    """
+    lines = tuple(lines)
+    others = dict.fromkeys(name for line in lines for name in line.values)
+    names = (*MINIMUM, *(name for name in others if name not in MINIMUM))
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow((*_BEFORE, *names, *_AFTER))
+    for line in lines:
+        values = (line.values.get(name, "") for name in names)
+        pair = ("" if x is None else repr(x) for x in (line.epsilon, line.delta))
+        writer.writerow(
+            (
+                *(line.setting, line.method, line.seed, *values),
+                *(repr(line.seconds), line.sample_gradients, line.certificate, *pair),
+                *(_BETWEEN.join(line.reasons), line.note),
+            )
+        )
+    path = Path(path)
+    write_file(path, buffer.getvalue().encode())
+    return path
+
+
+def read_lines(path: str | Path) -> tuple[Line, ...]:
+    """Read what ``write_lines`` wrote.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Equal lines, checked again.
+
+    Raises:
+        InvalidArgumentError: If the file has other columns or a cell is no number.
+    """
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        records = list(csv.reader(file))
+    header = tuple(records[0]) if records else ()
+    names = header[len(_BEFORE) : -len(_AFTER)]
+    if header != (*_BEFORE, *names, *_AFTER):
+        raise InvalidArgumentError(
+            f"path: must be a table of lines with the columns {', '.join(_BEFORE)}, "
+            f"metrics, {', '.join(_AFTER)}, got {_validate.show(header)}; write it "
+            "with write_lines"
+        )
+    found = []
+    for number, record in enumerate(records[1:], start=2):
+        try:
+            cell = dict(zip(header, record, strict=True))
+            found.append(
+                Line(
+                    setting=cell["setting"],
+                    method=cell["method"],
+                    seed=int(cell["seed"]),
+                    values={n: float(cell[n]) for n in names if cell[n]},
+                    seconds=float(cell["seconds"]),
+                    sample_gradients=int(cell["sample-gradients"]),
+                    certificate=cell["certificate"],  # type: ignore[arg-type]
+                    epsilon=float(cell["epsilon"]) if cell["epsilon"] else None,
+                    delta=float(cell["delta"]) if cell["delta"] else None,
+                    reasons=tuple(filter(None, cell["reasons"].split(_BETWEEN))),
+                    note=cell["note"],
+                )
+            )
+        except ValueError as error:
+            raise InvalidArgumentError(
+                f"path: every row must be a line, got row {number} with {error}; write "
+                "it with write_lines"
+            ) from error
+    return tuple(found)
+
+
+def _values(
+    outcome: Outcome, world: World, metrics: Sequence[str], peer: int | None
+) -> dict[str, float]:
+    """Return metrics in one world; 0 for the reference's distance to itself."""
+    _reference(outcome)
+    if peer is not None:
+        outcome.run.data.check_peer(peer)
+    values, asked = {}, []
+    for name in dict.fromkeys((*MINIMUM, *metrics)):
+        worlds = info_of(registry.get(name)).worlds
+        if world in worlds:
+            asked.append(name)
+        elif world == "reference" and "after" in worlds:
+            values[name] = _ITSELF.get(name, 0.0)
+    for row in evaluate(outcome, asked, worlds=world).rows:
+        if row["peer"] == NETWORK or row["peer"] == peer:
+            values[row["metric"]] = row["value"]  # the peer's comes last
+    return values
+
+
+def _reference(outcome: Outcome) -> TrainedRun:
+    if outcome.reference is None:
+        raise MissingInputError(
+            "outcome: must have a reference to be compared with, got None; call "
+            "unlearn(..., reference=True)"
+        )
+    return outcome.reference
+
+
+def _seconds(run: TrainedRun) -> float:
+    if run.history is None or not len(run.history.seconds):
+        return math.nan
+    return float(run.history.seconds[-1])
+
+
+def _gradients(run: TrainedRun) -> int:
+    return samples_per_round(run.data, run.config) * run.state.round
