@@ -182,6 +182,10 @@ class SolverNotConvergedError(NumericalError):
     """A solver's residual is above its tolerance at the iteration limit."""
 
 
+class ReconstructionError(NumericalError):
+    """A step of training cannot be undone: it is too long, or a residual stays."""
+
+
 # --- refusals ------------------------------------------------------------------
 
 

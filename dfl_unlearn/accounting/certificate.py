@@ -36,7 +36,7 @@ from dfl_unlearn.errors import InvalidArgumentError, StoreCorruptError
 __all__ = ["Assumption", "Certificate", "Status", "certify", "status_of"]
 
 Status = Literal["exact", "certified", "certified_conditional", "heuristic", "pending"]
-Bound = Literal["none", "a_priori", "a_posteriori", "capped"]
+Bound = Literal["none", "a_priori", "a_posteriori", "capped", "trajectory"]
 Accountant = Literal["exact_gaussian", "rdp", "none"]
 
 CLAIMED: tuple[Status, ...] = ("exact", "certified", "certified_conditional")
@@ -135,7 +135,8 @@ class Certificate:
         nominal_delta: Likewise.
         sensitivity: Bound on the L2 shift between the worlds, at least 0.
         bound: How it was got: not at all, from public constants alone, from the
-            measured residual, or from it under a public cap.
+            measured residual, from it under a public cap, or from the length and the
+            constants of a descent (see ``accounting.trajectory``).
         noise_std: Standard deviation of the noise per coordinate.
         noise_mode: ``simulated``: drawn from the seed; ``secure``: from the operating
             system, so that the run cannot be repeated.

@@ -23,6 +23,7 @@ def arrays(
     num_classes: int | None = None,
     test_share: float = 0.2,
     feature_bound: float | None = None,
+    norm_bound: float | None = None,
 ) -> Dataset:
     """Arrays of your own from a .npz or .safetensors file, read under strict limits.
 
@@ -37,6 +38,7 @@ def arrays(
         test_share: Where the file has no test rows: share of each class (of all rows
             of a regression) that is held out, always the same rows, in [0, 1).
         feature_bound: Public bound on the size of every feature, or None.
+        norm_bound: Public bound on the norm of every row, or None.
 
     Returns:
         The data set.
@@ -76,6 +78,7 @@ def arrays(
         name="arrays",
         source=f"the file {Path(file).name}",
         feature_bound=feature_bound,
+        norm_bound=norm_bound,
     )
 
 

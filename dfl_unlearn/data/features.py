@@ -140,6 +140,7 @@ def _replaced(
         test=_extracted(data.test, extractor),
         name=f"{data.name} ({source.value})",
         feature_bound=feature_bound,
+        norm_bound=None,  # it was about the rows before
         recipe=None,
         extractor=source,
         backdoor=None,  # the rows are no images any more

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from dfl_unlearn import _validate
+from dfl_unlearn._arrays import as_features
 from dfl_unlearn._assumption import Assumption
 from dfl_unlearn.data.batch import TensorBatch, check_values
 from dfl_unlearn.data.partition import partitions, split
@@ -59,6 +60,7 @@ class PeerData:
             at the rows and checked against them, or None. Bounds of gradients, and so
             noise that covers a worst case, follow from it. Images of bytes become
             numbers in [0, 1] and have the bound 1 by their type.
+        norm_bound: Public bound on the norm of every row, in the same way, or None.
         recipe: How ``load`` made it, so that a stored run can be read again; None for
             arrays of your own.
         extractor: What frozen extractor the rows are features of, and what it saw
@@ -82,6 +84,7 @@ class PeerData:
     dropped: NDArray[np.bool_] | None = None
     vacated: NDArray[np.bool_] | None = None
     feature_bound: float | None = None
+    norm_bound: float | None = None
     recipe: Mapping[str, Any] | None = None
     extractor: Assumption | None = None
     backdoor: Backdoor | None = None
@@ -195,6 +198,7 @@ class PeerData:
             num_classes=dataset.num_classes,
             name=dataset.name,
             feature_bound=dataset.feature_bound,
+            norm_bound=dataset.norm_bound,
             recipe=recipe,
         )
 
@@ -208,6 +212,7 @@ class PeerData:
         name: str = "tensors",
         dtype: torch.dtype | None = None,
         feature_bound: float | None = None,
+        norm_bound: float | None = None,
     ) -> "PeerData":
         """Take arrays of your own, one pair per peer, of any number of rows each.
 
@@ -221,6 +226,7 @@ class PeerData:
             dtype: ``torch.float32`` or ``torch.float64`` to convert floating-point
                 inputs and targets; None keeps what was given.
             feature_bound: Public bound on the size of every feature, or None.
+            norm_bound: Public bound on the norm of every row, or None.
 
         Returns:
             The peers' data; ``origin`` counts the rows as they were given.
@@ -253,6 +259,7 @@ class PeerData:
             num_classes=num_classes,
             name=name,
             feature_bound=feature_bound,
+            norm_bound=norm_bound,
         )
 
     @property
@@ -261,42 +268,58 @@ class PeerData:
         return len(self.offsets) - 1
 
     def _check_bound(self) -> None:
-        """Refuse rows that pass the public bound."""
-        if self.feature_bound is None:
-            return
-        _validate.number(feature_bound=self.feature_bound, above=0)
+        """Refuse rows that pass a public bound.
+
+        Raises:
+            DataError: If one does.
+        """
+        if self.feature_bound is not None:
+            _validate.number(feature_bound=self.feature_bound, above=0)
+        if self.norm_bound is not None:
+            _validate.number(norm_bound=self.norm_bound, above=0)
         for name, batch in (("store", self.store), ("test", self.test)):
-            if len(batch) and batch.inputs.is_floating_point():
-                largest = float(batch.inputs.abs().max())
+            if self.feature_bound is not None and batch.inputs.is_floating_point():
+                largest = float(batch.inputs.abs().max()) if len(batch) else 0.0
                 if largest > self.feature_bound:
                     raise DataError(
                         f"feature_bound: must be at least every feature of the {name}, "
                         f"got {self.feature_bound:g} and a feature of size "
                         f"{largest:g}; state a larger bound or clip the features"
                     )
+            if self.norm_bound is not None:
+                longest = math.sqrt(_largest_square(batch.inputs))
+                if longest > self.norm_bound:
+                    raise DataError(
+                        f"norm_bound: must be at least the norm of every row of the "
+                        f"{name}, got {self.norm_bound!r} and a row of norm "
+                        f"{longest!r}; state a larger bound or scale the rows"
+                    )
 
-    def input_radius(self, *, bias: bool) -> tuple[float, bool]:
+    def input_radius(
+        self, *, bias: bool, peer: int | None = None
+    ) -> tuple[float, bool]:
         """Return a bound on the norm of every input as models see it.
 
         Args:
             bias: Whether a 1 is appended to each input.
+            peer: Whose rows are looked at; None is everybody's.
 
         Returns:
-            The bound, and whether it is public: from ``feature_bound`` or the type of
-            the images; else it is the largest norm among the stored rows, which is
-            information about them.
+            The bound, and whether it is public: from ``norm_bound``, ``feature_bound``
+            or the type of the images; else it is the largest norm among the stored
+            rows, which is information about them.
         """
         width = math.prod(self.store.inputs.shape[1:])
         bound = self.feature_bound
         if self.store.inputs.dtype == torch.uint8:
             bound = 1.0
-        if bound is not None:
-            return math.sqrt(width * bound**2 + bias), True
-        largest = 0.0
-        for part in self.store.inputs.split(4096):
-            x = part.reshape(len(part), -1).double()
-            largest = max(largest, float(x.square().sum(1).max()))
-        return math.sqrt(largest + bias), False
+        squares = [] if bound is None else [width * bound**2]
+        if self.norm_bound is not None:
+            squares.append(self.norm_bound**2)
+        if squares:
+            return math.sqrt(min(squares) + bias), True
+        rows = slice(None) if peer is None else self.rows(peer)
+        return math.sqrt(_largest_square(self.store.inputs[rows]) + bias), False
 
     @cached_property
     def sizes(self) -> NDArray[np.int64]:
@@ -439,6 +462,16 @@ def _batch(place: str, pair: Rows, dtype: torch.dtype | None) -> TensorBatch:
         return TensorBatch(inputs, labels)
     except DataError as error:
         raise DataError(f"{place}: {error}") from None
+
+
+def _largest_square(inputs: Tensor) -> float:
+    """Return the largest squared norm of a row as models see it; 0 for no rows."""
+    largest = 0.0
+    for part in inputs.split(4096):
+        x = as_features(part, torch.float64).reshape(len(part), -1)
+        if len(x):
+            largest = max(largest, float(x.square().sum(1).max()))
+    return largest
 
 
 def _tensor(array: Tensor | ArrayLike) -> Tensor:

@@ -29,6 +29,8 @@ class Dataset:
         sha256: Of both parts' inputs and labels.
         feature_bound: Public bound on the size of every feature, known without
             looking at the rows, or None; images of bytes have 1 in any case.
+        norm_bound: Public bound on the norm of every row, known in the same way, or
+            None.
     """
 
     train: TensorBatch
@@ -38,6 +40,7 @@ class Dataset:
     source: str
     sha256: str = ""
     feature_bound: float | None = None
+    norm_bound: float | None = None
 
     def __post_init__(self) -> None:
         """Check the types and fill the hash."""
@@ -111,6 +114,59 @@ def breast_cancer() -> Dataset:
     )
 
 
+@datasets.register("breast-cancer-unit")
+def breast_cancer_unit() -> Dataset:
+    """Breast cancer diagnosis with rows of norm 1, a constant among the features.
+
+    The 30 features are standardized with mean and (population) standard deviation of
+    all 569 rows, every row is scaled to norm 1, a 1 is appended and the row divided by
+    sqrt 2. So no row can be longer than 1, whoever it is about, which makes constants
+    of linear models **proven** (use them with ``bias=False``). Means and deviations
+    are treated as public: they were computed once from all rows, as is usual, and no
+    certificate covers them.
+
+    Returns:
+        Rows 3, 7, 11, ... to test (142), the other 427 to train on; inputs ``(R, 31)``
+        float64, 2 classes.
+    """
+    from sklearn.datasets import load_breast_cancer
+
+    raw = load_breast_cancer()
+    inputs = (raw.data - raw.data.mean(axis=0)) / raw.data.std(axis=0)
+    return _unit_dataset(
+        "breast-cancer-unit",
+        inputs,
+        raw.target,
+        np.arange(len(inputs)) % 4 == 3,
+        "scikit-learn: Breast Cancer Wisconsin (Diagnostic) (W. Wolberg, "
+        "O. Mangasarian, N. Street and W. Street, 1993, UCI), rows of norm 1",
+    )
+
+
+@datasets.register("digits-unit")
+def digits_unit() -> Dataset:
+    """Handwritten digits with rows of norm 1, a constant among the features.
+
+    Every image is scaled to norm 1, a 1 is appended and the row divided by sqrt 2; see
+    ``breast-cancer-unit``. No statistics of the rows are used.
+
+    Returns:
+        Rows 0, 5, 10, ... to test (360), the other 1,437 to train on; inputs
+        ``(R, 65)`` float64, 10 classes.
+    """
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    return _unit_dataset(
+        "digits-unit",
+        raw.data,
+        raw.target,
+        np.arange(len(raw.data)) % 5 == 0,
+        "scikit-learn: test part of Optical Recognition of Handwritten Digits "
+        "(E. Alpaydin and C. Kaynak, 1998, UCI), rows of norm 1",
+    )
+
+
 @datasets.register("gaussian-classes")
 def gaussian_classes(
     *,
@@ -178,8 +234,29 @@ def held_out(
     return test
 
 
+def _unit_dataset(
+    name: str,
+    inputs: NDArray[np.float64],
+    labels: NDArray[np.integer],
+    test: NDArray[np.bool_],
+    source: str,
+) -> Dataset:
+    """Return rows ``(x / ||x||, 1) / sqrt 2`` with their public bound 1."""
+    rows = inputs / np.linalg.norm(inputs, axis=1, keepdims=True)
+    rows = np.column_stack([rows, np.ones(len(rows))]) / np.sqrt(2)
+    rows *= 1 - 2.0**-48  # rounding may leave a norm some last digits above 1
+    return Dataset(
+        train=_rows(rows, labels, ~test),
+        test=_rows(rows, labels, test),
+        num_classes=int(labels.max()) + 1,
+        name=name,
+        source=source,
+        norm_bound=1.0,
+    )
+
+
 def _rows(
-    inputs: NDArray[np.float32], labels: NDArray[np.integer], keep: NDArray[np.bool_]
+    inputs: NDArray[np.floating], labels: NDArray[np.integer], keep: NDArray[np.bool_]
 ) -> TensorBatch:
     return TensorBatch(
         torch.from_numpy(inputs[keep]),

@@ -76,6 +76,8 @@ class FlatModel:
         structure: The layers, where the module is a stack of linear layers with ReLU
             between them and the loss a known one; else None.
         feature_layer: Name of the layer that reads the model's features, or None.
+        zero_start: Whether ``init`` gives zeros; for models that need no symmetry
+            broken, such as linear ones.
 
     Example:
         >>> model = FlatModel.from_module(nn.Linear(4, 3), "cross-entropy", l2=0.01)
@@ -91,9 +93,11 @@ class FlatModel:
         l2: float = 0.0,
         batch_norm: BatchNorm = "refuse",
         feature_layer: str | None = None,
+        zero_start: bool = False,
     ) -> None:
         """Take a module apart; see ``from_module``."""
         _validate.of_type(nn.Module, module=module)
+        _validate.of_type(bool, zero_start=zero_start)
         _validate.number(l2=l2, at_least=0)
         _validate.one_of(get_args(BatchNorm), batch_norm=batch_norm)
         if not callable(loss):
@@ -103,6 +107,7 @@ class FlatModel:
         self._loss: Loss | None = loss if callable(loss) else None
         self.loss_name: LossName = "custom" if callable(loss) else loss
         self.l2 = float(l2)
+        self.zero_start = zero_start
         self.recipe: Mapping[str, Any] | None = None
         self.segments: dict[str, Segment] = {}
         self.size = 0
@@ -158,8 +163,11 @@ class FlatModel:
 
         Returns:
             Shape ``(P,)``, float32. Parameters of modules without
-            ``reset_parameters`` keep the values they came with.
+            ``reset_parameters`` keep the values they came with. With ``zero_start``
+            nothing is drawn and all of them are 0.
         """
+        if self.zero_start:
+            return torch.zeros(self.size)
         module = copy.deepcopy(self._module)
         reset_parameters(module, rng.torch("init"))
         parts = [p.detach().reshape(-1).float() for p in module.parameters()]

@@ -20,6 +20,7 @@ from dfl_unlearn import _validate
 from dfl_unlearn._limits import PARAMETERS, check_cap
 from dfl_unlearn.errors import InvalidArgumentError
 from dfl_unlearn.models.flat import FlatModel
+from dfl_unlearn.models.smooth import rectifier
 from dfl_unlearn.models.zoo import AsImage, head, image_shape, models
 
 
@@ -31,6 +32,7 @@ def resnet8(
     width: int = 16,
     groups: int = 8,
     l2: float = 0.0,
+    smooth: bool = False,
 ) -> FlatModel:
     """ResNet-8 with group normalization, for images.
 
@@ -44,6 +46,7 @@ def resnet8(
         width: Channels of the first stage, a multiple of ``groups``.
         groups: Groups of channels that are normalized together, in every layer.
         l2: lambda >= 0; it covers the normalization's scales too.
+        smooth: Whether ``SmeLU`` stands where ReLU stood.
 
     Returns:
         The model; P = 75,290 for (3, 32, 32), 10 classes and width 16.
@@ -66,10 +69,10 @@ def resnet8(
         AsImage(image),
         nn.Conv2d(image[0], width, 3, padding=1, bias=False),
         nn.GroupNorm(groups, width),
-        nn.ReLU(),
-        _Block(width, width, 1, groups),
-        _Block(width, 2 * width, 2, groups),
-        _Block(2 * width, 4 * width, 2, groups),
+        rectifier(smooth),
+        _Block(width, width, 1, groups, smooth),
+        _Block(width, 2 * width, 2, groups, smooth),
+        _Block(2 * width, 4 * width, 2, groups, smooth),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         nn.Linear(4 * width, outputs),
@@ -80,16 +83,22 @@ def resnet8(
 class _Block(nn.Module):
     """``relu(x + norm(conv(relu(norm(conv(x))))))``; more channels begin as zeros."""
 
-    def __init__(self, inner: int, outer: int, stride: int, groups: int) -> None:
+    def __init__(
+        self, inner: int, outer: int, stride: int, groups: int, smooth: bool
+    ) -> None:
         super().__init__()
         self.stride = stride
         self.added = outer - inner
+        self.act = rectifier(smooth)
         self.conv1 = nn.Conv2d(inner, outer, 3, stride, padding=1, bias=False)
         self.norm1 = nn.GroupNorm(groups, outer)
         self.conv2 = nn.Conv2d(outer, outer, 3, padding=1, bias=False)
         self.norm2 = nn.GroupNorm(groups, outer)
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
+        inner = self.norm2(self.conv2(self.act(self.norm1(self.conv1(x)))))
         shortcut = x[..., :: self.stride, :: self.stride]
-        return F.relu(inner + F.pad(shortcut, (0, 0, 0, 0, 0, self.added)))
+        rectified: Tensor = self.act(
+            inner + F.pad(shortcut, (0, 0, 0, 0, 0, self.added))
+        )
+        return rectified

@@ -13,6 +13,7 @@ from dfl_unlearn import _validate
 from dfl_unlearn._limits import PARAMETERS, check_cap
 from dfl_unlearn.errors import InvalidArgumentError, UnsupportedModelError
 from dfl_unlearn.models.flat import FlatModel, KnownLoss
+from dfl_unlearn.models.smooth import rectifier
 from dfl_unlearn.registry import E, Registry
 
 
@@ -77,6 +78,7 @@ def logistic(
     *,
     l2: float = 0.01,
     bias: bool = True,
+    zero_start: bool = False,
 ) -> FlatModel:
     """Logistic regression with one logit for two classes, softmax for more; convex.
 
@@ -85,6 +87,7 @@ def logistic(
         num_classes: >= 2.
         l2: lambda >= 0.
         bias: Whether to add a constant per output; the l2 term covers it too.
+        zero_start: Whether training starts at 0 instead of drawn parameters.
 
     Returns:
         The model; P = features (+ 1) for two classes, else that times the classes.
@@ -92,15 +95,16 @@ def logistic(
     Raises:
         UnsupportedModelError: If the task is a regression.
     """
-    outputs, _ = head(num_classes)
+    outputs, loss = head(num_classes)
     if num_classes == 0:
         raise UnsupportedModelError(
             "logistic: must have at least 2 classes, got num_classes=0 (regression); "
             "use linear"
         )
     if num_classes == 2:
-        return FlatModel(_dense(input_shape, (), 1, bias), "binary-logistic", l2=l2)
-    return FlatModel(_dense(input_shape, (), outputs, bias), "cross-entropy", l2=l2)
+        outputs, loss = 1, "binary-logistic"
+    module = _dense(input_shape, (), outputs, bias)
+    return FlatModel(module, loss, l2=l2, zero_start=zero_start)
 
 
 @models.register("mlp")
@@ -111,6 +115,7 @@ def mlp(
     hidden: Sequence[int] = (64,),
     l2: float = 0.0,
     bias: bool = True,
+    smooth: bool = False,
 ) -> FlatModel:
     """Multilayer perceptron: linear layers with ReLU between them.
 
@@ -120,6 +125,8 @@ def mlp(
         hidden: Widths of the hidden layers.
         l2: lambda >= 0.
         bias: Whether the layers add constants.
+        smooth: Whether ``SmeLU`` stands where ReLU stood, so that gradients are
+            Lipschitz; such a network trains one peer at a time.
 
     Returns:
         The model.
@@ -128,7 +135,8 @@ def mlp(
     for width in hidden:
         _validate.integer(hidden=width, at_least=1)
     outputs, loss = head(num_classes)
-    return FlatModel(_dense(input_shape, hidden, outputs, bias), loss, l2=l2)
+    module = _dense(input_shape, hidden, outputs, bias, smooth)
+    return FlatModel(module, loss, l2=l2)
 
 
 @models.register("small-cnn")
@@ -139,6 +147,7 @@ def small_cnn(
     channels: Sequence[int] = (16, 32),
     l2: float = 0.0,
     bias: bool = True,
+    smooth: bool = False,
 ) -> FlatModel:
     """Convolutional network: twice conv 3 x 3, max-pool 2 x 2, ReLU; one linear layer.
 
@@ -148,6 +157,8 @@ def small_cnn(
         channels: Of the two convolutions.
         l2: lambda >= 0.
         bias: Whether the layers add constants.
+        smooth: Whether ``SmeLU`` and average-pooling stand where ReLU and max-pooling
+            stood, so that gradients are Lipschitz.
 
     Returns:
         The model.
@@ -171,11 +182,11 @@ def small_cnn(
     module = nn.Sequential(
         AsImage(image),
         nn.Conv2d(image[0], channels[0], 3, padding=1, bias=bias),
-        nn.MaxPool2d(2),
-        nn.ReLU(),
+        nn.AvgPool2d(2) if smooth else nn.MaxPool2d(2),
+        rectifier(smooth),
         nn.Conv2d(channels[0], channels[1], 3, padding=1, bias=bias),
-        nn.MaxPool2d(2),
-        nn.ReLU(),
+        nn.AvgPool2d(2) if smooth else nn.MaxPool2d(2),
+        rectifier(smooth),
         nn.Flatten(),
         nn.Linear(features, outputs, bias=bias),
     )
@@ -196,17 +207,21 @@ class AsImage(nn.Module):
 
 
 def _dense(
-    input_shape: Sequence[int], hidden: Sequence[int], outputs: int, bias: bool
+    input_shape: Sequence[int],
+    hidden: Sequence[int],
+    outputs: int,
+    bias: bool,
+    smooth: bool = False,
 ) -> nn.Sequential:
-    """Return flatten and linear layers with ReLU between them."""
-    _validate.of_type(bool, bias=bias)
+    """Return flatten and linear layers with a rectifier between them."""
+    _validate.of_type(bool, bias=bias, smooth=smooth)
     widths = [prod(_checked(input_shape)), *hidden, outputs]
     size = sum(inner * outer + bias * outer for inner, outer in pairwise(widths))
     check_cap(PARAMETERS, size, "model")
     layers: list[nn.Module] = [nn.Flatten()]
     for depth, (inner, outer) in enumerate(pairwise(widths)):
         if depth:
-            layers.append(nn.ReLU())
+            layers.append(rectifier(smooth))
         layers.append(nn.Linear(inner, outer, bias=bias))
     return nn.Sequential(*layers)
 

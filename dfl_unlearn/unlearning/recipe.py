@@ -105,14 +105,17 @@ def repeat_training(
     work: LocalWork,
     history: LocalHistory,
     batch_rows: Callable[[int], NDArray[np.int64]],
+    *,
+    first: int = 0,
 ) -> bool:
-    """Take all recorded steps on the retained rows, from where the parameters are.
+    """Take the recorded steps on the retained rows, from where the parameters are.
 
     Args:
-        work: The parameters on their way, at training's start.
+        work: The parameters on their way, where training was before step ``first``.
         history: What training left.
         batch_rows: Step -> places of its batch among the rows that training began
             with; those of rows that are gone stay empty.
+        first: The step to begin with; momentum begins anew there.
 
     Returns:
         Whether all of it was done; False where the budget was spent before.
@@ -129,8 +132,9 @@ def repeat_training(
         )
     )
     each = steps_per_epoch(history)
-    for epoch in work.epochs(-(-history.steps // each)):
-        for step in range(epoch * each, min(epoch * each + each, history.steps)):
+    for epoch in work.epochs(-(-(history.steps - first) // each)):
+        begin = first + epoch * each
+        for step in range(begin, min(begin + each, history.steps)):
             if work.spent():
                 return False
             places = at[batch_rows(step)]
@@ -139,7 +143,7 @@ def repeat_training(
             gradient = recorded_gradient(work, batch, history.clip_norm)
             rate = float(history.rates[step])
             work.step(optimizer, gradient, "retain", learning_rate=rate)
-    return work.steps == history.steps
+    return work.steps == history.steps - first
 
 
 def steps_per_epoch(history: LocalHistory) -> int:

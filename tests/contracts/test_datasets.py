@@ -53,7 +53,7 @@ def test_parts_fit_together_and_are_documented(name, loaded, fields):
     assert data.train.inputs.shape[1:] == data.test.inputs.shape[1:]
     assert datasets.help(name).endswith(".")
     for part in (data.train, data.test):
-        assert part.inputs.dtype in (torch.uint8, torch.float32)
+        assert part.inputs.dtype in (torch.uint8, torch.float32, torch.float64)
         if data.num_classes:
             assert part.labels.dtype == torch.int64
             present = torch.unique(part.labels)

@@ -1,11 +1,14 @@
 """The flat store: nothing dropped, nothing duplicated, clear errors."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dfl_unlearn.data.features import random_features
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.data.peers import PeerData, TensorBatch
 from dfl_unlearn.data.sources import datasets
@@ -279,6 +282,28 @@ def test_a_public_feature_bound_is_checked_and_gives_a_public_radius():
     data = PeerData.from_tensors([(x, y)], test=(x, y), feature_bound=2.0)
     assert data.input_radius(bias=True) == (3.0, True)
     assert PeerData.load("digits", peers=2).input_radius(bias=False) == (8.0, True)
+
+
+def test_a_public_norm_bound_is_checked_and_gives_a_public_radius():
+    x, y = torch.tensor([[0.6, -0.8], [0.1, 0.1]]), torch.tensor([0, 1])
+    with pytest.raises(DataError, match=r"norm_bound: .* the store, got 0.9 and .* 1"):
+        PeerData.from_tensors([(x, y)], test=(x, y), norm_bound=0.9)
+    with pytest.raises(DataError, match=r"norm_bound: .* the test, got 1\.5 and .* 2"):
+        PeerData.from_tensors([(x, y)], test=(2 * x, y), norm_bound=1.5)
+    data = PeerData.from_tensors([(x, y)], test=(x, y), norm_bound=1.25)
+    assert data.input_radius(bias=False) == (1.25, True)
+    assert data.input_radius(bias=True) == (np.sqrt(1.25**2 + 1), True)
+    # Of two public bounds the smaller one counts.
+    both = replace(data, feature_bound=0.85)
+    assert both.input_radius(bias=False) == (np.sqrt(2 * 0.85**2), True)
+    assert replace(both, feature_bound=9.0).input_radius(bias=False) == (1.25, True)
+    unit = PeerData.load("digits-unit", peers=2)
+    assert unit.input_radius(bias=False) == (1.0, True)
+
+
+def test_features_of_rows_do_not_keep_the_norm_bound_of_the_rows():
+    data = PeerData.load("digits-unit", peers=1)
+    assert random_features(data, width=8).norm_bound is None
 
 
 def test_images_of_bytes_have_a_public_radius_by_their_type():

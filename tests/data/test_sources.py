@@ -56,6 +56,34 @@ def test_breast_cancer_is_standardized_by_its_training_rows_only():
     assert data.test.inputs.double().mean(0).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize(
+    ("name", "load", "sizes", "test"),
+    [
+        ("breast-cancer-unit", load_breast_cancer, (427, 142), lambda i: i % 4 == 3),
+        ("digits-unit", load_digits, (1437, 360), lambda i: i % 5 == 0),
+    ],
+)
+def test_unit_rows_are_the_construction_written_out(name, load, sizes, test):
+    data, raw = datasets.build(name), load()
+    assert (len(data.train), len(data.test)) == sizes
+    assert data.norm_bound == 1.0
+    kept = {True: [], False: []}
+    for i, row in enumerate(raw.data):
+        if name == "breast-cancer-unit":
+            row = (row - raw.data.mean(0)) / raw.data.std(0)
+        kept[bool(test(i))].append([*(row / np.sqrt(row @ row)), 1.0])
+    for part, rows in ((data.train, kept[False]), (data.test, kept[True])):
+        assert part.inputs.dtype == torch.float64
+        np.testing.assert_allclose(
+            part.inputs.numpy(), np.array(rows) / np.sqrt(2), rtol=1e-13, atol=1e-14
+        )
+        norms = part.inputs.norm(dim=1)
+        assert 1 - 1e-12 < float(norms.min()) <= float(norms.max()) <= 1
+    index = np.arange(len(raw.data))
+    np.testing.assert_array_equal(data.train.labels, raw.target[~test(index)])
+    np.testing.assert_array_equal(data.test.labels, raw.target[test(index)])
+
+
 def test_gaussian_classes_are_clouds_around_unit_vectors():
     data = datasets.build(
         "gaussian-classes", classes=4, dim=6, per_class=2000, spread=0.3, seed=2
