@@ -131,7 +131,7 @@ class LocalWork:
 
     def holds(self, floats: int) -> None:
         """Count numbers that an optimizer of something else than the model keeps."""
-        self._optimizer_floats += floats
+        self.optimizer_floats += floats
 
     def step(
         self,
