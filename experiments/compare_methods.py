@@ -33,7 +33,7 @@ from pathlib import Path
 
 import method_recipes
 from forget_sets import SETTINGS
-from method_cases import CONTROLS, TRAININGS, Case, Prepared, lines, prepare
+from method_cases import CONTROLS, PLACES, TRAININGS, Case, Prepared, lines, prepare
 from method_recipes import Method
 from settings import choose, folder_of
 
@@ -97,7 +97,24 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{case}: {len(found) - refused} lines, {refused} refused", flush=True)
     table = store.table(settings)
     table.to_csv(store.folder / "table.csv")
+    draw(table, store.folder / "compare_methods.png")
     print(f"\n{table}\n\nlines and table: {store.folder}")
+
+
+def draw(table: Comparison, path: Path) -> None:
+    """Draw gap against cost, a panel per setting of one model (else of all)."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    from dfl_unlearn.plots._style import STYLE
+    from dfl_unlearn.plots.comparison import gap_against_cost
+
+    settings = list(dict.fromkeys(row.setting for row in table.rows))
+    alone = [setting for setting in settings if setting.endswith(PLACES[0])]
+    with rc_context(STYLE):
+        figure = Figure(layout="constrained", dpi=150)
+        gap_against_cost(table, figure, settings=alone or settings)
+        figure.savefig(path)
 
 
 class Store:

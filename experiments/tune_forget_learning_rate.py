@@ -42,20 +42,23 @@ KNOBS: Mapping[str, tuple[tuple[str, ...], tuple[float, ...]]] = {
     "bad-teacher": (RATE, (0.05, 0.1, 0.2)),
     "boundary-expand": (RATE, (3e-3, 0.01, 0.03)),
     "boundary-shrink": (RATE, (3e-3, 0.01, 0.03)),
-    "dual-optim": (("forget_optimizer", "learning_rate"), (1e-3, 3e-3, 0.01)),
-    "fine-tune": (RATE, (0.03, 0.1, 0.2)),
+    "dual-optim": (
+        ("forget_optimizer", "learning_rate"),
+        (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03),
+    ),
+    "fine-tune": (RATE, (0.03, 0.1, 0.2, 0.4)),
     "fisher-forgetting": (("alpha",), (1e-7, 1e-6, 1e-5)),
     "gradient-ascent": (RATE, (3e-3, 0.01, 0.03)),
-    "influence-unlearning": (("scale",), (1.0, 3.0, 10.0)),
-    "l1-sparse": (RATE, (0.03, 0.1, 0.2)),
-    "manif-smc": (RATE, (5e-4, 1e-3, 3e-3)),
+    "influence-unlearning": (("scale",), (0.3, 1.0, 3.0, 10.0, 20.0)),
+    "l1-sparse": (RATE, (0.03, 0.1, 0.2, 0.4)),
+    "manif-smc": (RATE, (5e-4, 1e-3, 3e-3, 0.01)),
     "neg-grad-plus": (("beta",), (0.9, 0.97, 0.99)),
     "random-label": (("forget_learning_rate",), (0.01, 0.03, 0.1)),
     "salun": (("forget_learning_rate",), (0.01, 0.03, 0.1)),
     "scrub": (("forget_learning_rate",), (3e-4, 1e-3, 3e-3)),
-    "sfron": (("forget_learning_rate",), (0.01, 0.03, 0.1)),
+    "sfron": (("forget_learning_rate",), (0.01, 0.03, 0.1, 0.3, 1.0)),
     "ssd": (("alpha",), (10.0, 30.0, 100.0)),
-    "unsir": (("impair", "learning_rate"), (0.005, 0.02, 0.1)),
+    "unsir": (("impair", "learning_rate"), (0.005, 0.02, 0.1, 0.3)),
 }
 """By registered name: the field that is tuned, and its grid."""
 
@@ -219,25 +222,22 @@ def tuned(method: Method, value: float) -> Method:
 
 def table_of(name: str, method: Method) -> dict[str, Any]:
     """Return a recipe's table: what differs from the defaults."""
-    used = methods.name_of(method)
-    table: dict[str, Any] = {} if used == name else {"use": used}
-    plain = methods.build(used)
-    for field in fields(method):  # type: ignore[arg-type]
-        value = getattr(method, field.name)
-        if value != getattr(plain, field.name, None):
-            table[field.name] = _written(value)
-    return table
+    table = _written(method)
+    return table if table["use"] != name else {k: table[k] for k in table if k != "use"}
 
 
 def _written(value: Any) -> Any:
-    """Return a nested table with all that differs from its own class's defaults."""
+    """Return a nested table with what differs from the defaults of its class."""
     if not is_dataclass(value):
         return value
-    return {
-        field.name: _written(getattr(value, field.name))
-        for field in fields(value)
-        if getattr(value, field.name) != field.default
-    }
+    known = type(value) in map(methods.get, methods)
+    plain = methods.build(methods.name_of(value)) if known else type(value)()
+    table: dict[str, Any] = {"use": methods.name_of(value)} if known else {}
+    for field in fields(value):
+        own = getattr(value, field.name)
+        if own != getattr(plain, field.name):
+            table[field.name] = _written(own)
+    return table
 
 
 if __name__ == "__main__":
