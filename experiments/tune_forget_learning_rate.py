@@ -15,8 +15,9 @@ who has to unlearn cannot do that, and the recipes say ``oracle_tuned``.
 the forgotten rows must be answered like rows that were never seen, or, where their
 labels are wrong, not as they were labelled, or, where a class goes, not at all.
 
-Prints the grid and writes ``runs/tune_forget_learning_rate/<data>.toml``;
-``write=true`` puts it in place of ``recipes/<data>.toml``.
+Prints the grid and writes ``grid.csv`` and ``<data>.toml`` to
+``runs/tune_forget_learning_rate``; ``write=true`` puts the latter in place of
+``recipes/<data>.toml``.
 """
 
 import os
@@ -28,6 +29,7 @@ from typing import Any
 
 import method_recipes
 import numpy as np
+import pandas as pd
 from forget_sets import SETTINGS
 from method_cases import TRAININGS, Case, four, prepare, tried
 from method_recipes import Method, Recipes
@@ -115,15 +117,25 @@ def main(arguments: list[str] | None = None) -> None:
     what = "gap to Retrain" if settings.oracle else "distance to the aim"
     print(f"oracle_tuned={settings.oracle}; {what} in points (paired), * is taken")
     tables = {name: dict(table) for name, table in recipes.tables.items()}
+    grid: list[dict[str, Any]] = []
     for (setting, name), by_value in found.items():
         gaps = {v: float(np.abs(np.mean(off, 0)).mean()) for v, off in by_value.items()}
         best = min(gaps, key=gaps.__getitem__)
-        grid = "  ".join(
-            f"{value:g}: {100 * gap:.2f} ({100 * np.abs(by_value[value]).mean():.2f})"
-            + "*" * (value == best)
-            for value, gap in sorted(gaps.items())
-        )
-        print(f"{setting:12} {name:24} {grid}", flush=True)
+        texts = []
+        for value, gap in sorted(gaps.items()):
+            paired = 100 * float(np.abs(by_value[value]).mean())
+            mark = "*" if value == best else ""
+            texts.append(f"{value:g}: {100 * gap:.2f} ({paired:.2f}){mark}")
+            grid.append(
+                {
+                    "setting": setting,
+                    "method": name,
+                    "value": value,
+                    "gap": round(100 * gap, 2),
+                    "paired_gap": round(paired, 2),
+                }
+            )
+        print(f"{setting:12} {name:24} {'  '.join(texts)}", flush=True)
         method = recipes.methods(setting, network=settings.network)[name]
         table = setting + (method_recipes.NETWORK if settings.network else "")
         tables.setdefault(table, {})[name] = table_of(name, tuned(method, best))
@@ -134,7 +146,9 @@ def main(arguments: list[str] | None = None) -> None:
         "than those of the comparison, and on validation rows",
     )
     text = method_recipes.text_of(Recipes(head=head, tables=tables))
-    target = folder_of(__file__) / f"{settings.data}.toml"
+    folder = folder_of(__file__)
+    pd.DataFrame(grid).to_csv(folder / "grid.csv", index=False)
+    target = folder / f"{settings.data}.toml"
     target.write_text(text)
     method_recipes.read(target, tuple(SETTINGS))
     if settings.write:
