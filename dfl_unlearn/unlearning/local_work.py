@@ -34,6 +34,7 @@ class LocalWork:
         steps_forget: Steps taken on forgotten rows so far.
         steps_retain: Steps taken on retained rows so far.
         sample_gradients: Per-sample gradients computed so far.
+        optimizer_floats: Numbers that optimizers hold beside the parameters.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class LocalWork:
         self.steps_forget = 0
         self.steps_retain = 0
         self.sample_gradients = 0
-        self._optimizer_floats = 0
+        self.optimizer_floats = 0
         self._rng = rng
         self._began = time.perf_counter()
 
@@ -125,12 +126,12 @@ class LocalWork:
 
     def optimizer(self, spec: LocalOptimizer) -> torch.optim.Optimizer:
         """Return an optimizer of the parameters; its state counts as memory."""
-        self._optimizer_floats += spec.state_floats(self.model.size)
+        self.optimizer_floats += spec.state_floats(self.model.size)
         return spec.build(self.flat)
 
     def holds(self, floats: int) -> None:
         """Count numbers that an optimizer of something else than the model keeps."""
-        self._optimizer_floats += floats
+        self.optimizer_floats += floats
 
     def step(
         self,
@@ -307,7 +308,7 @@ class LocalWork:
                 sample_gradients=self.sample_gradients,
                 steps_forget=self.steps_forget,
                 steps_retain=self.steps_retain,
-                optimizer_floats=self._optimizer_floats,
+                optimizer_floats=self.optimizer_floats,
                 trainable_parameters=changeable,
                 wall_seconds=time.perf_counter() - self._began,
             ),
