@@ -73,10 +73,11 @@ class ManifSmc:
     """Represent forgotten rows as their nearest retained rows are; no claim.
 
     ``variant="pull"`` is a reconstruction from the paper's abstract; what the authors'
-    code minimizes is ``variant="reference"``, which pushes the other way. On wrongly
-    labelled rows and forgotten classes the first moves toward retraining and the second
-    away from it; on rows that are labelled well the neighbours have the same class, and
-    pulling raises confidence: worse than doing nothing.
+    code minimizes is ``variant="reference"``, which pushes the other way. With wrong
+    labels or a forgotten class (on digits) the first moves toward retraining and the
+    second away from it. On rows that are labelled well the neighbours have the same
+    class, so pulling is no better than doing nothing. One pass, as published, is short
+    for a small model; three forget more.
 
     Attributes:
         variant: ``pull`` or ``reference``.
