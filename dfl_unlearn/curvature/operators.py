@@ -300,8 +300,8 @@ class EmpiricalFisher:
     r"""The empirical Fisher information of an objective, plus l2 and damping.
 
     :math:`\sum_r w_r g_r g_r^\top + (\lambda + \gamma) I`, multiplied without holding
-    single gradients: the rows' products :math:`g_r^\top v` by a forward derivative,
-    their weighted sum by a backward one.
+    single gradients: :math:`J^\top u`, one row of J per sample, is linear in u, so that
+    its product with v has the derivatives :math:`g_r^\top v`; a second pass sums.
 
     Attributes:
         objective: Its rows and weights; labels are those of the data.
@@ -323,13 +323,12 @@ class EmpiricalFisher:
         model = self.objective.model
         total = (model.l2 + self.damping) * vector
         for x, y, w in self.objective._chunks:
-
-            def losses(p: Tensor, x: Tensor = x, y: Tensor = y) -> Tensor:
-                return model.sample_losses(p, (x, y))
-
-            along = torch.func.jvp(losses, (self.theta,), (vector,))[1]
             leaf = self.theta.detach().requires_grad_()
-            total += torch.autograd.grad(losses(leaf) @ (w * along), leaf)[0]
+            losses = model.sample_losses(leaf, (x, y))
+            u = torch.ones_like(losses, requires_grad=True)
+            (summed,) = torch.autograd.grad(losses, leaf, u, create_graph=True)
+            (along,) = torch.autograd.grad(summed @ vector, u, retain_graph=True)
+            total += torch.autograd.grad(losses, leaf, w * along)[0]
         return total
 
 

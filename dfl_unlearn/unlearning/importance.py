@@ -4,14 +4,9 @@ import torch
 from torch import Tensor
 
 from dfl_unlearn._arrays import as_features
-from dfl_unlearn.curvature.samples import (
-    PART_ROWS,
-    Labels,
-    PerSample,
-    check_labels,
-    label_law,
-)
+from dfl_unlearn.curvature.samples import PART_ROWS, Labels, PerSample, label_law
 from dfl_unlearn.data.batch import TensorBatch
+from dfl_unlearn.errors import UnsupportedModelError
 from dfl_unlearn.unlearning.local_work import LocalWork
 
 CUT = (
@@ -34,9 +29,17 @@ def mean_squared_gradients(
     Returns:
         The data term's diagonal, shape ``(P,)`` float64; None where the budget was
         spent before the last row.
+
+    Raises:
+        UnsupportedModelError: If the model's labels are asked of a loss of your own.
     """
     model, theta = work.model, work.params.double()
-    check_labels(model, labels)
+    if labels == "model" and model.loss_name == "custom":
+        raise UnsupportedModelError(
+            "loss: must be a known one where labels are drawn from the model, got a "
+            "function of your own; name it, or use a method that reads labels, such as "
+            "ssd"
+        )
     per_sample = PerSample(model, theta)
     total = torch.zeros_like(theta)
     for rows in torch.arange(len(data)).split(PART_ROWS):

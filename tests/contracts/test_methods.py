@@ -188,6 +188,29 @@ def test_a_claim_is_no_higher_than_announced(name, run):
 
 
 @every_method
+def test_an_exact_outcome_owes_nothing_to_the_trained_model_or_what_goes(name, run):
+    """Neither to the parameters nor to the rows: it could not know either of them."""
+    if getattr(methods.get(name), "claim", None) != "exact":
+        return
+    method = methods.build(name)
+    assert not {"forget_inputs", "forget_labels"} & uses_of(method)
+    task = task_of(run, name)
+    outcome = method.unlearn(task, RngTree(0))
+    assert outcome.certificate.status == "exact"
+    other = replace(task, params=torch.full_like(task.params, 7.0))
+    assert torch.equal(method.unlearn(other, RngTree(0)).params, outcome.params)
+
+
+@every_method
+def test_what_claims_to_be_exact_does_not_when_it_is_cut_short(name, run):
+    if getattr(methods.get(name), "claim", None) != "exact":
+        return
+    task = task_of(run, name, budget=Budget(max_steps=1))
+    certificate = methods.build(name).unlearn(task, RngTree(0)).certificate
+    assert certificate.status == "heuristic"
+
+
+@every_method
 def test_kinds_that_are_not_served_are_refused(name, run):
     kinds = getattr(methods.build(name), "kinds", None)
     if kinds is None:

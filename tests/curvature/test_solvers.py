@@ -7,9 +7,9 @@ from networks import blobs, l6_data, logistic4
 
 from dfl_unlearn.curvature.constants import proven_smoothness
 from dfl_unlearn.curvature.newton import descend
-from dfl_unlearn.curvature.operators import Objective
-from dfl_unlearn.curvature.solve import lissa
-from dfl_unlearn.errors import SolverDivergedError
+from dfl_unlearn.curvature.operators import EmpiricalFisher, Objective
+from dfl_unlearn.curvature.solve import lissa, woodbury
+from dfl_unlearn.errors import NonPositiveCurvatureError, SolverDivergedError
 from dfl_unlearn.models.zoo import models
 from dfl_unlearn.rng import RngTree
 
@@ -181,3 +181,41 @@ def test_least_steps_are_taken_and_most_steps_kept():
     few = descend(objective, torch.ones(4), direction, target=1e-12, most_steps=2)
     assert len(few.residuals) == 3
     assert few.residuals[-1] > 1e-12
+
+
+# --- woodbury --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [1, 7, 20, 50])
+@pytest.mark.parametrize("damping", [1.0, 1e-3])
+def test_the_inverse_by_samples_is_the_dense_one(rows, damping):
+    """In both forms: fewer rows than the 20 parameters, and more."""
+    rng = np.random.default_rng(rows)
+    g, w = rng.standard_normal((rows, 20)), rng.random(rows)
+    b = rng.standard_normal(20)
+    found = woodbury(*map(torch.from_numpy, (g, w, b)), damping=damping)
+    expected = np.linalg.inv(damping * np.eye(20) + (w[:, None] * g).T @ g) @ b
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+
+def test_an_inverse_by_samples_needs_damping():
+    g, b = torch.ones(1, 3).double(), torch.ones(3).double()
+    with pytest.raises(NonPositiveCurvatureError, match="got 0"):
+        woodbury(g, torch.ones(1).double(), b, damping=0.0)
+
+
+@pytest.mark.parametrize("name", ["logistic", "mlp"])
+def test_products_with_the_empirical_fisher_are_those_of_its_samples(name):
+    objective = objective_of(name, l2=0.03)
+    rng = np.random.default_rng(0)
+    theta = torch.from_numpy(0.3 * rng.standard_normal(objective.model.size))
+    v = torch.from_numpy(rng.standard_normal(len(theta)))
+    operator = EmpiricalFisher(objective=objective, theta=theta, damping=0.2)
+    dense = 0.23 * np.eye(len(theta))
+    for x, y in zip(objective.inputs, objective.labels, strict=True):
+        leaf = theta.clone().requires_grad_()
+        loss = objective.model.sample_losses(leaf, (x[None], y[None])).sum()
+        g = torch.autograd.grad(loss, leaf)[0].numpy()
+        dense += np.outer(g, g) / len(objective.labels)
+    np.testing.assert_allclose(operator @ v, dense @ v.numpy(), rtol=1e-12, atol=1e-14)
+    assert operator.rows == len(objective.labels)

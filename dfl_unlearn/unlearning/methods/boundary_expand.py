@@ -1,6 +1,6 @@
 """Boundary expand: send a class's rows to a class that is then taken away.
 
-Chen, Gao, Jiang and Zhao (2023), *Boundary unlearning: rapid forgetting of deep
+Chen, Gao, Liu, Peng and Wang (2023), *Boundary unlearning: rapid forgetting of deep
 networks via shifting the decision boundary*. The model gets one more output, is trained
 to give it to the forgotten rows, and loses it again, so that it has the parameters that
 it had before [code: OPTML-Group/Unlearn-WorstCase ``boundary_ex.py``, which forgets to
@@ -48,7 +48,7 @@ class BoundaryExpand:
     epochs: int = 10
     batch_size: int | None = 32
     optimizer: LocalOptimizer = field(
-        default_factory=lambda: LocalOptimizer(learning_rate=0.01, momentum=0.9)
+        default_factory=lambda: LocalOptimizer(learning_rate=0.001, momentum=0.9)
     )
 
     uses: ClassVar[frozenset[TaskPart]] = frozenset(

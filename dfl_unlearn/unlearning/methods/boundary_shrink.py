@@ -1,6 +1,6 @@
 """Boundary shrink: give a class's rows to their nearest neighbours across the boundary.
 
-Chen, Gao, Jiang and Zhao (2023), *Boundary unlearning: rapid forgetting of deep
+Chen, Gao, Liu, Peng and Wang (2023), *Boundary unlearning: rapid forgetting of deep
 networks via shifting the decision boundary*. A frozen copy of the model is asked what
 it calls ``x' = clip(x + bound sign(grad_x CE), 0, 1)``, x moved away from its label;
 the model is then trained on (x, that answer), on nothing else; bound 0.1, 10 epochs
@@ -62,7 +62,7 @@ class BoundaryShrink:
     bound: float = 0.1
     target: Literal["other", "predicted"] = "other"
     optimizer: LocalOptimizer = field(
-        default_factory=lambda: LocalOptimizer(learning_rate=0.01, momentum=0.9)
+        default_factory=lambda: LocalOptimizer(learning_rate=0.001, momentum=0.9)
     )
 
     uses: ClassVar[frozenset[TaskPart]] = frozenset(

@@ -41,7 +41,7 @@ class L1Sparse:
         optimizer: What takes the steps.
     """
 
-    alpha: float = 1e-4
+    alpha: float = 5e-4
     epochs: int = 10
     plain_epochs: int = 0
     batch_size: int | None = 128

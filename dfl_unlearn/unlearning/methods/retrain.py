@@ -161,14 +161,17 @@ class Retrain:
         ]
         history = None if self.recipe is not None else task.history
         conditions = {
-            "length": (not done, f"stopped by the budget after {work.steps} steps"),
-            "trajectory": (
-                history is not None and history.gossip,
-                "training mixed with neighbours' models; this one trained alone",
+            "training ran to its end": (
+                not done,
+                f"stopped by the budget after {work.steps} steps",
             ),
-            "training noise": (
+            "training was descent on these rows alone": (
+                history is not None and history.gossip,
+                "it mixed with neighbours' models; this one trained alone",
+            ),
+            "training had no noise": (
                 history is not None and history.private,
-                "training added noise to its steps; this one did not",
+                "its steps had noise; this one's had none",
             ),
         }
         for name, (violated, value) in conditions.items():

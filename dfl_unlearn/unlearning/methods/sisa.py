@@ -23,7 +23,9 @@ draws its order of rows by key, over the rows that it has; deleting rows therefo
 the same bits as training without them under the same draws.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import sha256
 from typing import ClassVar, Literal
 
@@ -163,7 +165,7 @@ class Sisa:
                 TensorBatch(data.inputs[rows], data.labels[rows]),
                 epochs=self.stage_epochs,
                 passes=passes,
-                order=lambda epoch, draws=draws: draws.torch("method", round=epoch),
+                order=partial(_order, draws),
             )
             if not finished:
                 break
@@ -207,20 +209,13 @@ class Sisa:
             States before every stage and after the last, ``(S, R + 1, P)``, zeros where
             there is none; number of stages done, ``(S,)``.
         """
-        shape = (self.shards, self.slices + 1, task.model.size)
-        kept = task.companions.get("sisa-states")
-        fields = task.companions.get("sisa-fields")
-        if (
-            kept is None
-            or fields is None
-            or kept.shape != shape
-            or not torch.equal(fields, self._fingerprint())
-        ):
+        if not self._fits(task):
             assert task.fresh is not None
+            shape = (self.shards, self.slices + 1, task.model.size)
             states = torch.zeros(shape, dtype=task.params.dtype)
             states[:, 0] = task.fresh(rng.child(f"sisa/{task.peer}")).to(task.params)
             return states, torch.zeros(self.shards, dtype=torch.int64)
-        states = kept.to(task.params.dtype).clone()
+        states = task.companions["sisa-states"].clone()
         done = task.companions["sisa-done"].clone()
         known = task.companions["sisa-rows"].numpy()
         for s, j in zip(*self._deal(np.setxor1d(known, places)), strict=True):
@@ -228,6 +223,24 @@ class Sisa:
         for s in range(self.shards):  # later states saw rows that are gone
             states[s, int(done[s]) + 1 :] = 0
         return states, done
+
+    def _fits(self, task: LocalTask[TensorBatch]) -> bool:
+        """Tell whether the companions have an ensemble of these fields and model."""
+        kept = task.companions  # from a file, it may be: nothing is taken for granted
+        if not {"sisa-states", "sisa-done", "sisa-rows", "sisa-fields"} <= set(kept):
+            return False
+        states, done, rows = (kept[f"sisa-{n}"] for n in ("states", "done", "rows"))
+        return (
+            torch.equal(kept["sisa-fields"], self._fingerprint())
+            and states.shape == (self.shards, self.slices + 1, task.model.size)
+            and states.dtype == task.params.dtype
+            and bool(states.isfinite().all())
+            and done.shape == (self.shards,)
+            and done.dtype == rows.dtype == kept["sisa-fields"].dtype == torch.int64
+            and bool(((done >= 0) & (done <= self.slices)).all())
+            and rows.ndim == 1
+            and bool((rows >= 0).all())
+        )
 
     def _fingerprint(self) -> Tensor:
         """Return a number that tells these fields from others, shape ``(1,)``."""
@@ -246,7 +259,7 @@ class Sisa:
         if int(done.min()) < self.slices:
             assumptions.append(
                 Assumption(
-                    name="length",
+                    name="every stage is trained",
                     value=f"{int(done.sum())} of {self.shards * self.slices} stages "
                     "were trained within the budget",
                     source="proven",
@@ -255,6 +268,11 @@ class Sisa:
             )
         certificate = exact_certificate(methods.name_of(self), task, *assumptions)
         return replace(certificate, covers=(COVERS,))
+
+
+def _order(draws: RngTree, epoch: int) -> torch.Generator:
+    """Return the draws of one pass of a stage; no request has a part in them."""
+    return draws.torch("method", round=epoch)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -270,7 +288,7 @@ class SisaEnsemble:
     members: Tensor
 
     @classmethod
-    def of(cls, model: FlatModel, personal: "dict[str, Tensor]") -> "SisaEnsemble":
+    def of(cls, model: FlatModel, personal: Mapping[str, Tensor]) -> "SisaEnsemble":
         """Return the ensemble that an outcome or a task's companions carry.
 
         Args:

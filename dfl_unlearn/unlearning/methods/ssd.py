@@ -8,7 +8,10 @@ of squared gradients) of all rows D and of the forgotten ones f, every weight wi
 Since I_D is a mean over all n rows, the m forgotten ones included,
 ``I_f / I_D <= n / m`` [derived]: alpha at or above n / m selects nothing. The published
 alpha 10, lambda 1 is for classes that are a hundredth of the data; our default of 5
-leaves room for a tenth.
+leaves room for a tenth. On a model that fits all its rows the retained rows' gradients
+vanish and every weight comes near that bound, so that the whole model is dampened
+(digits, 10 % mislabelled: retained accuracy falls from 100 to 17 %); a lambda of 8
+holds it there, and forgets little.
 """
 
 from dataclasses import dataclass

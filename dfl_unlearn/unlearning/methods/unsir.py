@@ -7,7 +7,9 @@ labelled with the class, and on at most 1,000 retained rows with rate 0.02 impai
 model; one epoch on those rows with rate 0.01 repairs it. No forgotten row is seen.
 
 Deviations: one set of 32 noise inputs, gone through ``noise_copies`` times, where the
-published code stacks copies of batches of its own; rates are for small models.
+published code stacks batches of copies; Adam takes the steps of both passes, since with
+plain descent at these rates a small model keeps the class (measured on digits: 93 % of
+its rows still named, none with Adam).
 """
 
 from dataclasses import dataclass, field
@@ -60,10 +62,10 @@ class Unsir:
     retain_rows: int = 1000
     batch_size: int | None = 32
     impair: LocalOptimizer = field(
-        default_factory=lambda: LocalOptimizer(learning_rate=0.02)
+        default_factory=lambda: LocalOptimizer(kind="adam", learning_rate=0.02)
     )
     repair: LocalOptimizer = field(
-        default_factory=lambda: LocalOptimizer(learning_rate=0.01)
+        default_factory=lambda: LocalOptimizer(kind="adam", learning_rate=0.01)
     )
 
     uses: ClassVar[frozenset[TaskPart]] = frozenset(
