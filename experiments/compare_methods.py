@@ -169,13 +169,13 @@ class Store:
         write_file(self.folder / "fields.json", text.encode())
 
 
-def jobs(settings: Settings) -> list[tuple[Case, dict[str, Method], str]]:
-    """Return the cases with the methods that are to run in each, and their note."""
+def jobs(settings: Settings) -> list[tuple[Case, dict[str, Method], frozenset[str]]]:
+    """Return the cases, the methods that are to run in each, and the tuned of them."""
     found = []
     for data in settings.data:
         recipes = method_recipes.of(data, tuple(SETTINGS))
-        note = "oracle-tuned" if recipes.head.oracle_tuned else ""
         for setting in settings.settings:
+            tuned = recipes.oracle_tuned(setting)
             for place in settings.places:
                 every = recipes.methods(setting, network=place == "network")
                 chosen = {
@@ -192,7 +192,7 @@ def jobs(settings: Settings) -> list[tuple[Case, dict[str, Method], str]]:
                         network=place == "network",
                         seed=seed,
                     )
-                    found.append((case, chosen, note))
+                    found.append((case, chosen, tuned))
     return found
 
 
@@ -215,7 +215,10 @@ def results(settings: Settings, done: Mapping[str, str]) -> Iterable[tuple[str, 
 
 
 def lines_of(
-    case: Case, chosen: dict[str, Method], note: str, done: Mapping[str, str]
+    case: Case,
+    chosen: dict[str, Method],
+    tuned: frozenset[str],
+    done: Mapping[str, str],
 ) -> Found:
     """Return the lines of a case that are not done yet, at all of its places."""
     found: Found = {}
@@ -232,7 +235,7 @@ def lines_of(
             continue
         prepared = prepared or prepare(case, chosen)
         some = {name: method for name, method in chosen.items() if name in missing}
-        for name, line in lines(prepared, place, some, note):
+        for name, line in lines(prepared, place, some, tuned):
             entry = {"digest": wanted[name]}
             if name in chosen:
                 entry["fields"] = fields_of(chosen[name])

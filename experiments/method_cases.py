@@ -1,7 +1,7 @@
 """One case of the comparison: train, retrain twice, forget by every method, measure."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
@@ -210,7 +210,10 @@ def prepare(case: Case, needed: Mapping[str, Method]) -> Prepared:
 
 
 def lines(
-    prepared: Prepared, place: Place, chosen: Mapping[str, Method], note: str = ""
+    prepared: Prepared,
+    place: Place,
+    chosen: Mapping[str, Method],
+    tuned: Container[str] = (),
 ) -> Iterator[tuple[str, Line | DflUnlearnError]]:
     """Carry out the request by the controls and by every method, and measure.
 
@@ -218,7 +221,7 @@ def lines(
         prepared: The models.
         place: Who is measured afterwards.
         chosen: Methods by the name they have in tables.
-        note: Stands in every method's line.
+        tuned: Names whose fields were chosen by looking at a retrained model.
 
     Yields:
         The name, and the line or why there is none.
@@ -245,6 +248,7 @@ def lines(
         yield name, line(name, outcome)
     for name, method in chosen.items():
         found = tried(prepared, method, rounds)
+        note = "oracle-tuned" if name in tuned else ""
         yield name, line(name, found, note) if isinstance(found, Outcome) else found
 
 

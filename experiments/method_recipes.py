@@ -78,6 +78,11 @@ class Recipes:
         rest = [name for name in methods.names() if name not in used]
         return found | {name: methods.build(name) for name in rest}
 
+    def oracle_tuned(self, setting: str) -> frozenset[str]:
+        """Return the methods that were tuned by looking at a retrained model."""
+        names = self.tables.get(setting, {}) if self.head.oracle_tuned else ()
+        return frozenset(names)
+
 
 def method_of(name: str, fields: Mapping[str, Any], path: str) -> Method:
     """Return the method that one table describes."""
