@@ -12,9 +12,10 @@ three rounds in which all peers only average, when its neighbours have answered.
 
 Per seed (another training, another forget set) the model is trained once and retrained
 twice; every method of ``recipes/<data>.toml``, and every registered one that it does
-not name, runs on the same model. ``retrain`` repeats the draws of training: it is the
-reference of every difference, and methods that replay training are near it by
-construction. ``retrain-2`` does not: no other method can be expected to come nearer.
+not name, runs on the same model (at a peer with batches as small as its training's).
+``retrain`` repeats the draws of training: it is the reference of every difference, and
+methods that replay training are near it by construction. ``retrain-2`` does not: no
+other method can be expected to come nearer.
 
 In ``runs/compare_methods`` ``lines.csv`` has a line per seed and method and
 ``fields.json`` says with which fields; both are read again, and what stands there is
@@ -34,7 +35,7 @@ from pathlib import Path
 import method_recipes
 from forget_sets import SETTINGS
 from method_cases import CONTROLS, PLACES, TRAININGS, Case, Prepared, lines, prepare
-from method_recipes import Method
+from method_recipes import Method, with_batches
 from settings import choose, folder_of
 
 from dfl_unlearn.errors import DflUnlearnError
@@ -183,8 +184,11 @@ def jobs(settings: Settings) -> list[tuple[Case, dict[str, Method], frozenset[st
                     for name, method in every.items()
                     if name not in CONTROLS and name in (settings.methods or every)
                 }
-                if place == "network" and not settings.methods:
-                    chosen[LOCALLY] = methods.build("retrain")
+                if place == "network":
+                    size = TRAININGS[data].local_batch_size
+                    chosen = {k: with_batches(m, size) for k, m in chosen.items()}
+                    if not settings.methods:
+                        chosen[LOCALLY] = methods.build("retrain")
                 for seed in settings.seeds:
                     case = Case(
                         training=TRAININGS[data],

@@ -8,7 +8,7 @@ table names runs with its defaults.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +71,8 @@ class Recipes:
         for name in names:
             written |= self.tables.get(name, {})
         found = {
-            name: method_of(name, fields, f"{setting}.{name}")
-            for name, fields in written.items()
+            name: method_of(name, table, f"{setting}.{name}")
+            for name, table in written.items()
         }
         used = {methods.name_of(method) for method in found.values()}
         rest = [name for name in methods.names() if name not in used]
@@ -84,13 +84,30 @@ class Recipes:
         return frozenset(names)
 
 
-def method_of(name: str, fields: Mapping[str, Any], path: str) -> Method:
+def method_of(name: str, table: Mapping[str, Any], path: str) -> Method:
     """Return the method that one table describes."""
     kind: Any = UnlearningMethod[TensorBatch]
     method: Method = read_strict(
-        kind, {"use": name, **fields}, "", registries=REGISTRIES, path=path
+        kind, {"use": name, **table}, "", registries=REGISTRIES, path=path
     )
     return method
+
+
+def with_batches(method: Method, size: int) -> Method:
+    """Return the method with batches of at most as many rows, for a peer's few rows."""
+
+    def smaller(thing: Any) -> Any:
+        changes: dict[str, Any] = {}
+        for field in fields(thing):
+            value = getattr(thing, field.name)
+            if field.name.endswith("batch_size") and value is not None:
+                changes[field.name] = min(size, value)
+            elif is_dataclass(value):
+                changes[field.name] = smaller(value)
+        return replace(thing, **changes)
+
+    found: Method = smaller(method)
+    return found
 
 
 def read(path: Path, settings: tuple[str, ...]) -> Recipes:
@@ -118,8 +135,8 @@ def read(path: Path, settings: tuple[str, ...]) -> Recipes:
                 f"{path.name}: {setting}: must be {ALL}, or one of "
                 f"{', '.join(settings)}, alone or followed by {NETWORK}"
             )
-        for name, fields in entries.items():
-            method_of(name, fields, f"{path.name}: {setting}.{name}")
+        for name, table in entries.items():
+            method_of(name, table, f"{path.name}: {setting}.{name}")
     return Recipes(head=head, tables=tables)
 
 

@@ -32,7 +32,7 @@ import numpy as np
 import pandas as pd
 from forget_sets import SETTINGS
 from method_cases import TRAININGS, Case, four, prepare, tried
-from method_recipes import Method, Recipes
+from method_recipes import Method, Recipes, with_batches
 from numpy.typing import NDArray
 from settings import choose, folder_of
 
@@ -167,6 +167,9 @@ def tries(settings: Settings, recipes: Recipes) -> Iterator[Try]:
             for name, method in found.items()
             if name in (settings.methods or found) and methods.name_of(method) in KNOBS
         }
+        if settings.network:
+            size = TRAININGS[settings.data].local_batch_size
+            chosen = {name: with_batches(m, size) for name, m in chosen.items()}
         for seed in settings.seeds:
             case = Case(
                 training=TRAININGS[settings.data],
