@@ -176,8 +176,8 @@ def jobs(settings: Settings) -> list[tuple[Case, dict[str, Method], frozenset[st
     for data in settings.data:
         recipes = method_recipes.of(data, tuple(SETTINGS))
         for setting in settings.settings:
-            tuned = recipes.oracle_tuned(setting)
             for place in settings.places:
+                tuned = recipes.oracle_tuned(setting, network=place == "network")
                 every = recipes.methods(setting, network=place == "network")
                 chosen = {
                     name: method

@@ -7,7 +7,7 @@ itself by default; the other keys are the method's fields. A registered method t
 table names runs with its defaults.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -78,9 +78,10 @@ class Recipes:
         rest = [name for name in methods.names() if name not in used]
         return found | {name: methods.build(name) for name in rest}
 
-    def oracle_tuned(self, setting: str) -> frozenset[str]:
+    def oracle_tuned(self, setting: str, *, network: bool = False) -> frozenset[str]:
         """Return the methods that were tuned by looking at a retrained model."""
-        names = self.tables.get(setting, {}) if self.head.oracle_tuned else ()
+        place = setting + (NETWORK if network else "")
+        names = self.tables.get(place, {}) if self.head.oracle_tuned else ()
         return frozenset(names)
 
 
@@ -95,18 +96,28 @@ def method_of(name: str, table: Mapping[str, Any], path: str) -> Method:
 
 def with_batches(method: Method, size: int) -> Method:
     """Return the method with batches of at most as many rows, for a peer's few rows."""
+    return _changed(method, "batch_size", lambda value: min(size, value))
 
-    def smaller(thing: Any) -> Any:
-        changes: dict[str, Any] = {}
+
+def with_rates(method: Method, factor: float) -> Method:
+    """Return the method with all its learning rates multiplied."""
+    return _changed(method, "learning_rate", lambda value: factor * value)
+
+
+def _changed(method: Method, ending: str, change: Callable[[Any], Any]) -> Method:
+    """Return the method with other values of fields, at any depth."""
+
+    def changed(thing: Any) -> Any:
+        new: dict[str, Any] = {}
         for field in fields(thing):
             value = getattr(thing, field.name)
-            if field.name.endswith("batch_size") and value is not None:
-                changes[field.name] = min(size, value)
+            if field.name.endswith(ending) and value is not None:
+                new[field.name] = change(value)
             elif is_dataclass(value):
-                changes[field.name] = smaller(value)
-        return replace(thing, **changes)
+                new[field.name] = changed(value)
+        return replace(thing, **new)
 
-    found: Method = smaller(method)
+    found: Method = changed(method)
     return found
 
 

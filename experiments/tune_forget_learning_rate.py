@@ -32,7 +32,7 @@ import numpy as np
 import pandas as pd
 from forget_sets import SETTINGS
 from method_cases import TRAININGS, Case, four, prepare, tried
-from method_recipes import Method, Recipes, with_batches
+from method_recipes import Method, Recipes, with_batches, with_rates
 from numpy.typing import NDArray
 from settings import choose, folder_of
 
@@ -63,6 +63,11 @@ KNOBS: Mapping[str, tuple[tuple[str, ...], tuple[float, ...]]] = {
     "unsir": (("impair", "learning_rate"), (0.005, 0.02, 0.1, 0.3)),
 }
 """By registered name: the field that is tuned, and its grid."""
+FACTORS = (0.003, 0.01, 0.03, 0.1)
+"""At a peer: what all rates of a method are multiplied by. Rates for one model are too
+high there: a peer has few of the classes, and forgets the others within an epoch."""
+RATELESS = ("fisher-forgetting", "influence-unlearning", "ssd")
+"""Methods without learning rates; at a peer, too, it is their knob that is tuned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +143,9 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{setting:12} {name:24} {'  '.join(texts)}", flush=True)
         method = recipes.methods(setting, network=settings.network)[name]
         table = setting + (method_recipes.NETWORK if settings.network else "")
-        tables.setdefault(table, {})[name] = table_of(name, tuned(method, best))
+        tables.setdefault(table, {})[name] = table_of(
+            name, tuned(method, best, settings.network)
+        )
     head = replace(
         recipes.head,
         oracle_tuned=settings.oracle or recipes.head.oracle_tuned,
@@ -195,8 +202,8 @@ def tries_of(case: Case, chosen: Mapping[str, Method], oracle: bool) -> list[Try
     before, target = four(prepared.untouched), four(prepared.retrained)
     found = []
     for name, method in chosen.items():
-        for value in KNOBS[methods.name_of(method)][1]:
-            outcome = tried(prepared, tuned(method, value))
+        for value in grid_of(method, case.network):
+            outcome = tried(prepared, tuned(method, value, case.network))
             if isinstance(outcome, DflUnlearnError):
                 continue
             after = four(outcome)
@@ -225,15 +232,24 @@ def blind(
     return np.array([after[0] - aim, *lost])
 
 
-def tuned(method: Method, value: float) -> Method:
-    """Return the method with another value of its knob."""
+def grid_of(method: Method, network: bool = False) -> tuple[float, ...]:
+    """Return the values to try."""
+    name = methods.name_of(method)
+    return FACTORS if network and name not in RATELESS else KNOBS[name][1]
+
+
+def tuned(method: Method, value: float, network: bool = False) -> Method:
+    """Return the method with another value of its knob; at a peer, of its rates."""
+    name = methods.name_of(method)
+    if network and name not in RATELESS:
+        return with_rates(method, value)
 
     def changed(thing: Any, path: tuple[str, ...]) -> Any:
-        name, *rest = path
-        new = changed(getattr(thing, name), tuple(rest)) if rest else value
-        return replace(thing, **{name: new})
+        first, *rest = path
+        new = changed(getattr(thing, first), tuple(rest)) if rest else value
+        return replace(thing, **{first: new})
 
-    found: Method = changed(method, KNOBS[methods.name_of(method)][0])
+    found: Method = changed(method, KNOBS[name][0])
     return found
 
 

@@ -92,3 +92,18 @@ def test_without_a_retrained_model_the_aim_depends_on_what_goes(scripts):
     np.testing.assert_allclose(unseen, [0.1, 0.0, -0.2])
     gone = tune.blind("class", before, after)
     np.testing.assert_allclose(gone, [0.7, 0.0, -0.2])
+
+
+def test_a_peer_takes_small_batches_and_small_steps_at_any_depth(scripts):
+    _, recipes, _ = scripts
+    dual = methods.build("dual-optim", base="salun")
+    small = recipes.with_rates(recipes.with_batches(dual, 16), 0.1)
+    assert small.base.batch_size == small.base.forget_batch_size == 16
+    for before, after in (
+        (dual.forget_optimizer, small.forget_optimizer),
+        (dual.retain_optimizer, small.retain_optimizer),
+        (dual.base.optimizer, small.base.optimizer),
+    ):
+        assert after.learning_rate == pytest.approx(0.1 * before.learning_rate)
+        assert after.momentum == before.momentum
+    assert recipes.with_batches(FineTune(batch_size=None), 16).batch_size is None
