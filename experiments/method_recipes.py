@@ -7,12 +7,13 @@ itself by default; the other keys are the method's fields. A registered method t
 table names runs with its defaults.
 """
 
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dfl_unlearn._configfile import read_config_file, to_toml
+from dfl_unlearn._configfile import read_config_file
 from dfl_unlearn._strict import read_strict
 from dfl_unlearn.data.batch import TensorBatch
 from dfl_unlearn.errors import ConfigError
@@ -101,7 +102,11 @@ def with_batches(method: Method, size: int) -> Method:
 
 def with_rates(method: Method, factor: float) -> Method:
     """Return the method with all its learning rates multiplied."""
-    return _changed(method, "learning_rate", lambda value: factor * value)
+
+    def scaled(value: float) -> float:
+        return float(f"{factor * value:.3g}")  # no digits that nobody chose
+
+    return _changed(method, "learning_rate", scaled)
 
 
 def _changed(method: Method, ending: str, change: Callable[[Any], Any]) -> Method:
@@ -161,11 +166,22 @@ def of(data: str, settings: tuple[str, ...]) -> Recipes:
 
 
 def text_of(recipes: Recipes) -> str:
-    """Return the file's text, which ``read`` reads back."""
-    head = {
-        "version": recipes.head.version,
-        "data": recipes.head.data,
-        "oracle_tuned": recipes.head.oracle_tuned,
-        "tuned": recipes.head.tuned,
-    }
-    return to_toml({"recipes": head, **recipes.tables})
+    """Return the file's text, which ``read`` reads back; a line per method."""
+    lines = ["[recipes]"]
+    lines += [
+        f"{key} = {_inline(value)}" for key, value in asdict(recipes.head).items()
+    ]
+    for setting, table in recipes.tables.items():
+        lines += ["", f"[{setting}]"]
+        lines += [f"{_inline(name)} = {_inline(each)}" for name, each in table.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _inline(value: Any) -> str:
+    """Return a value in TOML syntax, on one line."""
+    if isinstance(value, Mapping):
+        inner = ", ".join(f"{key} = {_inline(each)}" for key, each in value.items())
+        return f"{{ {inner} }}" if inner else "{}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_inline, value))}]"
+    return json.dumps("none" if value is None else value)
