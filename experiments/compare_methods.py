@@ -20,10 +20,12 @@ other method can be expected to come nearer.
 In ``runs/compare_methods`` ``lines.csv`` has a line per seed and method and
 ``fields.json`` says with which fields; both are read again, and what stands there is
 not computed twice unless its fields changed. ``table.csv`` has a row per method,
+``dual.csv`` what DualOptim changes and where it does not help, and
 ``compare_methods.png`` shows gap against cost.
 """
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -33,6 +35,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import method_recipes
+import pandas as pd
 from forget_sets import SETTINGS
 from method_cases import CONTROLS, PLACES, TRAININGS, Case, Prepared, lines, prepare
 from method_recipes import Method, with_batches
@@ -46,6 +49,7 @@ from dfl_unlearn.evaluation.comparison import (
     read_lines,
     write_lines,
 )
+from dfl_unlearn.plots.comparison import DUAL, gap_against_cost
 from dfl_unlearn.store.files import write_file
 from dfl_unlearn.unlearning.forms import form_of
 from dfl_unlearn.unlearning.local import methods
@@ -99,7 +103,36 @@ def main(arguments: list[str] | None = None) -> None:
     table = store.table(settings)
     table.to_csv(store.folder / "table.csv")
     draw(table, store.folder / "compare_methods.png")
-    print(f"\n{table}\n\nlines and table: {store.folder}")
+    print(f"\n{table}")
+    pairs = dual_pairs(table)
+    if len(pairs):
+        pairs.to_csv(store.folder / "dual.csv", index=False)
+        print(f"\nwhat DualOptim changes, in points:\n{pairs.to_string(index=False)}")
+    print(f"\nlines and tables: {store.folder}")
+
+
+def dual_pairs(table: Comparison) -> pd.DataFrame:
+    """Return each method beside the same one with an optimizer per objective."""
+    by_name = {(row.setting, row.method): row for row in table.rows}
+    rows = []
+    for (setting, name), dual in by_name.items():
+        base = by_name.get((setting, name.removesuffix(DUAL)))
+        if base is None or base is dual:
+            continue
+        figures = {
+            "gap": (base.gap, dual.gap),
+            "paired gap": (base.paired_gap, dual.paired_gap),
+            "std": (base.std, dual.std),
+        }
+        row: dict[str, str | float] = {"setting": setting, "base": base.method}
+        for name, (before, after) in figures.items():
+            row[name] = round(100 * before, 2)
+            row[f"{name} + dual"] = round(100 * after, 2)
+        row["std ratio"] = round(base.std / dual.std, 2) if dual.std else math.inf
+        better = [name for name, (before, after) in figures.items() if after < before]
+        row["lower"] = ", ".join(better) or "nothing"
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def draw(table: Comparison, path: Path) -> None:
@@ -108,7 +141,6 @@ def draw(table: Comparison, path: Path) -> None:
     from matplotlib.figure import Figure
 
     from dfl_unlearn.plots._style import STYLE
-    from dfl_unlearn.plots.comparison import gap_against_cost
 
     settings = list(dict.fromkeys(row.setting for row in table.rows))
     alone = [setting for setting in settings if setting.endswith(PLACES[0])]
