@@ -27,6 +27,9 @@ COST = Cost(
     sample_gradients=50,
     hvps=7,
     wall_seconds=0.25,
+    steps_forget=11,
+    steps_retain=13,
+    optimizer_floats=18,
 )
 
 
