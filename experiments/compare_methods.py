@@ -146,7 +146,12 @@ def draw(table: Comparison, path: Path) -> None:
     alone = [setting for setting in settings if setting.endswith(PLACES[0])]
     with rc_context(STYLE):
         figure = Figure(layout="constrained", dpi=150)
-        gap_against_cost(table, figure, settings=alone or settings)
+        gap_against_cost(
+            table,
+            figure,
+            settings=alone or settings,
+            titles={name: name.removesuffix(f", {PLACES[0]}") for name in alone},
+        )
         figure.savefig(path)
 
 

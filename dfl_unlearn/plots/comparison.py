@@ -3,7 +3,7 @@
 Not a registered plot: those draw one run, this draws an ``evaluation.comparison``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -45,7 +45,11 @@ _MARGIN = 0.30  # of a panel's width, for the names
 
 
 def gap_against_cost(
-    comparison: Comparison, figure: Figure, *, settings: Sequence[str] = ()
+    comparison: Comparison,
+    figure: Figure,
+    *,
+    settings: Sequence[str] = (),
+    titles: Mapping[str, str] | None = None,
 ) -> None:
     """Draw a panel per setting: each method's gap against its cost.
 
@@ -59,6 +63,7 @@ def gap_against_cost(
         comparison: The table.
         figure: The figure to fill.
         settings: Which settings; () is all of them.
+        titles: Shorter names of settings.
 
     Raises:
         MissingInputError: If there is nothing to draw.
@@ -77,7 +82,11 @@ def gap_against_cost(
         mute = any(
             text.startswith(f"{setting}: cannot rank") for text in comparison.warnings
         )
-        _panel(axes, [r for r in comparison.rows if r.setting == setting], mute)
+        title = label((titles or {}).get(setting, setting))
+        axes.set_title(f"{title}: cannot rank methods" if mute else title)
+        if mute:
+            axes.title.set_color(GREY)
+        _panel(axes, [row for row in comparison.rows if row.setting == setting])
     for axes in list(panels)[len(chosen) :]:
         axes.set_axis_off()
     shown = {str(row.certificate) for row in comparison.rows if row.setting in chosen}
@@ -89,13 +98,13 @@ def gap_against_cost(
     )
 
 
-def _panel(axes: Axes, rows: list[Row], mute: bool) -> None:
+def _panel(axes: Axes, rows: list[Row]) -> None:
     by_name = {row.method: row for row in rows}
     nothing, again = by_name[CONTROLS[0]], by_name[CONTROLS[2]]
     methods = [row for row in rows if row.method not in CONTROLS]
     axes.axhspan(
-        _LOWEST / 2,
-        max(_points(again.gap), _LOWEST),
+        _LOWEST / 10,
+        _points(again.gap),
         xmax=1 - _MARGIN,
         color=PALE,
         zorder=0,
@@ -141,14 +150,10 @@ def _panel(axes: Axes, rows: list[Row], mute: bool) -> None:
         )
     _axes(axes, rows)
     _names(axes, methods)
-    title = label(rows[0].setting)
-    axes.set_title(f"{title}: cannot rank methods" if mute else title)
-    if mute:
-        axes.title.set_color(GREY)
-    top = axes.get_xlim()[0]
+    left, bottom = axes.get_xlim()[0], axes.get_ylim()[0]
     axes.annotate(
         "doing nothing",
-        (top, _points(nothing.gap)),
+        (left, _points(nothing.gap)),
         xytext=(3, 2),
         textcoords="offset points",
         fontsize=7,
@@ -156,8 +161,8 @@ def _panel(axes: Axes, rows: list[Row], mute: bool) -> None:
     )
     axes.annotate(
         "two retrainings",
-        (top, _LOWEST),
-        xytext=(3, 2),
+        (left, bottom),
+        xytext=(3, 3),
         textcoords="offset points",
         fontsize=7,
         color=GREY,
@@ -172,9 +177,10 @@ def _axes(axes: Axes, rows: list[Row]) -> None:
     axes.set_xlim(10**low, 10 ** (low + (high - low) / (1 - _MARGIN)))
     axes.set_yscale("log")
     top = max(_points(row.paired_gap) for row in rows)
-    axes.set_ylim(_LOWEST * 0.9, max(2 * top, 10))
+    low_gap = min(_points(row.gap) for row in rows if row.method != CONTROLS[1])
+    axes.set_ylim(0.6 * low_gap, 2 * top)
     for axis, unit in ((axes.xaxis, percent), (axes.yaxis, _plain)):
-        axis.set_major_locator(LogLocator())
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if unit is _plain else (1,)))
         axis.set_major_formatter(FuncFormatter(lambda value, _, unit=unit: unit(value)))
         axis.set_minor_formatter(NullFormatter())
     axes.set_xticks([tick for tick in axes.get_xticks() if tick <= 10**high * 1.01])
@@ -188,8 +194,8 @@ def _names(axes: Axes, rows: list[Row]) -> None:
     low, high = np.log10(axes.get_ylim())
     wanted = np.array([np.log10(_points(row.gap)) for row in rows])
     at = (wanted - low) / (high - low)
-    gap = min(0.052, 0.98 / max(1, len(rows)))
-    for row, place in zip(rows, spread_out(at, gap, 0.01, 0.99), strict=True):
+    gap = min(0.052, 0.95 / max(1, len(rows)))
+    for row, place in zip(rows, spread_out(at, gap, 0.01, 0.96), strict=True):
         axes.annotate(
             label(row.method, 26),
             xy=(_cost(row), _points(row.gap)),
@@ -203,6 +209,7 @@ def _names(axes: Axes, rows: list[Row]) -> None:
                 "linewidth": 0.5,
                 "shrinkA": 1,
                 "shrinkB": 3,
+                "relpos": (0, 0.5),
             },
             zorder=1,
         )
