@@ -101,7 +101,8 @@ def main(arguments: list[str] | None = None) -> None:
         refused = sum(line is None for line, _ in found.values())
         print(f"{case}: {len(found) - refused} lines, {refused} refused", flush=True)
     table = store.table(settings)
-    table.to_csv(store.folder / "table.csv")
+    path = store.folder / "table.csv"
+    table.frame.to_csv(path, index=False, float_format="%.4g", lineterminator="\n")
     draw(table, store.folder / "compare_methods.png")
     print(f"\n{table}")
     pairs = dual_pairs(table)
