@@ -80,7 +80,7 @@ def tell_outcome(outcome: "Outcome", table: "ResultsTable") -> None:
         say(f"  {note}")
     say("")
     if outcome.certificate is None:
-        put(f"{outcome.protocol_name} makes no claim: no certificate")
+        put(f"{outcome.label} makes no claim: no certificate")
     else:
         put(str(outcome.certificate))
 
@@ -92,7 +92,7 @@ def outcome_json(outcome: "Outcome", table: "ResultsTable") -> dict[str, Any]:
     certificate = outcome.certificate
     return {
         "request": outcome.request.request_id,
-        "protocol": outcome.protocol_name,
+        "protocol": outcome.label,
         "certificate": None
         if certificate is None
         else json.loads(certificate.to_json()),

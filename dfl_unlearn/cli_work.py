@@ -178,7 +178,7 @@ def audits_of(outcomes: "Sequence[Outcome]", **options: Any) -> list[dict[str, A
     found: list[dict[str, Any]] = []
     skipped: list[UnsupportedRequestError] = []
     for outcome in outcomes:
-        name = outcome.protocol_name
+        name = outcome.label
         try:
             result = audited(outcome, **options)
         except UnsupportedRequestError as error:

@@ -339,10 +339,10 @@ def _methods(view: ResultsView) -> Html:
 
 def _audits(view: ResultsView) -> Html:
     """Return what trying to refute the certificates gave, where it was tried."""
-    mine = {(o.request.request_id, o.protocol_name) for o in view.outcomes}
+    mine = {(o.request.request_id, o.label) for o in view.outcomes}
     blocks: list[object] = []
     for outcome, audit in load_audits(view.run):
-        name = (outcome.request.request_id, outcome.protocol_name)
+        name = (outcome.request.request_id, outcome.label)
         if name not in mine:
             continue
         blocks.append(h.tag("h3", f"{name[1]} on request {name[0]}: {audit.verdict}"))

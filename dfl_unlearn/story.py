@@ -64,8 +64,9 @@ def comparison_lines(
     ]
     score = "accuracy" if outcomes[0].run.data.num_classes else "mse"
     heads = ("test", "retain", "forget")
+    width = max(15, *(len(outcome.label) + 1 for outcome in outcomes))
     lines.append(
-        f"  {'protocol':<15}{'claim':<24}"
+        f"  {'protocol':<{width}}{'claim':<24}"
         + "".join(f"{h:>9}" for h in heads)
         + f"{'gradients':>12}{'messages':>10}{'seconds':>9}"
         + f"{'simulated':>11}"
@@ -74,7 +75,7 @@ def comparison_lines(
     for label, world in (("(before)", "before"), ("(retrained)", "reference")):
         cells = [first.get((f"{h}-{score}", world)) for h in heads]
         if any(c is not None for c in cells):
-            lines.append(f"  {label:<15}{'':<24}" + "".join(map(_cell, cells)))
+            lines.append(f"  {label:<{width}}{'':<24}" + "".join(map(_cell, cells)))
     for outcome, table in zip(outcomes, tables, strict=True):
         means = _means(table)
         cells = [means.get((f"{h}-{score}", "after")) for h in heads]
@@ -87,7 +88,7 @@ def comparison_lines(
             claim += ", incomplete"
         cost = outcome.cost
         lines.append(
-            f"  {outcome.protocol_name:<15}{claim:<24}"
+            f"  {outcome.label:<{width}}{claim:<24}"
             + "".join(map(_cell, cells))
             + f"{cost.gradient_evaluations:>12,}{cost.messages:>10,}"
             + f"{cost.wall_seconds:>9.2f}{cost.simulated_seconds:>11.2f}"

@@ -16,6 +16,7 @@ from typing import Any
 
 from dfl_unlearn.accounting.certificate import KEPT_STATE, Certificate
 from dfl_unlearn.accounting.ledger import PrivacyLedger
+from dfl_unlearn.engine.personal import tensors_digest
 from dfl_unlearn.engine.run import state_digest
 from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.errors import (
@@ -32,6 +33,7 @@ from dfl_unlearn.store.understood import understood
 _log = logging.getLogger(__name__)
 
 FINAL = "state/final.safetensors"
+PERSONAL = "state/personal.safetensors"
 LEDGER = "ledger.jsonl"
 NEXT = "next"
 KEPT = "pre-request state kept:"
@@ -108,6 +110,7 @@ def _finish(folder: RunFolder, coming: Mapping[str, Any]) -> None:
                 f"{folder.root}/{FINAL}: must read as it was written, got other bytes; "
                 "the disk is damaged, nothing was removed"
             )
+    _copy_personal(folder, f"{at}/personal.safetensors", after.get("personal"))
     folder.write_json("done.json", {"digest": after["state"], "format": 1})
     folder.remove_leftovers()  # may hold states, too
     own = folder.read_json(f"{at}/outcome.json")["reference"]
@@ -115,7 +118,8 @@ def _finish(folder: RunFolder, coming: Mapping[str, Any]) -> None:
     _settle(folder, at, len(before) if keep else 0)
     if not keep:
         _remove(folder, before)
-        _remove(folder, [folder.path(f"{at}/state.safetensors")])  # the run's own now
+        for name in ("state", "personal"):  # the run's own now
+            _remove(folder, [folder.path(f"{at}/{name}.safetensors")])
     event = {
         "type": "event",
         "round": after["round"],
@@ -169,7 +173,7 @@ def pre_request_files(
     """
     patterns = ["ckpt/**/*", "record/*", "influence/*"]
     if final:
-        patterns.append(FINAL)
+        patterns += [FINAL, PERSONAL]
     if attempts:
         for name in ("state", "personal", "released-*"):
             patterns.append(f"outcomes/*/{name}.safetensors")
@@ -187,6 +191,30 @@ def _copy_ledger(folder: RunFolder, at: str, after: Mapping[str, Any]) -> None:
     charged = place.read_bytes()
     if folder.read_bytes(LEDGER) != charged:
         folder.write_bytes(LEDGER, charged, private=True)
+
+
+def _copy_personal(folder: RunFolder, source: str, digest: str | None) -> None:
+    """Make the attempt's personal state the run's; remove the run's where it has none.
+
+    Raises:
+        StoreCorruptError: If the attempt's is not what is to be committed.
+    """
+    if digest is None:
+        _unlink(folder, [folder.path(PERSONAL)])
+        return
+    for rel in (source, PERSONAL):
+        if not folder.path(rel).is_file():
+            continue
+        tensors = folder.read_tensors(rel)
+        if tensors_digest(tensors) == digest:
+            if rel != PERSONAL:
+                folder.write_tensors(PERSONAL, tensors)
+            return
+    raise StoreCorruptError(
+        f"{folder.root}/{source}: must be the personal state that is being committed, "
+        f"with the digest {digest[:16]}..., got another or none; restore the file from "
+        "a copy"
+    )
 
 
 def _digest(folder: RunFolder, rel: str) -> str | None:
@@ -219,13 +247,18 @@ def _settle(folder: RunFolder, at: str, files: int) -> None:
 
 def _remove(folder: RunFolder, files: list[Path]) -> None:
     """Remove files for good, and the checkpoints' folders with them."""
-    for file in files:
-        with writing(file):
-            file.unlink(missing_ok=True)
     checkpoints = folder.path("ckpt")
     if files and checkpoints.is_dir():
         with writing(checkpoints):
             shutil.rmtree(checkpoints)
+    _unlink(folder, files)
+
+
+def _unlink(folder: RunFolder, files: list[Path]) -> None:
+    """Remove files for good."""
+    for file in files:
+        with writing(file):
+            file.unlink(missing_ok=True)
     for parent in {file.parent for file in files} | {folder.root}:
         if parent.is_dir():
             with writing(parent):

@@ -45,6 +45,7 @@ from dfl_unlearn.engine.stored import (
     data_and_model,
     finish_run,
     noted_head,
+    personal_of,
     read_ledger,
     read_manifest,
     read_run,
@@ -283,7 +284,14 @@ def go_on(
     return finish_run(
         folder,
         manifest,
-        replace(finished, info=info, carried_out=carried_out_from(manifest)),
+        replace(
+            finished,
+            info=info,
+            carried_out=carried_out_from(manifest),
+            personal=personal_of(
+                folder, manifest, peers=run.data.n, size=run.model.size
+            ),
+        ),
     )
 
 

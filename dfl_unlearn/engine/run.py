@@ -18,6 +18,7 @@ from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.engine.config import SimulationConfig
 from dfl_unlearn.engine.fault_draws import FaultDraws
 from dfl_unlearn.engine.faulty_transport import FaultyTransport
+from dfl_unlearn.engine.personal import Personal
 from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.engine.transport import Guard, Transport
 from dfl_unlearn.errors import InvalidArgumentError, NumericalError
@@ -91,6 +92,8 @@ class TrainedRun:
         guard: Holds messages back, in an attempt whose claim is about all of them.
         ahead: Rounds by which the network's clock is ahead of ``state.round``; steps
             of communication in which nobody trained.
+        personal: What peers keep beside the models, by peer and name, as the last
+            request left it; see ``engine.personal``.
     """
 
     topology: Topology
@@ -108,6 +111,7 @@ class TrainedRun:
     carried_out: tuple[CarriedOut, ...] = ()
     guard: Guard | None = None
     ahead: int = 0
+    personal: Personal = field(default_factory=dict)
 
     @classmethod
     def from_states(

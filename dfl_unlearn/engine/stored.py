@@ -23,10 +23,16 @@ from numpy.typing import NDArray
 from dfl_unlearn import _validate
 from dfl_unlearn.accounting.ledger import PrivacyLedger
 from dfl_unlearn.data.peers import PeerData
-from dfl_unlearn.engine.commit import FINAL, LEDGER, NEXT, settle_commit
+from dfl_unlearn.engine.commit import FINAL, LEDGER, NEXT, PERSONAL, settle_commit
 from dfl_unlearn.engine.config import SimulationConfig
 from dfl_unlearn.engine.fault_rounds import MEAN_MOVED
 from dfl_unlearn.engine.figures import versions
+from dfl_unlearn.engine.personal import (
+    Personal,
+    personal_digest,
+    personal_from,
+    personal_to,
+)
 from dfl_unlearn.engine.run import CarriedOut, TrainedRun, state_digest
 from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.engine.stored_forms import (
@@ -74,9 +80,11 @@ __all__ = [
     "finish_run",
     "noted_head",
     "open_folder",
+    "personal_of",
     "read_ledger",
     "read_manifest",
     "read_network",
+    "read_personal",
     "read_run",
     "read_state",
     "remove_unused_ledger",
@@ -175,6 +183,8 @@ def finish_run(
         The run, bound to the folder.
     """
     folder.write_tensors(FINAL, {"params": run.state.params, **run.state.slots})
+    if run.personal:
+        folder.write_tensors(PERSONAL, personal_to(run.personal))
     if run.record is not None:
         write_record(folder, run.record)
     state = state_digest(run.state)
@@ -190,6 +200,7 @@ def finish_run(
             "training": config_to(run.config),
             "record": None if run.record is None else record_entry(run.record),
             "ledger": list(run.ledger.head),
+            "personal": personal_digest(run.personal),
             "versions": versions(),
             "info": {**manifest["info"], **run.info},
         },
@@ -308,7 +319,45 @@ def _read(
         info=manifest["info"],
         carried_out=carried_out_from(manifest),
         ahead=int(manifest.get("ahead", 0)),  # none in older folders
+        personal=personal_of(folder, manifest, peers=data.n, size=model.size),
     )
+
+
+def personal_of(
+    folder: RunFolder, manifest: Mapping[str, Any], *, peers: int, size: int
+) -> Personal:
+    """Return the personal state that a run's folder keeps."""
+    known = manifest.get("personal")  # none in older folders
+    return read_personal(folder, PERSONAL, known, peers=peers, size=size)
+
+
+def read_personal(
+    folder: RunFolder, rel: str, digest: object, *, peers: int, size: int
+) -> Personal:
+    """Read personal state that was written with a digest.
+
+    Args:
+        folder: The run folder.
+        rel: The file.
+        digest: As noted elsewhere; None where there is none, whatever the file.
+        peers: Number of peers N.
+        size: Number of parameters P.
+
+    Returns:
+        Tensors by peer and name.
+
+    Raises:
+        StoreCorruptError: If they are not what was written.
+    """
+    if digest is None:
+        return {}
+    found = personal_from(folder.read_tensors(rel), peers, size)
+    if (known := personal_digest(found)) != digest:
+        raise StoreCorruptError(
+            f"{folder.path(rel)}: must have the digest {_validate.show(digest)}, got "
+            f"{known}; the file was changed, unlearn again"
+        )
+    return found
 
 
 def check_noise(folder: RunFolder, manifest: Mapping[str, Any]) -> None:

@@ -216,6 +216,34 @@ class Transport:
             )
         return len(levels)
 
+    def notify(
+        self, source: int, kind: str, payload_bytes: int, hops: int | None = None
+    ) -> None:
+        """Tell the peers within some hops: a flood that stops there.
+
+        Args:
+            source: Where it starts.
+            kind: What it carries.
+            payload_bytes: Size without the header.
+            hops: How far it goes; None is everywhere.
+        """
+        levels = self._levels(source)
+        if hops is None or hops >= len(levels):
+            self.broadcast(source, kind, payload_bytes, "flood")
+            return
+        parent: dict[int, int] = {}
+        senders = {source}
+        for edges in levels[:hops]:
+            ways = [
+                (i, j)
+                for i in sorted(senders)
+                for j in self._neighbours[i]
+                if j != parent.get(i)
+            ]
+            self._step(kind, ways, payload_bytes)
+            parent |= {child: above for above, child in edges}
+            senders = {child for _, child in edges}
+
     def all_reduce(self, kind: str, payload_bytes: int, root: int = 0) -> None:
         """Count a sum over all peers: up a breadth-first tree and down again.
 

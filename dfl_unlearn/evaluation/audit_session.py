@@ -49,7 +49,7 @@ def chosen(run: TrainedRun, request_id: str | None = None) -> list[Outcome]:
         if certificate is None or not certificate.noise_std > 0:
             continue
         if request_id in (None, outcome.request.request_id):
-            found[outcome.request.request_id, outcome.protocol_name] = outcome
+            found[outcome.request.request_id, outcome.label] = outcome
     if not found:
         raise MissingInputError(
             "audit: needs an outcome with a noised claim on the run's present state, "
@@ -86,7 +86,7 @@ def audited(
             outcome.run, outcome.request, outcome.protocol, gamma=gamma
         )
     else:
-        label = f"{outcome.request.request_id} {outcome.protocol_name}"
+        label = f"{outcome.request.request_id} {outcome.label}"
         with _shown(label) if show else _unseen() as progress:
             result = audit_epsilon(
                 outcome.run,

@@ -20,6 +20,7 @@ from dfl_unlearn import _validate
 from dfl_unlearn._arrays import as_features
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.data.peers import PeerData, TensorBatch
+from dfl_unlearn.engine.personal import Personal, used_params
 from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.errors import (
     InvalidArgumentError,
@@ -88,8 +89,8 @@ class EvaluationView:
     """All that a metric may look at, seen in one world.
 
     Attributes:
-        before: State before the request.
-        after: State after it.
+        before: State before the request, as peers use it: pinned changes are added.
+        after: State after it, likewise.
         reference: State of the retrained network, or None where none was made.
         model: The model, a function of one row of the state.
         data: What the peers held before the request, earlier requests applied.
@@ -133,8 +134,8 @@ class EvaluationView:
         """Return the view of an outcome, in the world after the request."""
         run = outcome.run
         return cls(
-            before=run.state,
-            after=outcome.state,
+            before=_used(run.state, run.personal),
+            after=_used(outcome.state, outcome.personal),
             reference=outcome.reference.state if outcome.reference else None,
             model=run.model,
             data=run.data,
@@ -413,6 +414,11 @@ def evaluate(
     return ResultsTable(rows=tuple(row for found in rows.values() for row in found))
 
 
+def _used(state: PeerState, personal: Personal) -> PeerState:
+    params = used_params(state.params, personal)
+    return state if params is state.params else replace(state, params=params)
+
+
 def _measured(view: EvaluationView, name: str, hops: list[int]) -> list[dict[str, Any]]:
     """Return the rows of one metric in one world: the network's, then every peer's."""
     metric: Metric = registry.get(name)
@@ -431,7 +437,7 @@ def _measured(view: EvaluationView, name: str, hops: list[int]) -> list[dict[str
     row = {
         "case": run.folder.name if run.folder else "",
         "world": view.world,
-        "protocol": view.outcome.protocol_name,
+        "protocol": view.outcome.label,
         "request": view.request.request_id,
         "round": view.state.round,
         "peer": NETWORK,

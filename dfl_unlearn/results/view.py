@@ -117,10 +117,10 @@ class ResultsView:
     def labels(self) -> tuple[str, ...]:
         """One readable name per outcome, different from each other.
 
-        It is the protocol's name. Where that repeats, what differs is added: the
+        It is the outcome's label. Where that repeats, what differs is added: the
         request's id, else the protocol's fields, else a number.
         """
-        names = [outcome.protocol_name for outcome in self.outcomes]
+        names = [outcome.label for outcome in self.outcomes]
         labels: list[str] = []
         for k, outcome in enumerate(self.outcomes):
             alike = [

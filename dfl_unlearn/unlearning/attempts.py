@@ -16,6 +16,7 @@ from typing import Any
 from dfl_unlearn.accounting.ledger import PrivacyLedger
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.commit import KEPT, pre_request_files
+from dfl_unlearn.engine.personal import personal_digest, personal_to
 from dfl_unlearn.engine.run import TrainedRun, state_digest
 from dfl_unlearn.engine.stored import LEDGER, request_from, request_to
 from dfl_unlearn.errors import InvalidForgetSetError, ReplayDivergedError
@@ -151,6 +152,10 @@ class OutcomeFolder:
             f"{at}/state.safetensors",
             {"params": outcome.state.params, **outcome.state.slots},
         )
+        if outcome.personal:
+            folder.write_tensors(
+                f"{at}/personal.safetensors", personal_to(outcome.personal)
+            )
         lines = [json.dumps(row, sort_keys=True) for row in outcome.messages.rows()]
         folder.write_text(f"{at}/messages.jsonl", "".join(x + "\n" for x in lines))
         reference = None
@@ -176,6 +181,7 @@ class OutcomeFolder:
                     outcome.pending, outcome.residual_influence, outcome.progress
                 ),
                 "keep_checkpoints": outcome.keep_checkpoints,
+                "personal": personal_digest(outcome.personal),
             },
         )
 

@@ -8,11 +8,11 @@ from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from dfl_unlearn.accounting.certificate import Certificate
 from dfl_unlearn.accounting.ledger import PrivacyLedger
 from dfl_unlearn.data.forget import ForgetRequest
+from dfl_unlearn.engine.personal import Personal
 from dfl_unlearn.engine.run import CarriedOut, TrainedRun
 from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.engine.transport import MessageLog
@@ -78,8 +78,9 @@ class Outcome:
         progress: How far the request came, in a network with faults; else None.
         keep_checkpoints: Whether a commit leaves states from before the request on
             disk; the certificate is ``certified_conditional`` at most then.
-        personal: What a peer's method keeps beside the models, by peer and name; never
-            mixed with anybody's.
+        personal: What peers keep beside the models afterwards, by peer and name; never
+            mixed with anybody's. It replaces the run's: what a protocol does not hand
+            on is gone.
     """
 
     run: TrainedRun
@@ -99,7 +100,7 @@ class Outcome:
     residual_influence: Mapping[int, Residual] = field(default_factory=dict)
     progress: Progress | None = None
     keep_checkpoints: bool = False
-    personal: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
+    personal: Personal = field(default_factory=dict)
 
     @property
     def protocol_name(self) -> str:
@@ -115,7 +116,8 @@ class Outcome:
     def export(self, path: str | Path, *, secure: bool = False) -> Path:
         """Write every peer's model as safetensors, named ``peer<i>/<parameter>``.
 
-        What is written is ``state``, in the run's dtype. With secure noise that is
+        What is written is ``state``, in the run's dtype; changes that a peer keeps to
+        itself (``personal``) are not added. With secure noise that is
         post-processing of the numbers on the grid that were released: cast to the
         dtype, and trained on retained rows where the protocol goes on after its
         release. A peer that was not corrected is named ``peer<i>.pending/...``.
@@ -155,7 +157,7 @@ class Outcome:
     def _repr_html_(self) -> str:
         """Return protocol, request and certificate for notebooks."""
         title = html.escape(
-            f"{self.protocol_name} on request {self.request.request_id}"
+            f"{self.label} on request {self.request.request_id}"
             + ("" if self.status == "complete" else f": {self.status}")
         )
         claim = "no claim" if self.certificate is None else self.certificate
@@ -193,6 +195,7 @@ class Outcome:
             ledger=self.ledger,
             info={**self.run.info, "requests": self.run.requests + 1},
             carried_out=(*self.run.carried_out, self.carried_out),
+            personal=self.personal,
         )
 
     @property
@@ -221,8 +224,9 @@ class UnlearningProtocol(Protocol):
     with faults; it is refused there otherwise), ``claim`` (what its certificate can be
     at best), ``noised_only`` (no message before a noised release of the request: the
     transport sees to it, and no claim about all messages stands without), a method
-    ``check(run, request)`` that raises before anything changes, and
-    ``predicted_shift(run, request)``, the shift that its release is calibrated to.
+    ``check(run, request)`` that raises before anything changes,
+    ``predicted_shift(run, request)``, the shift that its release is calibrated to, and
+    ``held(run, request)``, parts of ``needs`` that something else stands in for.
     """
 
     def unlearn(self, run: TrainedRun, request: ForgetRequest, rng: RngTree) -> Outcome:

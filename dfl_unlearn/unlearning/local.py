@@ -91,6 +91,8 @@ class LocalTask(Generic[Data]):
         companions: Personal state from earlier outcomes, by name.
         ledger: Where a method that adds noise writes it down first.
         allowed: Parts that the method may look at; see ``only``.
+        elsewhere: Whether the rows that go are another peer's, so that a method works
+            though none of its peer's own go.
     """
 
     model: FlatModel
@@ -108,6 +110,7 @@ class LocalTask(Generic[Data]):
     companions: Mapping[str, Tensor] = field(default_factory=dict)
     ledger: PrivacyLedger = field(default_factory=PrivacyLedger)
     allowed: frozenset[TaskPart] = PARTS
+    elsewhere: bool = False
 
     @property
     def forget_size(self) -> int:
@@ -199,8 +202,9 @@ class UnlearningMethod(Protocol[Data]):
 
     A method may also have the class attributes ``needs`` (parts of the training
     record), ``uses`` (parts of the task that it reads), ``kinds`` (requests it serves;
-    all by default), ``data_types`` (``TensorBatch`` by default) and ``claim`` (what
-    its certificate can be at best). Where fields decide, they are properties.
+    all by default), ``data_types`` (``TensorBatch`` by default), ``claim`` (what its
+    certificate can be at best) and ``keeps`` (names of the personal state that stands
+    in for ``needs`` at later requests). Where fields decide, they are properties.
     """
 
     def unlearn(self, task: LocalTask[Data], rng: RngTree) -> LocalOutcome:
@@ -288,7 +292,7 @@ def unchanged(method: object, task: LocalTask[TensorBatch]) -> LocalOutcome | No
     Returns:
         An exact copy at no cost, certificate ``exact``; None where there is work.
     """
-    if task.forget_size:
+    if task.forget_size or task.elsewhere:
         check_task(method, task)
         return None
     return LocalOutcome(

@@ -9,6 +9,7 @@ from dfl_unlearn.accounting.ledger import PrivacyLedger
 from dfl_unlearn.data.batch import TensorBatch
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.local_history import history_of
+from dfl_unlearn.engine.personal import PINNED, used_params
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.unlearning.local import Budget, LocalTask
@@ -55,7 +56,7 @@ def local_task(
 
     return LocalTask(
         model=model,
-        params=run.state.params[peer],
+        params=used_params(run.state.params, run.personal)[peer],
         forget=taken(gone),
         retain=taken(kept),
         forget_rows=np.flatnonzero(gone),
@@ -67,4 +68,9 @@ def local_task(
         fresh=fresh,
         budget=Budget() if budget is None else budget,
         ledger=run.ledger.fork() if ledger is None else ledger,
+        companions={
+            name: value
+            for name, value in run.personal.get(peer, {}).items()
+            if name != PINNED
+        },
     )

@@ -20,7 +20,8 @@ from dfl_unlearn.engine.stored import (
 from dfl_unlearn.errors import InputFileError, ReplayDivergedError
 from dfl_unlearn.store.folder import RunFolder
 from dfl_unlearn.unlearning.apply import carried_out_again
-from dfl_unlearn.unlearning.contracts import Outcome, unlearners
+from dfl_unlearn.unlearning.contracts import Outcome
+from dfl_unlearn.unlearning.forms import protocol_of
 from dfl_unlearn.unlearning.outbox import FolderOutbox
 
 
@@ -94,11 +95,10 @@ def replay_request(run: TrainedRun, folder: str | Path, request_id: str) -> Outc
     )
     ledger = charged.rewound(int(attempt["ledger"][0]) + 1)
     ledger.outbox = FolderOutbox(place, entry.at, read_only=True)
-    fields = dict(known["protocol"])
     outcome = carried_out_again(
         run,
         request_from(place.read_json(f"{entry.at}/request.json")),
-        unlearners.build(fields.pop("use"), **fields),
+        protocol_of(known["protocol"]),
         ledger,
     )
     if ledger.head != charged.head:

@@ -149,7 +149,9 @@ def _trained(
     if run is None:
         return trained
     info = {**trained.info, "requests": run.requests}
-    return replace(trained, info=info, carried_out=run.carried_out)
+    return replace(
+        trained, info=info, carried_out=run.carried_out, personal=run.personal
+    )
 
 
 def _data_before(data: PeerData, requests: list[ForgetRequest]) -> PeerData:

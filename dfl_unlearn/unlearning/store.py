@@ -13,6 +13,7 @@ from dfl_unlearn.accounting.certificate import Certificate
 from dfl_unlearn.accounting.ledger import PrivacyLedger
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.commit import begin_commit, finish_commit
+from dfl_unlearn.engine.personal import personal_digest
 from dfl_unlearn.engine.run import TrainedRun, state_digest
 from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.engine.stored import (
@@ -20,6 +21,7 @@ from dfl_unlearn.engine.stored import (
     carried_out_to,
     data_entry,
     noted_head,
+    read_personal,
     read_run,
     read_state,
     request_from,
@@ -162,6 +164,7 @@ def commit_outcome(
             ],
             "ledger": list(outcome.ledger.head),
             "record": manifest["record"] if keep_checkpoints else None,
+            "personal": personal_digest(outcome.personal),
         }
         PrivacyLedger.load(
             folder.path(f"{place}/{LEDGER}"), expected_head=outcome.ledger.head
@@ -171,7 +174,7 @@ def commit_outcome(
             manifest,
             after,
             at=place,
-            detail=f"{outcome.request.request_id} by {outcome.protocol_name}",
+            detail=f"{outcome.request.request_id} by {outcome.label}",
             keep_checkpoints=keep_checkpoints,
         )
         finish_commit(folder)
@@ -283,6 +286,13 @@ def _read(
         status=status,
         **pending_from(known),
         keep_checkpoints=known.get("keep_checkpoints", False),
+        personal=read_personal(
+            folder,
+            f"{at}/personal.safetensors",
+            known.get("personal"),  # none in older folders
+            peers=run.topology.n,
+            size=run.model.size,
+        ),
     )
 
 
