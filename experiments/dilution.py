@@ -266,6 +266,7 @@ def pictures(
         middle.plot(power[:, owner], color=GREY, linewidth=4, alpha=0.35, zorder=0)
         low.axhline(0, color=GREY, linewidth=1, linestyle=(0, (4, 3)))
         low.set_yscale("symlog", linthresh=0.1)
+        low.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         low.set_xlabel("round after the correction")
         for axes in (top, middle):
             axes.axhline(
