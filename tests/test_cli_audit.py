@@ -123,6 +123,49 @@ def test_what_cannot_be_audited_is_named_and_the_rest_goes_on(tmp_path, capsys):
     )
 
 
+REWOUND = """
+name = "rewound"
+[topology]
+use = "single"
+n = 1
+[data]
+use = "breast-cancer-unit"
+[model]
+l2 = 0.03
+bias = false
+zero_start = true
+[training]
+rounds = 4
+dtype = "float64"
+evaluate_every = 0
+[training.local]
+batch_size = "none"
+learning_rate = 2.0
+[training.record]
+every = 2
+[[forget]]
+kind = "samples"
+peer = 0
+indices = [0, 1, 2]
+[[unlearning]]
+use = "at-peer"
+[unlearning.method]
+use = "r2d"
+rewind = 0.5
+"""
+
+
+def test_one_rewound_model_goes_through_the_same_door(tmp_path, capsys):
+    (tmp_path / "rewound.toml").write_text(REWOUND)
+    words = ("--runs", tmp_path, "--replicas", 60, "--gamma", 0.01)
+    assert call("audit", tmp_path / "rewound.toml", *words) == 0
+    out = capsys.readouterr().out
+    assert "at-peer.r2d:\nAUDIT  request r0  scope release  claim (ε=1, δ=1e-05" in out
+    assert "verdict: consistent" in out
+    kept = tmp_path / "rewound" / "outcomes" / "r0.at-peer" / "audit.json"
+    assert AuditResult.from_json(kept.read_text()).noise_holds
+
+
 def test_nothing_to_audit_says_what_to_do(tmp_path, capsys):
     lines = FILE.replace('use = "newton-fisher"\nepsilon = 0.5', 'use = "fine-tune"')
     (tmp_path / "plain.toml").write_text(lines)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Literal
 
 import numpy as np
 import torch
@@ -115,15 +116,18 @@ def breast_cancer() -> Dataset:
 
 
 @datasets.register("breast-cancer-unit")
-def breast_cancer_unit() -> Dataset:
+def breast_cancer_unit(*, statistics: Literal["all", "test"] = "all") -> Dataset:
     """Breast cancer diagnosis with rows of norm 1, a constant among the features.
 
-    The 30 features are standardized with mean and (population) standard deviation of
-    all 569 rows, every row is scaled to norm 1, a 1 is appended and the row divided by
-    sqrt 2. So no row can be longer than 1, whoever it is about, which makes constants
-    of linear models **proven** (use them with ``bias=False``). Means and deviations
-    are treated as public: they were computed once from all rows, as is usual, and no
-    certificate covers them.
+    The 30 features are standardized with means and (population) standard deviations,
+    every row is scaled to norm 1, a 1 is appended and the row divided by sqrt 2. So no
+    row can be longer than 1, whoever it is about, which makes constants of linear
+    models **proven** (use them with ``bias=False``).
+
+    Args:
+        statistics: Of which rows means and deviations are: ``all`` 569, as is usual,
+            though a certificate then takes them as public and does not cover what
+            forgotten rows did to them; or ``test``, which no training row goes into.
 
     Returns:
         Rows 3, 7, 11, ... to test (142), the other 427 to train on; inputs ``(R, 31)``
@@ -131,13 +135,15 @@ def breast_cancer_unit() -> Dataset:
     """
     from sklearn.datasets import load_breast_cancer
 
+    _validate.one_of(("all", "test"), statistics=statistics)
     raw = load_breast_cancer()
-    inputs = (raw.data - raw.data.mean(axis=0)) / raw.data.std(axis=0)
+    test = np.arange(len(raw.data)) % 4 == 3
+    known = raw.data[test] if statistics == "test" else raw.data
     return _unit_dataset(
         "breast-cancer-unit",
-        inputs,
+        (raw.data - known.mean(axis=0)) / known.std(axis=0),
         raw.target,
-        np.arange(len(inputs)) % 4 == 3,
+        test,
         "scikit-learn: Breast Cancer Wisconsin (Diagnostic) (W. Wolberg, "
         "O. Mangasarian, N. Street and W. Street, 1993, UCI), rows of norm 1",
     )

@@ -20,7 +20,6 @@ from torch import Tensor
 from dfl_unlearn import _validate
 from dfl_unlearn._limits import REPLICAS, check_cap
 from dfl_unlearn.data.forget import ForgetRequest
-from dfl_unlearn.engine.replicas import train_replicas
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.simulator import versions
 from dfl_unlearn.engine.threads import limited_threads
@@ -45,7 +44,6 @@ from dfl_unlearn.evaluation.audit_statistics import (
     Statistic,
     count_errors,
 )
-from dfl_unlearn.evaluation.audit_targets import exact_target
 from dfl_unlearn.evaluation.audit_worlds import (
     Setting,
     SilentTree,
@@ -130,13 +128,12 @@ class _Audit:
             setting.run,
             torch.from_numpy(setting.request.mask(setting.run.data)),
         )
-        before = exact_target(run, run.data, stacked=worlds.stacked).rows
         self._known = Known(
             model=run.model,
             inputs=run.data.store.inputs[gone],
             labels=run.data.store.labels[gone],
             target=self._target,
-            correction=before - self._target,
+            correction=worlds.before() - self._target,
             single=worlds.single,
         )
         self._seeds: list[str] = []
@@ -145,11 +142,7 @@ class _Audit:
         """Run all stages."""
         claim, worlds = self._worlds.claim, self._worlds
         trees = self._trees("unlearned", self._replicas)
-        params = train_replicas(
-            self._setting.run,
-            trees,
-            progress=counted(self._progress, "training", len(trees)),
-        ).params
+        params = worlds.trained(trees, counted(self._progress, "training", len(trees)))
         unlearned = each("unlearning", worlds.unlearned, params, trees, self._progress)
         reference = worlds.released(
             self._target.expand_as(params),

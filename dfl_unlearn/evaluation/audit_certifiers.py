@@ -1,4 +1,4 @@
-"""The certifiers of gossip's claims: Newton's correction and fine-tuning."""
+"""Which claim has which certifier; those of Newton's correction and fine-tuning."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,9 +10,11 @@ from dfl_unlearn.engine.objective import network_objective
 from dfl_unlearn.engine.replicas import continue_replicas
 from dfl_unlearn.engine.transport import multiples
 from dfl_unlearn.errors import UnsupportedRequestError
+from dfl_unlearn.evaluation.audit_rewind import RewindWorlds
 from dfl_unlearn.evaluation.audit_targets import exact_target
 from dfl_unlearn.evaluation.audit_token import TokenWorlds
 from dfl_unlearn.evaluation.audit_worlds import (
+    Replicated,
     Setting,
     Worlds,
     certifier_noise,
@@ -22,6 +24,8 @@ from dfl_unlearn.evaluation.audit_worlds import (
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.unlearning.contracts import UnlearningProtocol
 from dfl_unlearn.unlearning.influence_weights import correction_weights
+from dfl_unlearn.unlearning.methods.r2d import R2d
+from dfl_unlearn.unlearning.protocols.at_peer import AtPeer
 from dfl_unlearn.unlearning.protocols.fine_tune import FineTune
 from dfl_unlearn.unlearning.protocols.newton_fisher import NewtonFisher
 from dfl_unlearn.unlearning.protocols.rr_du import RrDu
@@ -53,14 +57,17 @@ def worlds_of(setting: Setting, protocol: UnlearningProtocol) -> Worlds:
         return FineTuneWorlds(setting, protocol)
     if isinstance(protocol, RrDu) and protocol.certify == "retrain":
         return TokenWorlds(setting, protocol)
+    if isinstance(protocol, AtPeer) and isinstance(protocol.method, R2d):
+        return RewindWorlds(setting, protocol)
     raise UnsupportedRequestError(
         "protocol: must make a claim that an audit knows the certifier of "
-        "(newton-fisher, fine-tune with epsilon, rr-du with certify='retrain'), got "
+        "(newton-fisher, fine-tune with epsilon, rr-du with certify='retrain', at-peer "
+        "with method r2d), got "
         f"{protocol!r}; exact results need no audit, others claim nothing"
     )
 
 
-class NewtonWorlds:
+class NewtonWorlds(Replicated):
     """Newton's correction against the exact target with the same noise."""
 
     first = False
@@ -152,7 +159,7 @@ class NewtonWorlds:
         return float(away.norm() if together else away.max())
 
 
-class FineTuneWorlds:
+class FineTuneWorlds(Replicated):
     """More rounds of training against the point where they would come to rest."""
 
     stacked, single, first = True, False, False

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from dfl_unlearn import _validate
 from dfl_unlearn.data.forget import ForgetRequest
-from dfl_unlearn.engine.replicas import train_replicas
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.simulator import versions
 from dfl_unlearn.engine.threads import limited_threads
@@ -82,7 +81,7 @@ def audit_noise_std(
         trees = trees_of(run, "noise", count)
         first, second = release_twice(worlds, protocol, trees, told)
         trained = trees_of(run, "unlearned", min(_TRAINED, count))
-        params = train_replicas(run, trained).params
+        params = worlds.trained(trained)
         still = [SilentTree(tree.seed) for tree in trained]
         rows = each("shift", worlds.bare, params, still, told)
     samples = first[:, : worlds.sources].numpy()

@@ -10,7 +10,12 @@ from torch import Tensor
 
 from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.evaluation.audit_targets import exact_target
-from dfl_unlearn.evaluation.audit_worlds import Setting, claimed, in_float64
+from dfl_unlearn.evaluation.audit_worlds import (
+    Replicated,
+    Setting,
+    claimed,
+    in_float64,
+)
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.unlearning.protocols.rr_du import RrDu
 from dfl_unlearn.unlearning.rr_du_claim import Claim
@@ -19,7 +24,7 @@ from dfl_unlearn.unlearning.token import Token
 _PATH_NUMBERS = 48  # of a token's path that a guesser is given
 
 
-class TokenWorlds:
+class TokenWorlds(Replicated):
     """A token's walk from the common model against one from the exact minimizer."""
 
     stacked, single, sources, first = False, False, 1, True

@@ -8,7 +8,7 @@ start, which is the same randomized map in both worlds, is the protocol's own, o
 whose forgotten rows are overwritten. The worlds share nothing but the data.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from dfl_unlearn.accounting.ledger import PrivacyLedger
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.engine.objective import network_objective
+from dfl_unlearn.engine.replicas import train_replicas
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.errors import UnsupportedRequestError
@@ -26,6 +27,7 @@ from dfl_unlearn.evaluation.audit_result import AuditClaim
 from dfl_unlearn.evaluation.audit_targets import (
     ExactTarget,
     blanked,
+    exact_target,
     kept_data,
 )
 from dfl_unlearn.rng import RngTree
@@ -123,6 +125,23 @@ class Worlds(Protocol):
     scales: Tensor
     first: bool
 
+    def trained(
+        self,
+        trees: Sequence[RngTree],
+        progress: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """Return the trained models of replicas, shape ``(R, N, P)``.
+
+        Args:
+            trees: The draws of every replica.
+            progress: Called with the number of replicas that were finished just now.
+        """
+        ...
+
+    def before(self) -> Tensor:
+        """Return where training with the forgotten rows ends, ``(N, P)`` float64."""
+        ...
+
     def unlearned(self, params: Tensor, tree: RngTree) -> Tensor:
         """Return what the protocol's own code releases, shape ``(S, P)`` float64.
 
@@ -172,6 +191,26 @@ class Worlds(Protocol):
         ...
 
 
+class Replicated:
+    """Worlds whose replicas train with draws of their own, towards an exact target."""
+
+    setting: Setting
+    stacked: bool
+
+    def trained(
+        self,
+        trees: Sequence[RngTree],
+        progress: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """Return the trained models of replicas, shape ``(R, N, P)``."""
+        return train_replicas(self.setting.run, trees, progress=progress).params
+
+    def before(self) -> Tensor:
+        """Return the exact target of all rows, shape ``(N, P)`` float64."""
+        run = self.setting.run
+        return exact_target(run, run.data, stacked=self.stacked).rows
+
+
 def claimed(setting: Setting, protocol: UnlearningProtocol) -> AuditClaim:
     """Carry the protocol out once and return what its certificate says.
 
@@ -183,9 +222,9 @@ def claimed(setting: Setting, protocol: UnlearningProtocol) -> AuditClaim:
         The claim.
 
     Raises:
-        UnsupportedRequestError: If the network has faults: who took the model then
-            differs from replica to replica, and the certifier's worlds know nothing
-            of it.
+        UnsupportedRequestError: If nothing is claimed, or the network has faults: who
+            took the model then differs from replica to replica, and the certifier's
+            worlds know nothing of it.
     """
     if setting.run.config.faults:
         raise UnsupportedRequestError(
@@ -198,7 +237,11 @@ def claimed(setting: Setting, protocol: UnlearningProtocol) -> AuditClaim:
     if check is not None:
         check(view, setting.request)
     outcome = protocol.unlearn(view, setting.request, view.rng)
-    assert outcome.certificate is not None
+    if outcome.certificate is None:
+        raise UnsupportedRequestError(
+            f"protocol: must make a claim to be audited, got {protocol!r} without a "
+            "certificate; state the epsilon or the noise that it should have"
+        )
     return AuditClaim.of(outcome.certificate)
 
 

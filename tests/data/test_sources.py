@@ -84,6 +84,21 @@ def test_unit_rows_are_the_construction_written_out(name, load, sizes, test):
     np.testing.assert_array_equal(data.test.labels, raw.target[test(index)])
 
 
+def test_statistics_of_test_rows_know_nothing_of_the_training_rows(monkeypatch):
+    raw = load_breast_cancer()
+    data = datasets.build("breast-cancer-unit", statistics="test")
+    raw.data[0] += 100.0  # a training row
+    monkeypatch.setattr("sklearn.datasets.load_breast_cancer", lambda: raw)
+    other = datasets.build("breast-cancer-unit", statistics="test")
+    assert torch.equal(other.train.inputs[1:], data.train.inputs[1:])
+    assert torch.equal(other.test.inputs, data.test.inputs)
+    assert not torch.equal(other.train.inputs[0], data.train.inputs[0])
+    usual = datasets.build("breast-cancer-unit")
+    assert not torch.equal(usual.train.inputs[1:], data.train.inputs[1:])
+    with pytest.raises(InvalidArgumentError, match=r"statistics: .*'train'"):
+        datasets.build("breast-cancer-unit", statistics="train")
+
+
 def test_gaussian_classes_are_clouds_around_unit_vectors():
     data = datasets.build(
         "gaussian-classes", classes=4, dim=6, per_class=2000, spread=0.3, seed=2

@@ -66,6 +66,7 @@ def outcome_of(data, model, before, after, reference, request, **changes):
         model=model,
         config=SimulationConfig(rounds=3, seed=7),
         state=state(before, 20),
+        personal={},
         rng=RngTree(7),
         folder=None,
     )
@@ -77,8 +78,10 @@ def outcome_of(data, model, before, after, reference, request, **changes):
         "request": request.resolve(data),
         "protocol": AtPeer(),
         "protocol_name": "newton-fisher",
+        "label": "newton-fisher",
         "state": state(after, 21),
         "certificate": SimpleNamespace(epsilon=1.5),
+        "personal": {},
         "cost": COST,
         "reference": retrained,
     }

@@ -24,7 +24,7 @@ from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.simulator import continue_training
 from dfl_unlearn.engine.transport import Transport
 from dfl_unlearn.rng import RngTree
-from dfl_unlearn.unlearning import dissemination
+from dfl_unlearn.unlearning import dissemination, r2d_claim
 from dfl_unlearn.unlearning.protocols import newton_fisher
 from dfl_unlearn.unlearning.shift import Removal
 from dfl_unlearn.unlearning.token import Token
@@ -115,6 +115,16 @@ def removal_without_factor():
         return float(gradient_bound * np.abs(self.coefficients[forgotten]).sum())
 
     return mock.patch.object(Removal, "worst", broken)
+
+
+def rewinding_without_factor():
+    """Gradients of length G are taken to differ by G at most, instead of 2 G."""
+    right = r2d_claim.trajectory_sensitivity
+
+    def broken(**numbers):
+        return right(**numbers) / 2
+
+    return mock.patch.object(r2d_claim, "trajectory_sensitivity", broken)
 
 
 def mean_distance():
@@ -351,6 +361,12 @@ BUGS = [
             SHIFT,
             watched.removal_is_more,
             removal_without_factor,
+        ),
+        (
+            "rewinding without factor 2",
+            SHIFT,
+            watched.rewound_farther,
+            rewinding_without_factor,
         ),
         ("mean instead of max", SHIFT, watched.farther_than_claimed, mean_distance),
         (

@@ -10,7 +10,15 @@ from unittest import mock
 import numpy as np
 import torch
 from mutations import detectors
-from networks import blobs, full_batch, path4, r4_data, r4_request, ridge
+from networks import (
+    blobs,
+    full_batch,
+    opposed_run,
+    path4,
+    r4_data,
+    r4_request,
+    ridge,
+)
 
 from dfl_unlearn.accounting import release as release_module
 from dfl_unlearn.accounting.gaussian import gaussian_noise_std
@@ -30,6 +38,8 @@ from dfl_unlearn.record.plan import RecordPlan
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.unlearning.apply import unlearn
 from dfl_unlearn.unlearning.influence_weights import check_weights
+from dfl_unlearn.unlearning.methods.r2d import R2d
+from dfl_unlearn.unlearning.protocols.at_peer import AtPeer
 from dfl_unlearn.unlearning.protocols.newton_fisher import NewtonFisher
 from dfl_unlearn.unlearning.protocols.rr_du import RrDu
 from dfl_unlearn.unlearning.retained import exact_minimizer, network_objective
@@ -134,6 +144,16 @@ def removal_is_more(seed):
         theta = torch.from_numpy(rng.normal(size=4) * 5)
         shifts.append(removal.norm(model, other, theta))
     return detectors.sensitivity_check(shifts, worst)
+
+
+def rewound_farther(seed):
+    """Steps taken again end farther from retraining than the certificate says."""
+    run = opposed_run(seed)
+    request = ForgetRequest.samples(peer=0, indices=[0, 1], request_id="r0")
+    claimed = unlearn(run, request, AtPeer(method=R2d())).certificate.sensitivity
+    silent = AtPeer(method=R2d(epsilon=None))
+    ends = [unlearn(run, request, how).state.params for how in (silent, "retrain")]
+    return detectors.sensitivity_check([float((ends[0] - ends[1]).norm())], claimed)
 
 
 def farther_than_claimed(seed):
