@@ -129,7 +129,7 @@ def dual_pairs(table: Comparison) -> pd.DataFrame:
         for name, (before, after) in figures.items():
             row[name] = round(100 * before, 2)
             row[f"{name} + dual"] = round(100 * after, 2)
-        row["std ratio"] = round(base.std / dual.std, 2) if dual.std else math.inf
+        row["std ratio"] = round(base.std / dual.std, 2) if dual.std else math.nan
         better = [name for name, (before, after) in figures.items() if after < before]
         row["lower"] = ", ".join(better) or "nothing"
         rows.append(row)
@@ -146,7 +146,7 @@ def draw(table: Comparison, path: Path) -> None:
     settings = list(dict.fromkeys(row.setting for row in table.rows))
     alone = [setting for setting in settings if setting.endswith(PLACES[0])]
     with rc_context(STYLE):
-        figure = Figure(layout="constrained", dpi=150)
+        figure = Figure(layout="constrained", dpi=120)
         gap_against_cost(
             table,
             figure,
