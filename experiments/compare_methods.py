@@ -3,7 +3,7 @@
     python experiments/compare_methods.py                   # digits, 8 minutes, 2 cores
     python experiments/compare_methods.py --preset quick    # seconds
     python experiments/compare_methods.py 'data=["mnist"]'  # needs the files
-    python experiments/compare_methods.py 'data=["cifar10"]' 'seeds=[0]'   # hours
+    python experiments/compare_methods.py 'data=["cifar10"]' 'seeds=[0]'   # long
 
 Six forget sets (``forget_sets.py``): a class, a random 10 % or 50 %, a user, wrong
 labels, images with a backdoor. Three places: one model with all data; one peer of a
