@@ -602,11 +602,20 @@ def list_(
             if verbose:
                 for text in entry["fields"]:
                     put(f"  {'':<{width}}    {text}")
+                if "uses" in entry:
+                    put(f"  {'':<{width}}    {_said(entry)}")
                 put(f"  {'':<{width}}    in {entry['source']}")
         if title == "topologies":
             from dfl_unlearn.topology.files import graph_names
 
             put(f"  or a pinned graph: {', '.join(graph_names())}; or a graph file")
+
+
+def _said(entry: dict[str, Any]) -> str:
+    """Return a line on what a method for one model uses and claims."""
+    uses = ", ".join(entry["uses"]) or "nothing of the data"
+    words = "" if entry["retained_data"] else " (runs without retained data)"
+    return f"uses {uses}{words}; claims {entry['claim'] or 'nothing'}"
 
 
 @app.command()

@@ -324,6 +324,22 @@ def entries_of(registry: "Registry[Any]") -> list[dict[str, Any]]:
                 "help": registry.help(name),
                 "fields": [str(p) for p in parameters],
                 "source": f"{entry.__module__}.{entry.__qualname__}",
+                **_said_of(registry, name),
             }
         )
     return rows
+
+
+def _said_of(registry: "Registry[Any]", name: str) -> dict[str, Any]:
+    """Return what a method for one model says it uses and claims; else nothing."""
+    from dfl_unlearn.unlearning.local import methods, uses_of
+
+    if registry is not methods:
+        return {}
+    method = methods.build(name)  # with its defaults: fields may decide
+    uses = uses_of(method)
+    return {
+        "uses": sorted(uses),
+        "retained_data": any(part.startswith("retain") for part in uses),
+        "claim": getattr(method, "claim", None),
+    }

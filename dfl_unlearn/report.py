@@ -121,6 +121,7 @@ def report_page(view: ResultsView) -> str:
         _training(view),
         _measured(view),
         _methods(view),
+        _dilution(view),
         _audits(view),
         _limits(view),
         _settings(view),
@@ -334,6 +335,15 @@ def _methods(view: ResultsView) -> Html:
         "Protocols compared",
         _figure(view, "methods"),
         h.table("", head, rows, frozenset(range(2, 9))),
+    )
+
+
+def _dilution(view: ResultsView) -> Html:
+    """Return what gossip made of a local correction, where rounds followed one."""
+    if not any("peers_forget_loss" in outcome.trace for outcome in view.outcomes):
+        return Html()
+    return h.section(
+        "What gossip left of a local correction", _figure(view, "dilution")
     )
 
 

@@ -129,9 +129,9 @@ class ResultsView:
             label = names[k]
             if len({o.request.request_id for o in alike}) > 1:
                 label += f" {outcome.request.request_id}"
-            settings = [plain(o.protocol) for o in alike]
-            for key, value in plain(outcome.protocol).items():
-                if any(other[key] != value for other in settings):
+            settings = [_flat(plain(o.protocol)) for o in alike]
+            for key, value in _flat(plain(outcome.protocol)).items():
+                if any(other.get(key) != value for other in settings):
                     label += f" {key}={value}"
             same = labels.count(label)
             labels.append(f"{label} ({same + 1})" if same else label)
@@ -203,6 +203,15 @@ class ResultsView:
                 for label, outcome in zip(self.labels, self.outcomes, strict=True)
             },
         }
+
+
+def _flat(table: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Return nested settings with dotted names, as files and commands give them."""
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        inner = isinstance(value, Mapping)
+        found |= _flat(value, f"{path}{key}.") if inner else {f"{path}{key}": value}
+    return found
 
 
 def plain(value: object) -> Any:

@@ -129,6 +129,10 @@ class LocalWork:
         self.optimizer_floats += spec.state_floats(self.model.size)
         return spec.build(self.flat)
 
+    def holds(self, floats: int) -> None:
+        """Count numbers that an optimizer of something else than the model keeps."""
+        self.optimizer_floats += floats
+
     def step(
         self,
         optimizer: torch.optim.Optimizer,

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from evaluation.outcomes import class_outcome, random_outcome
+from evaluation.outcomes import class_outcome, hidden_outcome, random_outcome
 
 from dfl_unlearn.errors import MissingInputError, UnsupportedRequestError
 from dfl_unlearn.evaluation.metrics import info_of, metrics
@@ -18,7 +18,12 @@ every_metric = pytest.mark.parametrize("name", metrics.names())
 def views(name):
     """Fresh views in every world of the metric, on the first data that it serves."""
     metric = metrics.get(name)
-    kinds = (random_outcome, partial(random_outcome, regression=True), class_outcome)
+    kinds = (
+        random_outcome,
+        partial(random_outcome, regression=True),
+        class_outcome,
+        hidden_outcome,
+    )
     for kind in kinds:
         view = EvaluationView.of(kind())
         try:

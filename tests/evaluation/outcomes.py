@@ -114,3 +114,13 @@ def class_outcome(seed=0):
     states = np.random.default_rng(seed + 1).normal(size=(3, data.n, model.size))
     request = ForgetRequest.class_(2, request_id="r0")
     return outcome_of(data, model, *states, request)
+
+
+def hidden_outcome(seed=0):
+    """Random states of a model with a hidden layer, so with features."""
+    data = random_data(seed=seed, tests=30)
+    module = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3))
+    model = FlatModel.from_module(module, "cross-entropy")
+    states = np.random.default_rng(seed + 1).normal(size=(3, data.n, model.size))
+    request = ForgetRequest.samples(peer=2, indices=[0, 2, 5], request_id="r0")
+    return outcome_of(data, model, *states, request)
