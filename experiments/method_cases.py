@@ -44,7 +44,13 @@ PEERS = 8
 """On a ring; their rows are unlike: Dirichlet 0.1 over classes, at least 60 each."""
 MIXING_ROUNDS = 3
 
-METRICS = ("mia-confidence", "mia-update", "activation-distance", "relearn-steps")
+METRICS = (
+    "mia-confidence",
+    "mia-update",
+    "mia-representation",
+    "activation-distance",
+    "relearn-steps",
+)
 """Measured beside the minimum of ``evaluation.comparison``."""
 
 
