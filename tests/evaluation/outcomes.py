@@ -60,6 +60,7 @@ def outcome_of(data, model, before, after, reference, request, **changes):
         state=state(before, 20),
         rng=RngTree(7),
         folder=None,
+        personal={},
     )
     retrained = None
     if reference is not None:
@@ -68,6 +69,8 @@ def outcome_of(data, model, before, after, reference, request, **changes):
         "run": run,
         "request": request.resolve(data),
         "protocol_name": "newton-fisher",
+        "label": "newton-fisher",
+        "personal": {},
         "state": state(after, 21),
         "certificate": SimpleNamespace(epsilon=1.5),
         "cost": COST,
