@@ -296,6 +296,44 @@ class HessianOperator:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class EmpiricalFisher:
+    r"""The empirical Fisher information of an objective, plus l2 and damping.
+
+    :math:`\sum_r w_r g_r g_r^\top + (\lambda + \gamma) I`, multiplied without holding
+    single gradients: the rows' products :math:`g_r^\top v` by a forward derivative,
+    their weighted sum by a backward one.
+
+    Attributes:
+        objective: Its rows and weights; labels are those of the data.
+        theta: Where, shape ``(P,)`` float64.
+        damping: Added to the diagonal, >= 0.
+    """
+
+    objective: Objective
+    theta: Tensor
+    damping: float = 0.0
+
+    @property
+    def rows(self) -> int:
+        """Per-sample products of one multiplication."""
+        return self.objective.rows
+
+    def __matmul__(self, vector: Tensor) -> Tensor:
+        """Return the product with a vector, shape ``(P,)`` float64."""
+        model = self.objective.model
+        total = (model.l2 + self.damping) * vector
+        for x, y, w in self.objective._chunks:
+
+            def losses(p: Tensor, x: Tensor = x, y: Tensor = y) -> Tensor:
+                return model.sample_losses(p, (x, y))
+
+            along = torch.func.jvp(losses, (self.theta,), (vector,))[1]
+            leaf = self.theta.detach().requires_grad_()
+            total += torch.autograd.grad(losses(leaf) @ (w * along), leaf)[0]
+        return total
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class DiagonalFisher:
     r"""Diagonal of the Fisher information, plus l2 and damping.
 

@@ -134,3 +134,40 @@ def lissa(
                 )
         total += v / scale
     return Solution(x=total / runs, residuals=(), iterations=runs * steps)
+
+
+def woodbury(
+    gradients: Tensor, weights: Tensor, b: Tensor, *, damping: float
+) -> Tensor:
+    r"""Solve :math:`(\gamma I + \sum_r w_r g_r g_r^\top) x = b` exactly.
+
+    With B the rows :math:`\sqrt{w_r} g_r` and fewer rows than parameters this is the
+    Woodbury identity, :math:`x = (b - B^\top (\gamma I + B B^\top)^{-1} B b) / \gamma`,
+    a system of N equations; with more it is the matrix itself.
+
+    Args:
+        gradients: One row per sample, shape ``(N, P)`` float64.
+        weights: What each counts, >= 0, shape ``(N,)``.
+        b: Right-hand side, shape ``(P,)`` float64.
+        damping: gamma > 0.
+
+    Returns:
+        x, shape ``(P,)``.
+
+    Raises:
+        NonPositiveCurvatureError: If the damping is not positive.
+    """
+    if not damping > 0:
+        raise NonPositiveCurvatureError(
+            f"damping: must be > 0 for an inverse by samples, got {damping:g}; raise "
+            "it or use a model with l2 > 0"
+        )
+    rows = weights.sqrt()[:, None] * gradients
+    tall = len(rows) > rows.shape[1]
+    matrix = rows.T @ rows if tall else rows @ rows.T
+    matrix.diagonal().add_(damping)
+    factor = torch.linalg.cholesky(matrix)
+    if tall:
+        return torch.cholesky_solve(b[:, None], factor)[:, 0]
+    inner = torch.cholesky_solve((rows @ b)[:, None], factor)[:, 0]
+    return (b - rows.T @ inner) / damping

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dfl_unlearn._assumption import Assumption
 from dfl_unlearn.engine.batches import BatchPlan
@@ -12,22 +13,29 @@ from dfl_unlearn.record.local import LocalHistory
 
 
 def history_of(run: TrainedRun, peer: int) -> LocalHistory | None:
-    """Return what one peer's training left, or None where nothing was recorded.
+    """Return what one peer's training left, or None where it was trained elsewhere.
 
     Args:
         run: The trained run.
         peer: Whose; only its own states and rows are looked at.
 
     Returns:
-        The history, its checkpoints counted in the peer's own optimizer steps.
+        The history, its checkpoints counted in the peer's own optimizer steps. After a
+        request the record has stayed behind, and there are no checkpoints.
     """
     record, local = run.record, run.config.local
-    if record is None:
-        return None
     data = run.data
     each = int(local.per_round(data.sizes)[peer])
-    states = {0: record.initial} if record.initial is not None else {}
-    states |= record.checkpoints
+    states: dict[int, Tensor] = {}
+    if record is not None:
+        rates = record.step_sizes
+        states = {0: record.initial} if record.initial is not None else {}
+        states |= record.checkpoints
+    elif run.carried_out and run.carried_out[0].round:
+        rounds = min(run.carried_out[0].round, run.config.rounds)
+        rates = np.array([local.rate(t, run.config.rounds) for t in range(rounds)])
+    else:
+        return None
     start = int(data.offsets[peer])
     everything = np.ones(len(data.store), dtype=np.bool_)
     plan = BatchPlan(
@@ -52,9 +60,9 @@ def history_of(run: TrainedRun, peer: int) -> LocalHistory | None:
         weight_decay=local.weight_decay,
         clip_norm=run.config.clip_norm,
         batch_size=local.batch_size,
-        steps=record.rounds * each,
+        steps=len(rates) * each,
         steps_per_round=each,
-        rates=np.repeat(record.step_sizes, each),
+        rates=np.repeat(rates, each),
         samples=int(data.sizes[peer]),
         checkpoints={t * each: state[peer] for t, state in states.items()},
         loss_name=run.model.loss_name,

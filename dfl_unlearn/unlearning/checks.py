@@ -58,7 +58,10 @@ def check_attempt(
     check_kind(request, protocol, name)
     kept = run.record.plan.parts if run.record is not None else frozenset()
     needs: frozenset[str] = getattr(protocol, "needs", frozenset())
+    held = getattr(protocol, "held", None)
     missing = needs - kept
+    if missing and held is not None:
+        missing -= held(run, request)
     if missing:
         raise MissingRecordError(
             f"record: must hold {', '.join(sorted(missing))} for {name}, got "

@@ -224,8 +224,9 @@ class UnlearningProtocol(Protocol):
     with faults; it is refused there otherwise), ``claim`` (what its certificate can be
     at best), ``noised_only`` (no message before a noised release of the request: the
     transport sees to it, and no claim about all messages stands without), a method
-    ``check(run, request)`` that raises before anything changes, and
-    ``predicted_shift(run, request)``, the shift that its release is calibrated to.
+    ``check(run, request)`` that raises before anything changes,
+    ``predicted_shift(run, request)``, the shift that its release is calibrated to, and
+    ``held(run, request)``, parts of ``needs`` that something else stands in for.
     """
 
     def unlearn(self, run: TrainedRun, request: ForgetRequest, rng: RngTree) -> Outcome:

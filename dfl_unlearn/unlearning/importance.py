@@ -1,4 +1,4 @@
-"""How much single rows' gradients say about each weight, counted and within a budget."""
+"""What single rows' gradients say about each weight, counted, within a budget."""
 
 import torch
 from torch import Tensor

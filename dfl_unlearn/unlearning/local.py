@@ -202,8 +202,9 @@ class UnlearningMethod(Protocol[Data]):
 
     A method may also have the class attributes ``needs`` (parts of the training
     record), ``uses`` (parts of the task that it reads), ``kinds`` (requests it serves;
-    all by default), ``data_types`` (``TensorBatch`` by default) and ``claim`` (what
-    its certificate can be at best). Where fields decide, they are properties.
+    all by default), ``data_types`` (``TensorBatch`` by default), ``claim`` (what its
+    certificate can be at best) and ``keeps`` (names of the personal state that stands
+    in for ``needs`` at later requests). Where fields decide, they are properties.
     """
 
     def unlearn(self, task: LocalTask[Data], rng: RngTree) -> LocalOutcome:

@@ -1,12 +1,11 @@
-"""The claim of rewinding: constants and conditions, the release, the certificate.
+"""The claim of rewinding: conditions, the release, the certificate.
 
-What is known of the loss and of training decides what the trajectory bound is worth;
-all of it is read before the release is charged, so that the ledger's entry says what it
-rests on.
+What the trajectory bound is worth is decided before the release is charged, so that the
+ledger's entry says what it rests on.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -20,10 +19,6 @@ from dfl_unlearn.accounting.certificate import (
 from dfl_unlearn.accounting.gaussian import gaussian_epsilon, gaussian_noise_std
 from dfl_unlearn.accounting.release import GaussianRelease
 from dfl_unlearn.accounting.trajectory import Regime, trajectory_sensitivity
-from dfl_unlearn.curvature.constants import (
-    estimate_gradient_bound,
-    estimate_smoothness,
-)
 from dfl_unlearn.data.batch import TensorBatch
 from dfl_unlearn.errors import (
     InvalidHyperparameterError,
@@ -33,161 +28,16 @@ from dfl_unlearn.errors import (
 from dfl_unlearn.record.local import LocalHistory
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.unlearning.local import LocalTask, exact_certificate, methods
-from dfl_unlearn.unlearning.local_work import LocalWork
-from dfl_unlearn.unlearning.r2d_start import Start
+from dfl_unlearn.unlearning.r2d_constants import Constants
+from dfl_unlearn.unlearning.r2d_start import Start, rounding_of
 
 if TYPE_CHECKING:
     from dfl_unlearn.unlearning.methods.r2d import R2d
 
-_NAMES = {
-    "smoothness": "smoothness (L)",
-    "gradient_bound": "gradient bound (G)",
-    "strong_convexity": "strong convexity (mu)",
-}
+ROUNDING_SHARE = 0.01
+"""What is added to the bound where training is not in float64."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Constants:
-    """What is known of the loss; None where nothing is.
-
-    Attributes:
-        smoothness: L, l2 and weight decay included.
-        gradient_bound: G, of the data term.
-        strong_convexity: mu >= 0, None where the loss need not be convex.
-    """
-
-    smoothness: Assumption | None
-    gradient_bound: Assumption | None
-    strong_convexity: Assumption | None
-
-    def regime(self, method: "R2d", rate: float) -> Regime:
-        """Return the regime asked for; with ``auto`` the tightest that is known.
-
-        Args:
-            method: Its fields.
-            rate: The largest step size.
-
-        Returns:
-            The regime.
-        """
-        if method.regime != "auto":
-            return method.regime
-        if method.bound == "published" or None in (
-            self.smoothness,
-            self.strong_convexity,
-        ):
-            return "nonconvex"
-        assert self.smoothness is not None
-        assert self.strong_convexity is not None
-        product = rate * float(self.smoothness.value)
-        if float(self.strong_convexity.value) > 0 and product < 2:
-            return "strongly_convex"
-        return "convex" if product <= 2 else "nonconvex"
-
-    def assumptions(self, regime: Regime) -> list[Assumption]:
-        """Return the constants that the bound of a regime uses."""
-        used = ["smoothness", "gradient_bound"]
-        used += ["strong_convexity"] if regime == "strongly_convex" else []
-        found = []
-        for key in used:
-            constant: Assumption | None = getattr(self, key)
-            if constant is None:
-                constant = Assumption(
-                    name="",
-                    value="no bound is known",
-                    source="proven",
-                    state="violated",
-                    note=f"give {key}, or safety to have it estimated",
-                )
-            found.append(replace(constant, name=_NAMES[key]))
-        convex = self.strong_convexity
-        given = convex is None or convex.source == "assumed"
-        found.append(
-            Assumption(
-                name="regime",
-                value=regime,
-                source="assumed" if given and regime != "nonconvex" else "proven",
-                note="nothing is asked of the loss but smoothness"
-                if regime == "nonconvex"
-                else "as the caller says"
-                if given
-                else "by the model's registered type",
-            )
-        )
-        return found
-
-
-def constants_of(
-    method: "R2d", task: LocalTask[TensorBatch], work: LocalWork, rng: RngTree
-) -> Constants | None:
-    """Return the constants: given ones first, then known ones, then estimates.
-
-    Args:
-        method: Its fields.
-        task: The task.
-        work: Counts what estimates take.
-        rng: Draws the starts of power iterations.
-
-    Returns:
-        The constants; None where the budget was spent before.
-    """
-    history = task.history
-    assert history is not None
-    found: dict[str, Assumption | None] = {}
-    for name in _NAMES:
-        value: float | None = getattr(method, name)
-        found[name] = getattr(history, name)
-        if value is not None:
-            found[name] = Assumption(
-                name=name, value=value, source="assumed", note="given by the caller"
-            )
-    if method.safety is not None:
-        for name in ("smoothness", "gradient_bound"):
-            if found[name] is None:
-                found[name] = _estimate(name, method.safety, task, work, rng)
-                if found[name] is None:
-                    return None
-    return Constants(**found)
-
-
-def _estimate(
-    name: str,
-    safety: float,
-    task: LocalTask[TensorBatch],
-    work: LocalWork,
-    rng: RngTree,
-) -> Assumption | None:
-    """Return the largest value over the kept states; None where the budget ended."""
-    history, data = task.history, task.retain
-    assert history is not None
-    assert data is not None
-
-    def count(gradients: int) -> None:
-        work.sample_gradients += gradients
-
-    found: list[Assumption] = []
-    states = [*history.checkpoints.values(), task.params]
-    for params in states:
-        if work.spent():
-            return None
-        if name == "smoothness":
-            each = estimate_smoothness(
-                task.model, params, data, rng=rng, safety=safety, count=count
-            )
-            decayed = float(each.value) + safety * history.weight_decay
-            found.append(replace(each, value=decayed))
-        else:
-            found.append(
-                estimate_gradient_bound(
-                    task.model, params, data, safety=safety, count=count
-                )
-            )
-    largest = max(found, key=lambda each: float(each.value))
-    return replace(
-        largest,
-        note=f"largest of {len(states)} kept states, {len(data)} retained rows, "
-        f"times {safety:g}: what was seen, no bound",
-    )
+_NEGLIGIBLE = 1e-12  # relative rounding that an idealized bound leaves out
 
 
 def conditions(history: LocalHistory, start: Start) -> list[Assumption]:
@@ -323,6 +173,10 @@ def claim_of(
         bound=method.bound,
         start_error=start.error,
     )
+    if rounding_of(task.params) > _NEGLIGIBLE:
+        rounding = _rounding(task, rate, _value(smooth), regime, mu)
+        assumptions.append(_rounding_assumed(rounding, sensitivity))
+        sensitivity *= 1 + ROUNDING_SHARE
     noise_std, epsilon = _noise(method, history, sensitivity, _value(smooth), rate)
     return Claim(
         sensitivity=sensitivity,
@@ -330,6 +184,43 @@ def claim_of(
         epsilon=epsilon,
         regime=regime,
         assumptions=assumptions,
+    )
+
+
+def _rounding(
+    task: LocalTask[TensorBatch],
+    rate: float,
+    smoothness: float,
+    regime: Regime,
+    mu: Assumption | None,
+) -> float:
+    """Return how far rounding each step's state may carry a training, roughly."""
+    assert task.history is not None
+    each = rounding_of(task.params) * float(task.params.norm())
+    # Steps that are each pushed off by that: the bound for half of all rows and it.
+    return trajectory_sensitivity(
+        rewind_steps=0,
+        steps=task.history.steps,
+        learning_rate=rate,
+        smoothness=smoothness,
+        gradient_bound=each / rate,
+        forget=1,
+        samples=2,
+        regime=regime,
+        strong_convexity=0.0 if regime != "strongly_convex" else _value(mu),
+    )
+
+
+def _rounding_assumed(rounding: float, sensitivity: float) -> Assumption:
+    held = rounding <= ROUNDING_SHARE * sensitivity
+    return Assumption(
+        name="rounding of training",
+        value=rounding if math.isfinite(rounding) else "no bound",
+        source="measured",
+        state="held" if held else "violated",
+        note=f"an ulp of the state a step, carried along; {ROUNDING_SHARE:.0%} of the "
+        "bound is set aside for it"
+        + ("" if held else ", which is less: train with dtype='float64'"),
     )
 
 

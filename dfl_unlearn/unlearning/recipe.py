@@ -181,4 +181,5 @@ def recorded_gradient(
     work.sample_gradients += len(batch)
     norms = torch.linalg.vector_norm(each, dim=1)
     factor = (clip_norm / norms.clamp_min(1e-30)).clamp_max(1.0)
-    return factor @ each / len(batch) + decay
+    mean: Tensor = factor @ each / len(batch)
+    return mean + decay

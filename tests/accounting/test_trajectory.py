@@ -2,6 +2,7 @@ import math
 from fractions import Fraction
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -295,6 +296,52 @@ def test_the_closed_form_survives_what_does_not_fit_a_float():
     much = noise | {"noise_std": 1e9}
     assert rewind_steps_bound(**much, **SECOND) == 0
     assert rewind_steps_for(**much, **SECOND) == 0
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_gossip_of_all_peers_together_stays_below_the_bound_of_one_owner(seed):
+    """Stacked over peers the bound holds with the owner's own number of rows."""
+    generator = np.random.default_rng(seed)
+    n, rows, steps, gone = 6, 12, 20, int(generator.integers(1, 4))
+    weights = ring(n, generator)
+    x = generator.normal(size=(n, rows, 3))
+    x /= np.linalg.norm(x, axis=2, keepdims=True)  # slopes and curvatures are <= 1
+    y = 4 * generator.normal(size=(n, rows))
+
+    def train(first, rounds, counted):
+        states = [first]
+        for _ in range(rounds):
+            slope = np.tanh(np.einsum("pri,pi->pr", x, states[-1]) - y) * counted
+            gradient = np.einsum("pr,pri->pi", slope, x) / counted.sum(axis=1)[:, None]
+            states.append(weights @ states[-1] - 0.1 * gradient)
+        return states
+
+    everything, kept = np.ones((n, rows)), np.ones((n, rows))
+    kept[0, :gone] = 0
+    start = generator.normal(size=(n, 3))
+    before, again = train(start, steps, everything), train(start, steps, kept)[-1]
+    for rewind in (0, 7, 14, 19, 20):
+        end = train(before[steps - rewind], rewind, kept)[-1]
+        bound = trajectory_sensitivity(
+            rewind_steps=rewind,
+            steps=steps,
+            learning_rate=0.1,
+            smoothness=1.0,
+            gradient_bound=1.0,
+            forget=gone,
+            samples=rows,
+        )
+        apart = np.linalg.norm(end - again)
+        assert apart <= bound
+        if rewind < steps:
+            assert apart > bound / 1e4
+
+
+def ring(n, generator):
+    """Symmetric, doubly stochastic: a lazy ring of random laziness."""
+    lazy = generator.uniform(0.1, 0.9)
+    step = np.roll(np.eye(n), 1, axis=0)
+    return lazy * np.eye(n) + (1 - lazy) / 2 * (step + step.T)
 
 
 TABLE = {

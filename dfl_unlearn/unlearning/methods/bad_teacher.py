@@ -88,7 +88,9 @@ class BadTeacher:
                 )
                 gradient = work.gradient(loss, len(batch))
                 about_forgotten = bool((rows < task.forget_size).any())
-                work.step(optimizer, gradient, "forget" if about_forgotten else "retain")
+                work.step(
+                    optimizer, gradient, "forget" if about_forgotten else "retain"
+                )
                 seen.append(float(loss.detach()))
             losses.append(float(np.mean(seen)) if seen else float("nan"))
         return work.outcome(trace={"divergence": losses})

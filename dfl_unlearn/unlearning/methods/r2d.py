@@ -51,11 +51,11 @@ from dfl_unlearn.unlearning.local_work import LocalWork
 from dfl_unlearn.unlearning.r2d_claim import (
     certificate_of,
     claim_of,
-    constants_of,
     exact_of,
     release,
 )
-from dfl_unlearn.unlearning.r2d_start import start_of
+from dfl_unlearn.unlearning.r2d_constants import constants_of
+from dfl_unlearn.unlearning.r2d_start import PLACE, STATE, start_of
 from dfl_unlearn.unlearning.recipe import repeat_training
 
 _UNKNOWN = (
@@ -110,6 +110,7 @@ class R2d:
     start_error: float = 1e-6
 
     claim: ClassVar[Literal["certified"]] = "certified"
+    keeps: ClassVar[frozenset[str]] = frozenset({STATE, PLACE})
 
     def __post_init__(self) -> None:
         """Check the fields.
@@ -207,8 +208,6 @@ class R2d:
             return same
         history = task.history
         assert history is not None
-        if self.claims:
-            _validate.identifier(request_id=task.request.request_id)
         wanted = history.steps - self.rewind_steps(history.steps)
         work = LocalWork(task, rng)
         if work.spent():
@@ -217,6 +216,8 @@ class R2d:
         if start is None:
             return work.outcome(notes=(_stopped(0, wanted, history),))
         exact = start.step == 0 and start.error == 0
+        if self.claims or exact:
+            _validate.identifier(request_id=task.request.request_id)
         claim = None
         if self.claims and not exact:
             constants = constants_of(self, task, work, rng)

@@ -77,9 +77,12 @@ class Retrain:
     @property
     def uses(self) -> frozenset[TaskPart]:
         """Retained rows; the history unless there is a recipe; a start of its own."""
-        recorded: set[TaskPart] = {"history"} if self.recipe is None else set()
-        fresh: set[TaskPart] = set() if self._from_record else {"fresh_start"}
-        return frozenset({"retain_inputs", "retain_labels"} | recorded | fresh)
+        used: set[TaskPart] = {"retain_inputs", "retain_labels"}
+        if self.recipe is None:
+            used.add("history")
+        if not self._from_record:
+            used.add("fresh_start")
+        return frozenset(used)
 
     @property
     def needs(self) -> frozenset[RecordPart]:
@@ -124,8 +127,8 @@ class Retrain:
             )
         else:
             assert history is not None
-            drawn = history.batch_rows if self.coupled else _other_batches(work, history)
-            done = repeat_training(work, history, drawn)
+            rows = history.batch_rows if self.coupled else _other_rows(work, history)
+            done = repeat_training(work, history, rows)
         return work.outcome(
             self._certificate(task, work, done),
             notes=() if self.recipe is not None else (_PUBLIC,),
@@ -178,7 +181,7 @@ class Retrain:
         return exact_certificate(methods.name_of(self), task, *assumptions)
 
 
-def _other_batches(
+def _other_rows(
     work: LocalWork, history: LocalHistory
 ) -> Callable[[int], NDArray[np.int64]]:
     """Return batches of training's shape over the same places, in orders of their own.

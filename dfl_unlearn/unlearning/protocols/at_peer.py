@@ -231,6 +231,23 @@ class AtPeer:
             found |= getattr(method, "needs", frozenset())
         return found
 
+    def held(self, run: TrainedRun, request: ForgetRequest) -> frozenset[RecordPart]:
+        """Return what owners kept in a record's place when an earlier request went.
+
+        Args:
+            run: The trained network.
+            request: The resolved request.
+
+        Returns:
+            All that is needed, where every owner has what the method keeps for later
+            requests and nobody else goes back; else nothing.
+        """
+        keeps: frozenset[str] = getattr(self.method, "keeps", frozenset())
+        if not keeps or self.reentry in ("all", "notify", "rewind_network"):
+            return frozenset()
+        has = [keeps <= set(run.personal.get(peer, {})) for peer in request.peers]
+        return self.needs if all(has) else frozenset()
+
     @property
     def claim(self) -> Literal["exact", "certified"] | None:
         """What the certificate can be at best, in a network of any size."""
