@@ -71,6 +71,7 @@ NETWORKS = {
     "complete": {},
 }
 LIMIT = 1e-6
+DASHES = ("-", "--", ":", "-.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,7 +257,7 @@ def pictures(
                     markeredgewidth=0.4,
                 )
         for k, (name, (mixed, further)) in enumerate(found.items()):
-            ink, dash = CURVES[k % len(CURVES)], ("-", "--", ":")[k // len(CURVES) % 3]
+            ink, dash = CURVES[k % len(CURVES)], DASHES[k // len(CURVES) % len(DASHES)]
             own = int(further.hops.argmin())
             middle.plot(further.left[:, own], color=ink, linestyle=dash, label=name)
             start = mixed.forget_loss_before[own]

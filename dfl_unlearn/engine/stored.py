@@ -351,6 +351,7 @@ def read_personal(
     """
     if digest is None:
         return {}
+    _validate.of_type(str, personal=digest)
     found = personal_from(folder.read_tensors(rel), peers, size)
     if (known := personal_digest(found)) != digest:
         raise StoreCorruptError(

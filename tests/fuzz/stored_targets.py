@@ -42,7 +42,8 @@ TINY = {
     "training": {"rounds": 3, "local": {"steps": 2, "learning_rate": 0.1}},
     "forget": [{"kind": "samples", "peer": 1, "fraction": 0.3}],
     "unlearning": [
-        {"use": n} for n in ("newton-fisher", "rr-du", "fine-tune", "retrain")
+        *({"use": n} for n in ("newton-fisher", "rr-du", "fine-tune", "retrain")),
+        {"use": "at-peer", "reentry": "pinned"},  # leaves personal state
     ],
     "report": {"figures": [], "html": False},
 }
@@ -68,6 +69,13 @@ def committed_run(root: Path) -> Path:
     from dfl_unlearn.unlearning.apply import unlearn
 
     after = commit_outcome(first)
+    pinned = unlearn(
+        after,
+        ForgetRequest.samples(0, indices=[0]),
+        outcomes[-1].protocol,
+        folder=after.folder,
+    )
+    after = commit_outcome(pinned)
     unlearn(after, ForgetRequest.whole_peer(2), first.protocol, folder=after.folder)
     assert run.folder is not None
     return run.folder

@@ -14,6 +14,7 @@ reader                                      target
 ``accounting.certificate.from_json``        certificate, run
 ``evaluation.audit_result.from_json``       audit, run
 ``engine.stored.read_run``, ``read_state``  run
+``engine.stored.read_personal``             run
 ``engine.stored_influence``                 run
 ``engine.checkpoint``, ``engine.resuming``  resume
 ``unlearning.store.load_outcomes``          run

@@ -197,6 +197,9 @@ def run(tmp_path_factory):
         ("outcomes/r0.retrain/outcome.json", "status", "certified"),
         ("outcomes/r0.retrain/outcome.json", "trace", {"x": ["a"]}),
         ("outcomes/r0.retrain/request.json", "items", 7),
+        ("outcomes/r0.at-peer/outcome.json", "personal", 7),
+        ("outcomes/r0.at-peer/outcome.json", "personal", "ab"),
+        ("manifest.json", "personal", ["x"]),
     ],
 )
 def test_a_value_of_the_wrong_kind_in_a_run_folder_is_refused(run, file, key, value):
@@ -209,7 +212,7 @@ def test_a_value_of_the_wrong_kind_in_a_run_folder_is_refused(run, file, key, va
         assert caught.type.__module__ == "dfl_unlearn.errors"
     finally:
         folder.write_text(file, before)
-    assert len(load_outcomes(load_run(run))) == 4
+    assert len(load_outcomes(load_run(run))) == 5
 
 
 @pytest.mark.parametrize("value", ["NaN", "1", "null", "1e999"])
