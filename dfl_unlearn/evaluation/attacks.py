@@ -119,7 +119,7 @@ def lira_statistic(
         width = np.asarray(std, dtype=np.float64)
         if not (width > 0).all():
             raise InvalidArgumentError(
-                f"std_{name}: must be > 0, got {_validate.show(width.min())}; pool the "
+                f"std_{name}: must be > 0, got {float(width.min())}; pool the "
                 "variance over examples, or train more models"
             )
         terms.append(-((s - np.asarray(mean)) ** 2) / (2 * width**2) - np.log(width))

@@ -70,10 +70,13 @@ _SHORT = {
     "mia-confidence": "MIA(b)",
     "mia-population-auc": "AUC(c)",
     "mia-update": "AUC(d)",
+    "mia-representation": "MIA(e)",
+    "lira": "LiRA(f)",
+    "u-lira": "U-LiRA(f)",
     "mia-tpr-at-1": "TPR@1%",
     "prediction-js": "JS",
 }
-_AREAS = ("mia-population-auc", "mia-update", "mia-loss-auc")
+_AREAS = ("mia-population-auc", "mia-update", "mia-loss-auc", "lira", "u-lira")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,9 +19,9 @@ from dfl_unlearn.accounting.certificate import CLAIMED, Status
 from dfl_unlearn.engine.loop import samples_per_round
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.errors import InvalidArgumentError, MissingInputError
-from dfl_unlearn.evaluation.metrics import info_of
+from dfl_unlearn.evaluation.metrics import Metric, info_of
 from dfl_unlearn.evaluation.metrics import metrics as registry
-from dfl_unlearn.evaluation.view import evaluate
+from dfl_unlearn.evaluation.view import EvaluationView, evaluate
 from dfl_unlearn.store.files import write_file
 from dfl_unlearn.store.table import NETWORK, World
 from dfl_unlearn.unlearning.contracts import Outcome
@@ -164,7 +164,7 @@ def measure(
         setting=setting,
         method=outcome.label if method is None else method,
         seed=seed,
-        values=_values(outcome, "after", metrics, peer),
+        values=_values(_view(outcome, peer), "after", metrics),
         seconds=outcome.cost.wall_seconds,
         sample_gradients=outcome.cost.gradient_evaluations,
         certificate="none" if claim is None else claim.status,
@@ -203,7 +203,8 @@ def controls(
         MissingInputError: If the outcome has no reference.
     """
     reference = _reference(outcome)
-    second = replace(outcome, state=again.state)
+    view = _view(outcome, peer)
+    second = _view(replace(outcome, state=again.state), peer)
 
     def line(method: str, values: dict[str, float], run: TrainedRun | None) -> Line:
         exact = run is not None
@@ -220,9 +221,9 @@ def controls(
         )
 
     return (
-        line("original", _values(outcome, "before", metrics, peer), None),
-        line("retrain", _values(outcome, "reference", metrics, peer), reference),
-        line("retrain-2", _values(second, "after", metrics, peer), again),
+        line("original", _values(view, "before", metrics), None),
+        line("retrain", _values(view, "reference", metrics), reference),
+        line("retrain-2", _values(second, "after", metrics), again),
     )
 
 
@@ -249,7 +250,7 @@ def noise_floor(
     _reference(outcome)
     metrics = DISTANCES if metrics is None else metrics
     table = evaluate(replace(outcome, state=again.state), metrics, worlds="after")
-    return {row["metric"]: row["value"] for row in table.rows if row["peer"] < 0}
+    return {row["metric"]: row["value"] for row in table.rows if row["peer"] == NETWORK}
 
 
 def write_lines(lines: Iterable[Line], path: str | Path) -> Path:
@@ -333,23 +334,24 @@ def read_lines(path: str | Path) -> tuple[Line, ...]:
 
 
 def _values(
-    outcome: Outcome, world: World, metrics: Sequence[str], peer: int | None
+    view: EvaluationView, world: World, metrics: Sequence[str]
 ) -> dict[str, float]:
     """Return metrics in one world; 0 for the reference's distance to itself."""
-    _reference(outcome)
-    if peer is not None:
-        outcome.run.data.check_peer(peer)
-    values, asked = {}, []
+    values = {}
     for name in dict.fromkeys((*MINIMUM, *metrics)):
         worlds = info_of(registry.get(name)).worlds
         if world in worlds:
-            asked.append(name)
+            metric: Metric = registry.get(name)
+            values[name] = float(metric(view.at(world)).double().mean())
         elif world == "reference" and "after" in worlds:
             values[name] = _ITSELF.get(name, 0.0)
-    for row in evaluate(outcome, asked, worlds=world).rows:
-        if row["peer"] == NETWORK or row["peer"] == peer:
-            values[row["metric"]] = row["value"]  # the peer's comes last
     return values
+
+
+def _view(outcome: Outcome, peer: int | None) -> EvaluationView:
+    _reference(outcome)
+    view = EvaluationView.of(outcome)
+    return view if peer is None else view.only(peer)
 
 
 def _reference(outcome: Outcome) -> TrainedRun:

@@ -17,7 +17,7 @@ from dfl_unlearn.evaluation.view import EvaluationView
 
 ROWS = 2000
 """Most rows that an attack looks at on one side; more are thinned, class by class."""
-MOST = 10_000
+MOST = 2000
 """Most non-members of one comparison."""
 
 _DRAW = 1  # of the purpose "attack"; 0 is mia-loss-auc's

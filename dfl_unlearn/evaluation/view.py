@@ -98,6 +98,7 @@ class EvaluationView:
         outcome: What the protocol gave back.
         holdout: Rows that nobody trained on.
         world: The world that ``state`` belongs to.
+        peer: The one peer that is looked at, or None for all of them; see ``only``.
         cache: Predictions computed so far, shared by the views of all worlds.
     """
 
@@ -111,6 +112,7 @@ class EvaluationView:
     outcome: Outcome
     holdout: TensorBatch
     world: World = "after"
+    peer: int | None = None
     cache: Cache = field(default_factory=Cache, repr=False)
 
     def __post_init__(self) -> None:
@@ -120,7 +122,7 @@ class EvaluationView:
             InvalidArgumentError: If their shapes differ.
         """
         _validate.one_of(WORLDS, world=self.world)
-        shape = (self.data.n, self.model.size)
+        shape = (self.n, self.model.size)
         for world, state in self._states().items():
             if state is not None and tuple(state.params.shape) != shape:
                 raise InvalidArgumentError(
@@ -146,8 +148,8 @@ class EvaluationView:
 
     @property
     def n(self) -> int:
-        """Number of peers N."""
-        return self.data.n
+        """Number of peers N that are looked at."""
+        return self.data.n if self.peer is None else 1
 
     @property
     def state(self) -> PeerState:
@@ -172,6 +174,29 @@ class EvaluationView:
             A view that shares this one's cache.
         """
         return replace(self, world=world)
+
+    def only(self, peer: int) -> "EvaluationView":
+        """Return the view of one peer: its model alone, measured on the same rows.
+
+        Args:
+            peer: Whose model.
+
+        Returns:
+            A view with N = 1 and a cache of its own.
+        """
+        self.data.check_peer(peer)
+
+        def alone(state: PeerState) -> PeerState:
+            return PeerState(params=state.params[peer : peer + 1], round=state.round)
+
+        return replace(
+            self,
+            before=alone(self.before),
+            after=alone(self.after),
+            reference=None if self.reference is None else alone(self.reference),
+            peer=peer,
+            cache=Cache(),
+        )
 
     def rows(self, name: SetName) -> TensorBatch:
         """Return the rows of a set; every peer is evaluated on all of them.

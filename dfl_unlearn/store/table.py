@@ -48,7 +48,7 @@ NETWORK = -1
 
 # A membership attack's registered name starts so; its value says nothing without the
 # value that a retrained network has under the same attack.
-_ATTACK = "mia-"
+_ATTACK = ("mia-", "lira", "u-lira")
 _FORMULA = ("=", "+", "-", "@")
 _COUNTED = ("bytes", "messages", "gradients", "rounds")
 _GROUP = ("case", "protocol", "request", "seed")

@@ -77,7 +77,8 @@ def test_a_metric_says_what_it_is(name):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in metrics.names() if name.startswith("mia-")]
+    "name",
+    [n for n in metrics.names() if n.startswith("mia-") or n in ("lira", "u-lira")],
 )
 def test_an_attack_is_measured_on_the_reference_too(name):
     assert info_of(metrics.get(name)).worlds == WORLDS

@@ -17,6 +17,7 @@ from dfl_unlearn.models.flat import FlatModel
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.topology.graph import Topology
 from dfl_unlearn.unlearning.contracts import Cost
+from dfl_unlearn.unlearning.protocols.at_peer import AtPeer
 
 SIZES = (5, 3, 6, 4)
 COST = Cost(
@@ -26,6 +27,9 @@ COST = Cost(
     sample_gradients=50,
     hvps=7,
     wall_seconds=0.25,
+    steps_forget=11,
+    steps_retain=13,
+    optimizer_floats=18,
 )
 
 
@@ -55,11 +59,12 @@ def outcome_of(data, model, before, after, reference, request, **changes):
         rows = torch.as_tensor(params, dtype=torch.float64)
         return PeerState(params=rows, round=rounds)
 
+    ring = Topology.from_graph(nx.cycle_graph(data.n)) if data.n > 1 else None
     run = SimpleNamespace(
-        topology=Topology.from_graph(nx.cycle_graph(data.n)),
+        topology=ring or Topology.single(),
         data=data,
         model=model,
-        config=SimulationConfig(seed=7),
+        config=SimulationConfig(rounds=3, seed=7),
         state=state(before, 20),
         rng=RngTree(7),
         folder=None,
@@ -70,6 +75,7 @@ def outcome_of(data, model, before, after, reference, request, **changes):
     fields = {
         "run": run,
         "request": request.resolve(data),
+        "protocol": AtPeer(),
         "protocol_name": "newton-fisher",
         "state": state(after, 21),
         "certificate": SimpleNamespace(epsilon=1.5),

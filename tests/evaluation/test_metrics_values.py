@@ -4,17 +4,20 @@ import numpy as np
 import pytest
 import torch
 from evaluation.outcomes import (
+    class_outcome,
     linear_model,
     outcome_of,
     random_data,
     random_outcome,
 )
-from oracles.evaluation import mann_whitney, mean_kl
+from oracles.attacks import js, tpr_at_fpr
+from oracles.evaluation import mann_whitney, mean_kl, softmax
 
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.errors import UnsupportedRequestError
 from dfl_unlearn.evaluation.metrics import metrics
+from dfl_unlearn.evaluation.nonmembers import matched_rows
 from dfl_unlearn.evaluation.view import EvaluationView
 
 PER_PEER = [
@@ -25,7 +28,17 @@ PER_PEER = [
     "parameter-distance",
     "prediction-kl",
     "agreement",
+    "prediction-js",
+    "activation-distance",
+    "zrf",
     "mia-loss-auc",
+    "mia-tpr-at-1",
+    "mia-entropy",
+    "mia-confidence",
+    "mia-population-auc",
+    "mia-update",
+    "paired-gap",
+    "relearn-steps",
 ]
 
 
@@ -141,12 +154,66 @@ def test_kl_is_floored_where_a_probability_is_zero():
     assert value("prediction-kl", outcome).tolist() == pytest.approx([expected] * 3)
 
 
+@pytest.mark.parametrize("world", ["before", "after"])
+def test_distances_on_forgotten_rows_equal_the_loops(world):
+    outcome = random_outcome()
+    view = EvaluationView.of(outcome).at(world)
+    inputs, model = view.rows("forget").inputs, outcome.run.model
+    found = zip(
+        value("prediction-js", outcome, world).tolist(),
+        value("activation-distance", outcome, world).tolist(),
+        strict=True,
+    )
+    for i, (divergence, distance) in enumerate(found):
+        pairs = [
+            (softmax(theirs), softmax(ours))
+            for theirs, ours in zip(
+                model.predict(outcome.reference.state.params[i], inputs).tolist(),
+                model.predict(view.state.params[i], inputs).tolist(),
+                strict=True,
+            )
+        ]
+        mean = sum(js(p, q) for p, q in pairs) / len(pairs)
+        assert divergence == pytest.approx(mean, rel=1e-9)
+        mean = sum(math.dist(p, q) for p, q in pairs) / len(pairs)
+        assert distance == pytest.approx(mean, rel=1e-9)
+
+
+def test_zrf_is_one_for_predictions_of_the_random_network_itself():
+    outcome = random_outcome()
+    draws = outcome.run.rng.child("zrf/r0")
+    fresh = outcome.run.model.init(draws).double()
+    outcome.state = type(outcome.state)(params=fresh.expand(4, -1).contiguous())
+    assert value("zrf", outcome).tolist() == [1.0] * 4
+    (last, *_) = value("zrf", outcome, "before").tolist()
+    inputs, model = EvaluationView.of(outcome).rows("forget").inputs, outcome.run.model
+    ours = model.predict(outcome.run.state.params[0], inputs).tolist()
+    chance = model.predict(fresh, inputs).tolist()
+    pairs = zip(map(softmax, chance), map(softmax, ours), strict=True)
+    assert last == pytest.approx(1 - sum(js(p, q) for p, q in pairs) / 3, rel=1e-9)
+
+
+@pytest.mark.parametrize("tests", [4, 300])
+def test_low_losses_are_found_at_one_percent_of_false_alarms(tests):
+    data = random_data(tests=tests)
+    states = np.random.default_rng(0).normal(size=(3, 4, 9))
+    request = ForgetRequest.samples(peer=2, indices=[0, 1, 2, 3])
+    outcome = outcome_of(data, linear_model(data), *states, request)
+    view = EvaluationView.of(outcome)
+    rows = matched_rows(view)
+    inside, outside = view.losses(rows.members), view.losses(rows.others)
+    for i, share in enumerate(value("mia-tpr-at-1", outcome).tolist()):
+        expected = tpr_at_fpr((-inside[i]).tolist(), (-outside[i]).tolist(), 0.01)
+        assert share == pytest.approx(expected)
+
+
 def test_nothing_differs_from_itself():
     data = random_data()
     model = linear_model(data)
     states = np.random.default_rng(0).normal(size=(4, model.size))
     same = outcome_of(data, model, states, states, states, ForgetRequest.whole_peer(1))
-    for name in ("prediction-kl", "parameter-distance", "relative-gap"):
+    zero = ("parameter-distance", "relative-gap", "prediction-kl", "prediction-js")
+    for name in (*zero, "activation-distance", "paired-gap"):
         assert value(name, same).tolist() == [0, 0, 0, 0]
     assert value("agreement", same).tolist() == [1, 1, 1, 1]
 
@@ -220,11 +287,54 @@ def test_membership_draws_the_same_test_rows_in_every_world(counted):
     assert areas[0] == areas[1]
 
 
+def test_attack_success_is_the_share_of_triggered_rows_taken_for_the_target():
+    outcome = class_outcome()
+    view = EvaluationView.of(outcome)
+    tests = view.rows("test")
+    others = tests.labels != 1
+    inputs = tests.inputs[others].clone()
+    inputs[:, 3] = 1.0  # the lower right pixel of four
+    for world in ("before", "after", "reference"):
+        state = view.at(world).state
+        for peer, found in enumerate(
+            metrics.get("attack-success")(view.at(world)).tolist()
+        ):
+            guesses = outcome.run.model.predict(state.params[peer], inputs).argmax(1)
+            assert found == float((guesses == 1).double().mean())
+
+
+def test_test_accuracy_is_split_where_a_class_goes_whole():
+    view = EvaluationView.of(class_outcome())
+    tests = view.rows("test")
+    assert view.classes_gone == (2,)
+    kept, gone, whole = (
+        metrics.get(f"test-accuracy{end}")(view) for end in ("-kept", "-gone", "")
+    )
+    n_gone = int((tests.labels == 2).sum())
+    right = kept * (len(tests) - n_gone) + gone * n_gone
+    torch.testing.assert_close(right, whole * len(tests))
+    for peer, row in enumerate(view.state.params):
+        guesses = view.model.predict(row, tests.inputs).argmax(1)
+        of_class = guesses[tests.labels == 2]
+        assert float(gone[peer]) == float((of_class == 2).double().mean())
+
+
+def test_kept_accuracy_is_the_test_accuracy_where_no_class_goes_whole():
+    view = EvaluationView.of(random_outcome())
+    kept, whole = (
+        metrics.get(name)(view) for name in ("test-accuracy-kept", "test-accuracy")
+    )
+    assert kept.equal(whole)
+
+
 def test_costs_are_those_of_the_outcome():
     outcome = random_outcome()
     names = ("messages", "payload-bytes", "gradient-evaluations", "rounds")
     values = [value(f"cost-{name}", outcome).item() for name in names]
     assert values == [3, 1000, 50 + 2 * 7, 2]
+    names = ("sample-gradients", "steps-forget", "steps-retain", "optimizer-floats")
+    values = [value(f"cost-{name}", outcome).item() for name in names]
+    assert values == [50, 11, 13, 18]
     assert value("cost-wall-seconds", outcome).item() == 0.25
     assert value("epsilon-spent", outcome).item() == 1.5
 

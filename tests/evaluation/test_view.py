@@ -21,7 +21,14 @@ from dfl_unlearn.evaluation import view as view_module
 from dfl_unlearn.evaluation.metrics import info_of, measures, metrics
 from dfl_unlearn.evaluation.view import Cache, EvaluationView, evaluate
 
-COMPARISONS = {"relative-gap", "parameter-distance", "prediction-kl", "agreement"}
+COMPARISONS = {
+    "relative-gap",
+    "parameter-distance",
+    "prediction-kl",
+    "prediction-js",
+    "activation-distance",
+    "agreement",
+}
 
 
 @pytest.fixture
@@ -48,6 +55,16 @@ def test_a_missing_reference_is_named_with_the_remedy():
     view = EvaluationView.of(random_outcome(reference=False))
     with pytest.raises(MissingInputError, match="reference=True"):
         _ = view.at("reference").state
+
+
+@pytest.mark.parametrize("name", ["test-accuracy", "mia-entropy", "lira", "paired-gap"])
+def test_the_view_of_one_peer_gives_that_peers_values(name):
+    view = EvaluationView.of(random_outcome())
+    for world in ("before", "after"):
+        every = metrics.get(name)(view.at(world))
+        for peer in (0, 3):
+            alone = metrics.get(name)(view.only(peer).at(world))
+            torch.testing.assert_close(alone, every[peer : peer + 1])
 
 
 def test_an_unknown_world_is_refused():

@@ -10,8 +10,8 @@ rows, is said by ``measures``::
     @measures(unit="fraction", set="test")
     def test_accuracy(view: EvaluationView) -> Tensor: ...
 
-A name that starts with ``mia-`` marks a membership attack: tables print its values
-only beside the reference's.
+A name that starts with ``mia-`` marks a membership attack, as do ``lira`` and
+``u-lira``: tables print its values only beside the reference's.
 
 One that fits an attack or trains a model for every peer says ``default=False``, as does
 one that mostly repeats another: it is measured where it is named, and left out of the
