@@ -108,6 +108,14 @@ def test_without_a_reference_the_other_worlds_are_the_same():
         metric(bare.at("reference"))
 
 
+def test_a_peer_seen_alone_has_the_value_it_has_among_all():
+    view = EvaluationView.of(hidden_outcome())
+    metric = metrics.get(NAME)
+    for world in ("before", "after", "reference"):
+        alone = [metric(view.only(i).at(world)) for i in range(view.n)]
+        assert torch.cat(alone).equal(metric(view.at(world)))
+
+
 def test_a_model_without_features_is_refused_with_the_remedy():
     with pytest.raises(MissingInputError, match="feature_layer"):
         metrics.get(NAME)(EvaluationView.of(random_outcome()))

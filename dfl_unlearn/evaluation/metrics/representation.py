@@ -113,6 +113,7 @@ def _shares(view: EvaluationView) -> Tensor:
     shares = torch.full((len(WORLDS), view.n), torch.nan, dtype=torch.float64)
     for peer in range(view.n):
         original = view.before.params[peer]
+        number = peer if view.peer is None else view.peer  # the same draw either way
         attack = _fitted(
             _features(view, original, inside),
             _features(view, original, outside),
@@ -120,7 +121,7 @@ def _shares(view: EvaluationView) -> Tensor:
                 "attack",
                 who="representation",
                 request=view.request.request_id,
-                draw=1 + peer,
+                draw=1 + number,
             ),
         )
         for place, world in enumerate(WORLDS):
