@@ -243,7 +243,12 @@ def pictures(
         for hop, colour in enumerate(colours):
             near = hops == hop
             expected = power[:, near].mean(axis=1)
-            top.plot(np.where(expected > 0, expected, np.nan), color=colour)
+            far = {0: "requester", len(colours) - 1: f"{hop} hops away"}
+            top.plot(
+                np.where(expected > 0, expected, np.nan),
+                color=colour,
+                label=far.get(hop),
+            )
             for mixed, _ in found.values():
                 dots = mixed.left[::4, near].mean(axis=1)
                 rounds = np.arange(0, len(mixed.left), 4)
@@ -264,6 +269,7 @@ def pictures(
             low.plot(
                 mixed.forget_loss[:, own] - start, color=ink, linestyle=dash, alpha=0.9
             )
+        top.legend(fontsize=7, loc="upper right", handlelength=1.2)
         middle.plot(power[:, owner], color=GREY, linewidth=4, alpha=0.35, zorder=0)
         low.axhline(0, color=GREY, linewidth=1, linestyle=(0, (4, 3)))
         low.set_yscale("symlog", linthresh=0.1)

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
+from scipy.optimize import isotonic_regression
 
 from dfl_unlearn import _validate
 
@@ -140,7 +141,9 @@ def log_axis(axes: Axes, which: str = "x", unit: Any = short) -> None:
 def spread_out(
     values: NDArray[np.float64], gap: float, low: float, high: float
 ) -> NDArray[np.float64]:
-    """Move labels' positions apart so that none covers another.
+    """Move labels' positions apart so that none covers another, as little as possible.
+
+    Where they do not fit between the two ends, they pass the upper one.
 
     Args:
         values: Wanted positions, shape ``(K,)``.
@@ -152,16 +155,11 @@ def spread_out(
         Positions in the same order, shape ``(K,)``.
     """
     order = np.argsort(values, kind="stable")
-    up = np.clip(values[order], low, high)
-    down = up.copy()
-    for k in range(1, len(up)):
-        up[k] = max(up[k], up[k - 1] + gap)
-        down[-k - 1] = min(down[-k - 1], down[-k] - gap)
-    # The mean of two sequences that keep the gap keeps it, and stays near the wish.
-    placed = (up + down) / 2
-    if len(placed):
-        placed -= max(placed[-1] - high, 0.0)
-        placed += max(low - placed[0], 0.0)
+    steps = gap * np.arange(len(values))
+    # Least squares under the gap is isotonic regression of what the steps leave.
+    moved = isotonic_regression(values[order] - steps).x
+    room = high - (steps[-1] if len(steps) else 0.0)
+    placed: NDArray[np.float64] = np.clip(moved, low, max(low, room)) + steps
     result = np.empty_like(placed)
     result[order] = placed
     return result

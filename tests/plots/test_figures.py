@@ -140,6 +140,14 @@ def test_labels_move_apart_and_keep_their_order(seed):
     assert placed.max() <= 1 + 1e-12
 
 
+@pytest.mark.parametrize("at", [0.0, 0.5, 1.0])
+def test_a_crowd_of_labels_stays_between_the_ends(at):
+    placed = spread_out(np.array([0.2, *[at] * 18, 0.9]), 0.05, 0.0, 0.96)
+    assert placed.min() >= -1e-12
+    assert placed.max() <= 0.96 + 1e-12
+    assert (np.diff(np.sort(placed)) >= 0.05 - 1e-12).all()
+
+
 def test_counts_are_shortened():
     assert [short(x) for x in (7, 1234, 5.6e6, 2e9)] == ["7", "1.23 k", "5.6 M", "2 G"]
 
