@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dfl_unlearn._assumption import Assumption
 from dfl_unlearn.engine.batches import BatchPlan
+from dfl_unlearn.engine.loop import initial_params
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.record.local import LocalHistory
 
@@ -66,6 +67,9 @@ def history_of(run: TrainedRun, peer: int) -> LocalHistory | None:
         samples=int(data.sizes[peer]),
         checkpoints={t * each: state[peer] for t, state in states.items()},
         loss_name=run.model.loss_name,
+        start_norm=float(
+            initial_params(run.model, peer, run.config, run.rng).double().norm()
+        ),
         smoothness=constants.get("smoothness"),
         gradient_bound=constants.get("gradient_bound"),
         strong_convexity=constants.get("strong_convexity"),

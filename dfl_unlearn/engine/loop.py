@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dfl_unlearn.accounting.ledger import PrivacyLedger
 from dfl_unlearn.data.peers import PeerData
@@ -286,10 +287,17 @@ def initial_state(
         The state; with a common start its rows share memory.
     """
     if config.common_init:
-        row = model.init(rng).to(config.torch_dtype)
-        return PeerState(params=row.expand(n, -1))
-    rows = [model.init(rng.child(f"peer:{i}")) for i in range(n)]
-    return PeerState(params=torch.stack(rows).to(config.torch_dtype))
+        return PeerState(params=initial_params(model, 0, config, rng).expand(n, -1))
+    rows = [initial_params(model, i, config, rng) for i in range(n)]
+    return PeerState(params=torch.stack(rows))
+
+
+def initial_params(
+    model: FlatModel, peer: int, config: SimulationConfig, rng: RngTree
+) -> Tensor:
+    """Return what one peer begins with, ``(P,)``; arguments as ``initial_state``."""
+    own = rng if config.common_init else rng.child(f"peer:{peer}")
+    return model.init(own).to(config.torch_dtype)
 
 
 def schedule_of(topology: Topology, config: SimulationConfig) -> TopologySchedule:

@@ -30,6 +30,8 @@ class LocalHistory:
         samples: n, rows that training began with; earlier requests included.
         checkpoints: Step t -> parameters after t steps, ``(P,)``; 0 is the start.
         loss_name: The model's loss.
+        start_norm: Norm of the initial parameters, which are drawn from a public key;
+            None where they are not known.
         smoothness: L, bound on the largest eigenvalue of every sample's Hessian, l2
             and weight decay included; None where no bound is known.
         gradient_bound: G, bound on the norm of every sample's gradient, data term only.
@@ -53,6 +55,7 @@ class LocalHistory:
     samples: int
     checkpoints: Mapping[int, Tensor] = field(default_factory=dict)
     loss_name: str
+    start_norm: float | None = None
     smoothness: Assumption | None = None
     gradient_bound: Assumption | None = None
     strong_convexity: Assumption | None = None

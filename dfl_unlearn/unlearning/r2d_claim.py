@@ -29,15 +29,11 @@ from dfl_unlearn.record.local import LocalHistory
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.unlearning.local import LocalTask, exact_certificate, methods
 from dfl_unlearn.unlearning.r2d_constants import Constants
-from dfl_unlearn.unlearning.r2d_start import Start, rounding_of
+from dfl_unlearn.unlearning.r2d_rounding import rounding_of_training
+from dfl_unlearn.unlearning.r2d_start import Start
 
 if TYPE_CHECKING:
     from dfl_unlearn.unlearning.methods.r2d import R2d
-
-ROUNDING_SHARE = 0.01
-"""What is added to the bound where training is not in float64."""
-
-_NEGLIGIBLE = 1e-12  # relative rounding that an idealized bound leaves out
 
 
 def conditions(history: LocalHistory, start: Start) -> list[Assumption]:
@@ -173,11 +169,23 @@ def claim_of(
         bound=method.bound,
         start_error=start.error,
     )
-    if rounding_of(task.params) > _NEGLIGIBLE:
-        rounding = _rounding(task, rate, _value(smooth), regime, mu)
-        assumptions.append(_rounding_assumed(rounding, sensitivity))
-        sensitivity *= 1 + ROUNDING_SHARE
+    rounding = rounding_of_training(
+        model=task.model,
+        dtype=task.params.dtype,
+        start_norm=_start_norm(history, start),
+        steps=history.steps,
+        learning_rate=rate,
+        smoothness=_value(smooth),
+        gradient_bound=_value(slope),
+        rows=history.samples,
+        decay=task.model.l2 + history.weight_decay,
+        clipped=history.clip_norm is not None,
+        regime=regime,
+        strong_convexity=0.0 if regime != "strongly_convex" else _value(mu),
+    )
+    sensitivity, rounded = rounding.covered(sensitivity)
     noise_std, epsilon = _noise(method, history, sensitivity, _value(smooth), rate)
+    assumptions += [*rounded, *rounding.beside(noise_std)]
     return Claim(
         sensitivity=sensitivity,
         noise_std=noise_std,
@@ -187,41 +195,12 @@ def claim_of(
     )
 
 
-def _rounding(
-    task: LocalTask[TensorBatch],
-    rate: float,
-    smoothness: float,
-    regime: Regime,
-    mu: Assumption | None,
-) -> float:
-    """Return how far rounding each step's state may carry a training, roughly."""
-    assert task.history is not None
-    each = rounding_of(task.params) * float(task.params.norm())
-    # Steps that are each pushed off by that: the bound for half of all rows and it.
-    return trajectory_sensitivity(
-        rewind_steps=0,
-        steps=task.history.steps,
-        learning_rate=rate,
-        smoothness=smoothness,
-        gradient_bound=each / rate,
-        forget=1,
-        samples=2,
-        regime=regime,
-        strong_convexity=0.0 if regime != "strongly_convex" else _value(mu),
-    )
-
-
-def _rounding_assumed(rounding: float, sensitivity: float) -> Assumption:
-    held = rounding <= ROUNDING_SHARE * sensitivity
-    return Assumption(
-        name="rounding of training",
-        value=rounding if math.isfinite(rounding) else "no bound",
-        source="measured",
-        state="held" if held else "violated",
-        note=f"an ulp of the state a step, carried along; {ROUNDING_SHARE:.0%} of the "
-        "bound is set aside for it"
-        + ("" if held else ", which is less: train with dtype='float64'"),
-    )
+def _start_norm(history: LocalHistory, start: Start) -> float:
+    """Return the norm of training's first state; of the earliest one that is left."""
+    if history.start_norm is not None:
+        return history.start_norm
+    first = history.checkpoints.get(0, start.params)
+    return float(first.double().norm())
 
 
 def _value(constant: Assumption | None) -> float:

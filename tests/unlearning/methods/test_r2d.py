@@ -39,6 +39,8 @@ from dfl_unlearn.unlearning.local_tasks import local_task
 from dfl_unlearn.unlearning.methods.fine_tune import FineTune
 from dfl_unlearn.unlearning.methods.r2d import R2d
 from dfl_unlearn.unlearning.protocols.at_peer import AtPeer
+from dfl_unlearn.unlearning.protocols.retrain import Retrain
+from dfl_unlearn.unlearning.r2d_rounding import rounding_of_training
 
 GONE = (0, 3, 5, 8)
 
@@ -413,13 +415,14 @@ def test_constants_that_rest_on_the_rows_or_the_caller_are_conditional():
     assert given.sensitivity > known.sensitivity
 
 
-def test_rounding_is_set_aside_where_training_is_not_in_float64():
+def test_noise_covers_rounding_where_it_is_seen_beside_the_bound():
     x, y = scaled_rows()
     exact = carried_out(one_peer(x, y, softmax())).certificate
     single = carried_out(one_peer(x, y, softmax(), dtype="float32")).certificate
     assert single.status == "certified"
-    assert single.sensitivity == pytest.approx(1.01 * exact.sensitivity, rel=1e-12)
     (rounding,) = [a for a in single.assumptions if a.name == "rounding of training"]
+    whole = exact.sensitivity + rounding.value
+    assert single.sensitivity == pytest.approx(whole, rel=1e-12)
     assert 0 < rounding.value < 0.01 * exact.sensitivity
     assert all(a.name != "rounding of training" for a in exact.assumptions)
     # Steps so short that a row moves the model by less than rounding does.
@@ -427,6 +430,80 @@ def test_rounding_is_set_aside_where_training_is_not_in_float64():
     claim = carried_out(short).certificate
     assert claim.status == "heuristic"
     assert claim.reasons == ("rounding of training: violated",)
+
+
+def contracting(**options):
+    """So long a training that what rows leave is below rounding in the end."""
+    x, y = scaled_rows(n=400, classes=2)
+    model = softmax(l2=0.05, classes=2)
+    return one_peer(x, y, model, learning_rate=1.0, rounds=1000, every=100, **options)
+
+
+def test_float64_rounds_too():
+    """A noise of the idealized bound would be below what rounding moves the end by."""
+    run = contracting()
+    retrained = unlearn(run, request(), Retrain()).state.params
+    for rewind in (0.7, 0.9):
+        outcome = carried_out(run, rewind=rewind)
+        claim = outcome.certificate
+        bare = carried_out(run, rewind=rewind, epsilon=None).params
+        apart = float((bare - retrained[0]).norm())
+        assert apart > 1e-16
+        assert claim.status == "heuristic"
+        assert claim.reasons == ("rounding of training: violated",)
+        assert claim.sensitivity > apart
+        assert claim.noise_std > 1e-13  # well above an ulp of the parameters
+    early = carried_out(run, rewind=0.2).certificate
+    assert early.status == "certified"
+
+
+def test_rounding_is_bounded_by_public_numbers():
+    """The certificate's value is the same whatever the rows are."""
+    values = set()
+    for seed in (0, 1):
+        x, y = scaled_rows(seed=seed)
+        claim = carried_out(one_peer(x, y, softmax(), dtype="float32")).certificate
+        values |= {a.value for a in claim.assumptions if a.name.startswith("rounding")}
+    assert len(values) == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_bound_on_rounding_is_above_what_it_does(dtype):
+    """Against the same steps with 30 digits more, in whatever type training was."""
+    x, y = scaled_rows()
+    run = one_peer(x, y, softmax(), dtype=dtype, rounds=60)
+    rounding = rounding_of_training(
+        model=run.model,
+        dtype=run.state.params.dtype,
+        start_norm=float(run.record.initial[0].norm()),
+        steps=60,
+        learning_rate=0.5,
+        smoothness=0.51,
+        gradient_bound=math.sqrt(2),
+        rows=48,
+        decay=0.01,
+        clipped=False,
+        regime="strongly_convex",
+        strong_convexity=0.01,
+    )
+    theta = run.record.initial[0].numpy().astype(np.longdouble)
+    rows = run.data.store.inputs.numpy().astype(np.longdouble)
+    hot = np.eye(3, dtype=np.longdouble)[y]
+    for _ in range(60):
+        logits = rows @ theta[:15].reshape(3, 5).T
+        p = np.exp(logits - logits.max(axis=1, keepdims=True))
+        p = p / p.sum(axis=1, keepdims=True) - hot
+        theta = theta - np.longdouble(0.5) * (
+            (p.T @ rows).reshape(-1) / 48 + np.longdouble(0.01) * theta
+        )
+    apart = np.linalg.norm(run.state.params[0].numpy() - theta)
+    assert 0 < apart < rounding.distance / 2  # one training of the two
+
+
+def test_a_noise_below_an_ulp_of_the_parameters_is_not_certified(run):
+    claim = carried_out(run, noise_std=1e-25, epsilon=None).certificate
+    assert claim.status == "heuristic"
+    assert "noise above rounding: violated" in claim.reasons
 
 
 def test_an_adaptive_request_is_conditional(run):
