@@ -104,17 +104,20 @@ def brief(peers: Sequence[int]) -> str:
     return f"peers {peers[0]}, {peers[1]}, … {peers[-1]} ({len(peers)})"
 
 
-def earlier_releases(run: TrainedRun, request: ForgetRequest) -> Assumption | None:
+def earlier_releases(
+    run: TrainedRun, request: ForgetRequest, owners: tuple[str, ...] | None = None
+) -> Assumption | None:
     """Return what composing with the owners' earlier releases rests on.
 
     Args:
         run: The trained network, with this attempt's ledger before it is charged.
         request: The resolved request.
+        owners: Who pays for it; None is whose data it asks to forget.
 
     Returns:
         An assumption with the number of releases, or None if there was none.
     """
-    owners = owners_of(request)
+    owners = owners_of(request) if owners is None else owners
     releases = {
         e.release_id: e.status
         for e in run.ledger.entries

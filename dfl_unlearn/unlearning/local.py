@@ -90,6 +90,7 @@ class LocalTask(Generic[Data]):
         budget: Limits.
         companions: Personal state from earlier outcomes, by name.
         ledger: Where a method that adds noise writes it down first.
+        conditions: What every claim about this data rests on, whatever the method.
         allowed: Parts that the method may look at; see ``only``.
         elsewhere: Whether the rows that go are another peer's, so that a method works
             though none of its peer's own go.
@@ -109,6 +110,7 @@ class LocalTask(Generic[Data]):
     budget: Budget = field(default_factory=Budget)
     companions: Mapping[str, Tensor] = field(default_factory=dict)
     ledger: PrivacyLedger = field(default_factory=PrivacyLedger)
+    conditions: tuple[Assumption, ...] = ()
     allowed: frozenset[TaskPart] = PARTS
     elsewhere: bool = False
 
@@ -319,7 +321,7 @@ def exact_certificate(
     Args:
         name: Registered name of the method.
         task: The task.
-        *assumptions: What it rests on.
+        *assumptions: What it rests on, beside the task's conditions.
 
     Returns:
         ``exact`` where all of them hold.
@@ -335,7 +337,7 @@ def exact_certificate(
         bound="none",
         noise_std=0.0,
         accountant="none",
-        assumptions=assumptions,
+        assumptions=(*assumptions, *task.conditions),
         observers=("public",),
         adaptive=task.request.adaptive,
         exact=True,

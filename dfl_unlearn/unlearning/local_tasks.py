@@ -12,6 +12,7 @@ from dfl_unlearn.engine.local_history import history_of
 from dfl_unlearn.engine.personal import PINNED, used_params
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.rng import RngTree
+from dfl_unlearn.unlearning.claims import extractor_of
 from dfl_unlearn.unlearning.local import Budget, LocalTask
 
 
@@ -68,6 +69,7 @@ def local_task(
         fresh=fresh,
         budget=Budget() if budget is None else budget,
         ledger=run.ledger.fork() if ledger is None else ledger,
+        conditions=tuple(extractor_of(run)),
         companions={
             name: value
             for name, value in run.personal.get(peer, {}).items()

@@ -49,7 +49,6 @@ from dfl_unlearn.unlearning.claims import (
     exposure_of,
     extractor_of,
     observers_of,
-    owners_of,
 )
 from dfl_unlearn.unlearning.methods.r2d import R2d
 from dfl_unlearn.unlearning.noise_modes import spent_together
@@ -220,6 +219,16 @@ def _shares(run: TrainedRun, request: ForgetRequest) -> NDArray[np.float64]:
     return shares
 
 
+def lacking_owners(run: TrainedRun, request: ForgetRequest) -> tuple[str, ...]:
+    """Return the ledger's names of all whose data a rewound release depends on.
+
+    Every request starts from the same state, which the rows of earlier requests went
+    into as well: their owners pay again.
+    """
+    lacking = np.flatnonzero(_shares(run, request) > 0)
+    return tuple(f"peer:{i}" for i in lacking)
+
+
 def _constants(
     method: R2d, run: TrainedRun, request: ForgetRequest
 ) -> dict[str, Assumption]:
@@ -340,7 +349,8 @@ def released(
 ) -> tuple[PeerState, Certificate]:
     """Charge, add noise to every peer's model and certify the joint release."""
     bound = network_bound(method, run, request, rewind)
-    earlier = earlier_releases(run, request)
+    owners = lacking_owners(run, request)
+    earlier = earlier_releases(run, request, owners)
     assumptions = [*bound.assumptions, *([] if earlier is None else [earlier])]
     noise_std = method.noise_std
     if noise_std is None:
@@ -357,7 +367,7 @@ def released(
         state.params.double(),
         ledger=run.ledger,
         request_id=request.request_id,
-        owner=owners_of(request),
+        owner=owners,
         observers=observers_of(run, request),
         rng=rng,
         group_size=size,
@@ -366,7 +376,7 @@ def released(
         assumptions=tuple(a.name for a in assumptions),
     )
     run.ledger.commit(request.request_id)
-    composed, curve = spent_together(run, request, method.delta)
+    composed, curve = spent_together(run, request, method.delta, owners)
     certificate = certify(
         method="at-peer",
         request_id=request.request_id,

@@ -20,7 +20,10 @@ NOT_REPEATABLE = (
 
 
 def spent_together(
-    run: TrainedRun, request: ForgetRequest, delta: float
+    run: TrainedRun,
+    request: ForgetRequest,
+    delta: float,
+    owners: tuple[str, ...] | None = None,
 ) -> tuple[float, RdpCurve | None]:
     """Return what all releases of the request's owners cost, the worst owner's.
 
@@ -28,6 +31,7 @@ def spent_together(
         run: The trained network, with this attempt's ledger.
         request: The resolved request.
         delta: Of the total.
+        owners: Who pays for it; None is whose data it asks to forget.
 
     Returns:
         Epsilon, and the Rényi curve it comes from; None where all releases are plain
@@ -35,7 +39,7 @@ def spent_together(
     """
     epsilon, worst = max(
         (run.ledger.epsilon(owner, "public", delta), owner)
-        for owner in owners_of(request)
+        for owner in (owners_of(request) if owners is None else owners)
     )
     plain = all(
         isinstance(e.mechanism, GaussianMechanism)

@@ -134,7 +134,11 @@ def claim_of(
     assert history is not None
     rate = float(history.rates.max())
     regime = constants.regime(method, rate)
-    assumptions = constants.assumptions(regime) + conditions(history, start)
+    assumptions = [
+        *constants.assumptions(regime),
+        *conditions(history, start),
+        *task.conditions,
+    ]
     smooth, slope = constants.smoothness, constants.gradient_bound
     if smooth is None or slope is None:
         if method.noise_std is not None:

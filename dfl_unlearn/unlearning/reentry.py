@@ -132,6 +132,8 @@ def corrected(
     notes: tuple[str, ...] = ()
     changes = {peer: params[peer] - used[peer] for peer in found}
     reentry = protocol.reentry
+    if run.topology.n == 1 and reentry in ("scaled", "delta"):
+        reentry = "requester"  # what went would be in the rounding of the difference
     if reentry == "scaled":
         for peer, change in changes.items():
             params[peer] = used[peer] + run.topology.n * change

@@ -6,7 +6,7 @@ from typing import ClassVar, get_args
 import numpy as np
 import pytest
 import torch
-from networks import blobs
+from networks import blobs, opposed_run
 
 from dfl_unlearn.accounting.certificate import Assumption
 from dfl_unlearn.accounting.release import GaussianRelease
@@ -36,6 +36,7 @@ from dfl_unlearn.unlearning.local import (
 from dfl_unlearn.unlearning.local_work import LocalWork, descend
 from dfl_unlearn.unlearning.methods.fine_tune import FineTune
 from dfl_unlearn.unlearning.methods.original import Original
+from dfl_unlearn.unlearning.methods.r2d import R2d
 from dfl_unlearn.unlearning.methods.retrain import Retrain
 from dfl_unlearn.unlearning.optimizers import LocalOptimizer
 from dfl_unlearn.unlearning.protocols.at_peer import GOSSIP, AtPeer
@@ -595,3 +596,51 @@ def test_the_same_draws_give_the_same_bits(reentry, run):
     first, second = (unlearn(run, REQUEST, AtPeer(**fields)) for _ in range(2))
     assert torch.equal(first.state.params, second.state.params)
     assert first.certificate == second.certificate
+
+
+@pytest.mark.parametrize(
+    "method", [Retrain(), R2d(epsilon=1.0)], ids=["retrain", "r2d"]
+)
+def test_a_pinned_change_claims_nothing_of_the_shared_model(method):
+    run = opposed_run()
+    request = ForgetRequest.samples(peer=0, indices=[0, 1])
+    assert unlearn(run, request, AtPeer(method=method)).certificate.epsilon is not None
+    pinned = unlearn(run, request, AtPeer(method=method, reentry="pinned"))
+    assert torch.equal(pinned.state.params, run.state.params)
+    assert pinned.certificate.status == "heuristic"
+    assert any("shared model" in reason for reason in pinned.certificate.reasons)
+    assert any("never sent" in line for line in pinned.certificate.exposure)
+
+
+def test_neighbours_that_are_told_add_no_noise_of_their_own():
+    run = opposed_run(peers=4)
+    protocol = AtPeer(method=R2d(epsilon=1.0), reentry="notify")
+    request = ForgetRequest.samples(peer=0, indices=[0, 1])
+    outcome = unlearn(run, request, protocol)
+    assert {entry.owner for entry in outcome.ledger.entries} == {"peer:0"}
+    assert outcome.certificate.status == "heuristic"
+
+
+@pytest.mark.parametrize(
+    "method", [Retrain(), R2d(epsilon=1.0)], ids=["retrain", "r2d"]
+)
+def test_a_claim_on_features_names_their_extractor(method):
+    run = opposed_run()
+    assumed = Assumption(name="features", value="frozen", source="assumed")
+    run = run.replaced(data=replace(run.data, extractor=assumed))
+    request = ForgetRequest.samples(peer=0, indices=[0, 1])
+    outcome = unlearn(run, request, AtPeer(method=method))
+    assert assumed in outcome.certificate.assumptions
+    assert outcome.certificate.status == "certified_conditional"
+    assert {e.status for e in outcome.ledger.entries} <= {"certified_conditional"}
+
+
+@pytest.mark.parametrize("reentry", ["scaled", "delta"])
+def test_alone_nothing_of_the_old_model_is_in_the_new_ones_rounding(reentry):
+    run = opposed_run()
+    request = ForgetRequest.samples(peer=0, indices=[0, 1])
+    rounds = 1 if reentry == "scaled" else 0
+    protocol = AtPeer(method=Retrain(), reentry=reentry, gossip_rounds=rounds)
+    plain = unlearn(run, request, AtPeer(method=Retrain()))
+    again = unlearn(run, request, protocol)
+    assert torch.equal(again.state.params, plain.state.params)

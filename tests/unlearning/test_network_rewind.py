@@ -471,3 +471,16 @@ def test_private_training_is_not_replayed():
     run = simulate("ring", blobs([20, 20, 20, 20]), "logistic", config)
     with pytest.raises(UnsupportedRequestError, match="privately"):
         unlearn(run, REQUEST, rewind())
+
+
+def test_owners_of_earlier_requests_pay_for_every_later_release():
+    run = linear_run()
+    protocol = rewind(method=R2d(rewind=0.6, epsilon=1.0))
+    for peer in range(3):
+        request = ForgetRequest.samples(peer=peer, indices=[0])
+        outcome = unlearn(run, request, protocol)
+        run = outcome.as_run()
+    spent = [run.ledger.epsilon(f"peer:{i}", "public", 1e-5) for i in range(4)]
+    assert spent[0] > spent[1] > spent[2] >= 1.0 - 1e-9
+    assert spent[3] == 0
+    assert outcome.certificate.epsilon == pytest.approx(spent[0])

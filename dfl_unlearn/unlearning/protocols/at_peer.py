@@ -204,6 +204,8 @@ class AtPeer:
     @property
     def neighbours_method(self) -> UnlearningMethod[TensorBatch]:
         """What peers other than the owners run, where they run anything."""
+        if self.reentry == "notify":
+            return without_noise(self.method)
         if self.reentry != "all":
             return self.method
         if self.counterpart is not None:
@@ -381,6 +383,8 @@ class AtPeer:
             broken.append((GOSSIP, f"{run.topology.n} peers"))
         if self.reentry == "maintain":
             broken.append(("steps are taken once", "they were repeated"))
+        if self.reentry == "pinned":
+            broken.append(("shared model", "as before: the change is kept beside it"))
         if not broken:
             return replace(claim, method="at-peer")
         # Of several owners the weakest claim; all are nominal.
