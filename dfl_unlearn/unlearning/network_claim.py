@@ -16,13 +16,15 @@ stretch and W neither. For cta it does so only with one local step and
 :math:`\eta L \le 1 + \lambda_{min}(W)`, where :math:`W - \eta H` has no eigenvalue
 below -1; strong convexity is used for atc alone.
 
+Rounding moves the stack too, in every step of every peer and in every mixing; the noise
+covers it as for one model (``r2d_rounding``).
+
 Nothing is claimed about messages: those before the request, and the replayed rounds',
 carry no noise. With K = T the result is retraining itself, ``exact`` and noiseless.
 """
 
 import math
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +40,7 @@ from dfl_unlearn.accounting.release import GaussianRelease
 from dfl_unlearn.accounting.trajectory import Regime, trajectory_sensitivity
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.engine.local_history import known_constants
+from dfl_unlearn.engine.loop import initial_state
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.engine.trainers.d_sgd import DSgd
@@ -52,14 +55,16 @@ from dfl_unlearn.unlearning.claims import (
 )
 from dfl_unlearn.unlearning.methods.r2d import R2d
 from dfl_unlearn.unlearning.noise_modes import spent_together
+from dfl_unlearn.unlearning.r2d_constants import (
+    Constants,
+    nonconvex_by_type,
+    stated,
+)
+from dfl_unlearn.unlearning.r2d_rounding import Rounding, rounding_of_training
 
 _DENSE = 2000
 _SLACK = 1e-12
-_NAMES = (
-    ("L", "smoothness", "smoothness (L)"),
-    ("G", "gradient_bound", "gradient bound (G)"),
-    ("mu", "strong_convexity", "strong convexity (mu)"),
-)
+_FIELDS = ("smoothness", "gradient_bound", "strong_convexity")
 
 
 def network_sensitivity(
@@ -148,11 +153,13 @@ class NetworkBound:
     """How far the rewound network is from a retrained one, and why.
 
     Attributes:
-        sensitivity: On the stack of all models.
+        sensitivity: On the stack of all models, rounding included.
+        rounding: What rounding does to the stack.
         assumptions: Every constant and condition.
     """
 
     sensitivity: float
+    rounding: Rounding
     assumptions: tuple[Assumption, ...]
 
 
@@ -165,7 +172,11 @@ def network_bound(
         SensitivityUnprovenError: If a constant is unknown or the bound infinite.
     """
     constants = _constants(method, run, request)
-    mu = float(constants["mu"].value) if "mu" in constants else None
+    smooth, slope = constants.smoothness, constants.gradient_bound
+    assert smooth is not None
+    assert slope is not None
+    convex = constants.strong_convexity
+    mu = None if convex is None else float(convex.value)
     local, trainer = run.config.local, run.config.trainer
     form = trainer.form if isinstance(trainer, DSgd) else "atc"
     possible: dict[Regime, bool] = {
@@ -173,6 +184,8 @@ def network_bound(
         "convex": mu is not None,
         "strongly_convex": mu is not None and mu > 0,
     }
+    if constants.nonconvex and method.regime == "auto":
+        possible = {"nonconvex": True}
     asked = [r for r in possible if method.regime in ("auto", r) and possible[r]]
     found: dict[Regime, float] = {}
     for regime in asked:
@@ -184,8 +197,8 @@ def network_bound(
                 rewind_rounds=rewind,
                 rounds=run.config.rounds,
                 learning_rate=local.learning_rate,
-                smoothness=float(constants["L"].value),
-                gradient_bound=float(constants["G"].value),
+                smoothness=float(smooth.value),
+                gradient_bound=float(slope.value),
                 forgotten=_shares(run, request),
                 regime=regime,
                 strong_convexity=mu or 0.0,
@@ -201,14 +214,50 @@ def network_bound(
             "rounds in the end, or use epsilon=None"
         )
     regime = min(found, key=lambda name: found[name])
-    used = {k: v for k, v in constants.items() if k != "mu" or regime != "nonconvex"}
+    rounding = _rounding(run, constants, regime)
+    sensitivity, rounded = rounding.covered(found[regime])
     return NetworkBound(
-        sensitivity=found[regime],
+        sensitivity=sensitivity,
+        rounding=rounding,
         assumptions=(
-            *used.values(),
-            *_conditions(run, request, regime, form),
+            *constants.assumptions(regime),
+            *_conditions(run, request, form),
+            *rounded,
             *extractor_of(run),
         ),
+    )
+
+
+def _rounding(run: TrainedRun, constants: Constants, regime: Regime) -> Rounding:
+    """Return what rounding may do to the stack of a rewound and a retrained network."""
+    config, local = run.config, run.config.local
+    smooth, slope = constants.smoothness, constants.gradient_bound
+    assert smooth is not None
+    assert slope is not None
+    slopes = [float(slope.value)]  # other peers' states move too
+    for peer in range(run.topology.n):
+        known = known_constants(run, peer)
+        if "gradient_bound" in known:
+            slopes.append(float(known["gradient_bound"].value))
+    convex = constants.strong_convexity
+    start = initial_state(run.model, run.topology.n, config, run.rng).params
+    return rounding_of_training(
+        model=run.model,
+        dtype=run.state.params.dtype,
+        start_norm=float(start.double().norm(dim=1).max()),
+        steps=config.rounds * int(local.per_round(run.data.sizes).max()),
+        learning_rate=local.learning_rate,
+        smoothness=float(smooth.value),
+        gradient_bound=max(slopes),
+        rows=int(run.data.sizes.max()),
+        decay=run.model.l2 + local.weight_decay,
+        clipped=config.clip_norm is not None,
+        regime=regime,
+        strong_convexity=0.0
+        if convex is None or regime != "strongly_convex"
+        else float(convex.value),
+        peers=run.topology.n,
+        mixed=int((run.topology.weights != 0).sum(axis=1).max()),
     )
 
 
@@ -229,9 +278,7 @@ def lacking_owners(run: TrainedRun, request: ForgetRequest) -> tuple[str, ...]:
     return tuple(f"peer:{i}" for i in lacking)
 
 
-def _constants(
-    method: R2d, run: TrainedRun, request: ForgetRequest
-) -> dict[str, Assumption]:
+def _constants(method: R2d, run: TrainedRun, request: ForgetRequest) -> Constants:
     """Return L of all peers, G of those who lack rows, and mu of convex losses.
 
     Raises:
@@ -240,30 +287,32 @@ def _constants(
     known = [known_constants(run, peer) for peer in range(run.topology.n)]
     lacking = np.flatnonzero(_shares(run, request) > 0)
     everyone = range(run.topology.n)
-    found: dict[str, Assumption] = {}
-    for key, field, name in _NAMES:
-        peers = lacking.tolist() if key == "G" else everyone
+    found: dict[str, Assumption | None] = dict.fromkeys(_FIELDS)
+    for field in _FIELDS:
+        peers = lacking.tolist() if field == "gradient_bound" else everyone
         given: float | None = getattr(method, field)
         if given is not None:
-            found[key] = Assumption(
-                name=name, value=given, source="assumed", note="given by the caller"
-            )
+            decay = run.model.l2 + run.config.local.weight_decay
+            found[field] = stated(field, given, run.model, decay)
         elif all(field in known[peer] for peer in peers):
             each = [known[peer][field] for peer in peers]
             each.sort(key=lambda constant: float(constant.value))
-            found[key] = replace(each[0 if key == "mu" else -1], name=name)
-        elif key != "mu":
+            found[field] = each[0 if field == "strong_convexity" else -1]
+        elif field != "strong_convexity":
             raise SensitivityUnprovenError(
                 f"{field}: must be known for a claim about the network, got none for "
                 f"this model; give {field} to r2d, train with clip_norm or on a linear "
                 "model, or use epsilon=None"
             )
-    return found
+    # Of a linear model whose rows are clipped nothing convex may be left.
+    unproven = any("strong_convexity" not in each for each in known)
+    return Constants(
+        **found,
+        nonconvex=nonconvex_by_type(run.model) or (run.model.convex and unproven),
+    )
 
 
-def _conditions(
-    run: TrainedRun, request: ForgetRequest, regime: Regime, form: str
-) -> list[Assumption]:
+def _conditions(run: TrainedRun, request: ForgetRequest, form: str) -> list[Assumption]:
     """Return the conditions of the bound, each held or violated."""
     config, local = run.config, run.config.local
     steps = local.per_round(run.data.sizes)
@@ -285,28 +334,14 @@ def _conditions(
     )
     return [
         Assumption(
-            name="regime",
-            value=regime,
-            source="proven" if regime == "nonconvex" else _convex_source(run),
-            note="nothing is asked of the loss but smoothness"
-            if regime == "nonconvex"
-            else "by the model's registered type, if that is convex; else as given",
-        ),
-        *(
-            Assumption(
-                name=name,
-                value=value,
-                source="proven",
-                state="held" if fits else "violated",
-                note="the bound is about full-batch D-SGD with steps of one size",
-            )
-            for name, fits, value in checks
-        ),
+            name=name,
+            value=value,
+            source="proven",
+            state="held" if fits else "violated",
+            note="the bound is about full-batch D-SGD with steps of one size",
+        )
+        for name, fits, value in checks
     ]
-
-
-def _convex_source(run: TrainedRun) -> Literal["proven", "assumed"]:
-    return "proven" if run.model.convex else "assumed"
 
 
 def exact_certificate(run: TrainedRun, request: ForgetRequest) -> Certificate:
@@ -361,6 +396,7 @@ def released(
         epsilon = method.epsilon
     else:
         epsilon = gaussian_epsilon(bound.sensitivity / noise_std, method.delta)
+    assumptions += bound.rounding.beside(noise_std)
     size = request.size(run.data)
     release = GaussianRelease(sensitivity=bound.sensitivity, noise_std=noise_std)
     rows = release(

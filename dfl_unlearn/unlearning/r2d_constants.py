@@ -7,6 +7,8 @@ neither makes convex or smooth what cannot be.
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from torch import nn
+
 from dfl_unlearn._assumption import Assumption
 from dfl_unlearn.accounting.trajectory import Regime
 from dfl_unlearn.curvature.constants import (
@@ -14,6 +16,7 @@ from dfl_unlearn.curvature.constants import (
     estimate_smoothness,
 )
 from dfl_unlearn.data.batch import TensorBatch
+from dfl_unlearn.models.flat import FlatModel
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.unlearning.local import LocalTask
 from dfl_unlearn.unlearning.local_work import LocalWork
@@ -26,6 +29,10 @@ _NAMES = {
     "gradient_bound": "gradient bound (G)",
     "strong_convexity": "strong convexity (mu)",
 }
+_HIDDEN = ("mlp", "small-cnn", "resnet8")
+_FLATTENING = ("cross-entropy", "binary-logistic")
+_KINKS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.MaxPool2d)
+_LAST_DIGITS = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +136,8 @@ def constants_of(
         value: float | None = getattr(method, name)
         found[name] = getattr(history, name)
         if value is not None:
-            found[name] = _given(name, value, task)
+            decay = task.model.l2 + history.weight_decay
+            found[name] = stated(name, value, task.model, decay)
     if method.safety is not None:
         for name in ("smoothness", "gradient_bound"):
             if found[name] is None:
@@ -138,26 +146,59 @@ def constants_of(
                     return None
     return Constants(
         **found,
-        nonconvex=task.model.structure is not None and history.strong_convexity is None,
+        nonconvex=nonconvex_by_type(task.model)
+        or (task.model.convex and history.strong_convexity is None),
     )
 
 
-def _given(name: str, value: float, task: LocalTask[TensorBatch]) -> Assumption:
-    """Return a constant that the caller states; a kink has no smoothness, though."""
-    structure = task.model.structure
-    kinked = structure is not None and len(structure.layers) > 1
-    if name == "smoothness" and kinked:
-        return Assumption(
-            name=name,
-            value=value,
-            source="assumed",
-            state="violated",
-            note="given by the caller, but the slope of ReLU jumps, so that there is "
-            "no such constant; use a smooth model",
-        )
+def nonconvex_by_type(model: FlatModel) -> bool:
+    """Tell whether a model's type is known, and is none of a convex loss."""
+    named = model.recipe is not None and model.recipe["use"] in _HIDDEN
+    return not model.convex and (named or model.structure is not None)
+
+
+def stated(name: str, value: float, model: FlatModel, decay: float) -> Assumption:
+    """Return a constant that the caller states, violated where it cannot hold.
+
+    The slope of ReLU jumps: it has no smoothness. Losses do not fall without end, so
+    that no objective is less curved everywhere than its decay; and logistic losses
+    flatten far out, so that theirs is all their strong convexity.
+
+    Args:
+        name: ``smoothness``, ``gradient_bound`` or ``strong_convexity``.
+        value: What is stated.
+        model: The model.
+        decay: Its l2 and the weight decay of training.
+
+    Returns:
+        The assumption, under the field's name.
+    """
+    wrong = None
+    if name == "smoothness" and _kinked(model):
+        wrong = "the slope of ReLU jumps, so that there is no such constant; use a "
+        wrong += "smooth model"
+    elif name == "smoothness" and value < decay * (1 - _LAST_DIGITS):
+        wrong = f"l2 and weight decay alone are {decay:g}; L includes them"
+    elif (
+        name == "strong_convexity"
+        and value > decay * (1 + _LAST_DIGITS)
+        and model.convex
+        and model.loss_name in _FLATTENING
+    ):
+        wrong = f"a logistic loss has no more than its l2 and weight decay, {decay:g}"
     return Assumption(
-        name=name, value=value, source="assumed", note="given by the caller"
+        name=name,
+        value=value,
+        source="assumed",
+        state="held" if wrong is None else "violated",
+        note="given by the caller" + ("" if wrong is None else f", but {wrong}"),
     )
+
+
+def _kinked(model: FlatModel) -> bool:
+    if model.structure is not None:
+        return len(model.structure.layers) > 1
+    return any(isinstance(module, _KINKS) for _, module in model.modules())
 
 
 def _estimate(

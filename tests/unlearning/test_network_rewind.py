@@ -32,6 +32,7 @@ from dfl_unlearn.errors import (
     UnsupportedRequestError,
 )
 from dfl_unlearn.models.flat import FlatModel
+from dfl_unlearn.models.zoo import models
 from dfl_unlearn.record.plan import RecordPlan
 from dfl_unlearn.topology.files import load_topology
 from dfl_unlearn.topology.graph import Topology
@@ -484,3 +485,81 @@ def test_owners_of_earlier_requests_pay_for_every_later_release():
     assert spent[0] > spent[1] > spent[2] >= 1.0 - 1e-9
     assert spent[3] == 0
     assert outcome.certificate.epsilon == pytest.approx(spent[0])
+
+
+# --- what r2d refuses for one model ---------------------------------------------------
+
+
+def claimed(run, rounds=5, **fields):
+    protocol = rewind(rounds, method=R2d(**fields))
+    return unlearn(run, REQUEST, protocol).certificate
+
+
+def other_run(model, rounds=10, dtype="float64", rate=0.3, peers=3, **local):
+    """Peers with rows of norm at most 1 in three classes."""
+    data = blobs([20] * peers, dtype=np.float64)
+    store = data.store.inputs
+    unit = 0.99 * store / store.norm(dim=1, keepdim=True).clamp(min=1)
+    pairs = [
+        (unit[data.rows(i)], data.store.labels[data.rows(i)]) for i in range(peers)
+    ]
+    data = PeerData.from_tensors(pairs, test=pairs[0], num_classes=3, norm_bound=1.0)
+    config = SimulationConfig(
+        rounds=rounds,
+        local=LocalSteps(batch_size=None, learning_rate=rate, **local),
+        dtype=dtype,
+        evaluate_every=0,
+        record=RecordPlan(every=1 if rounds < 50 else rounds // 10),
+    )
+    shape = (data.store.inputs.shape[1],)
+    model = models.build(model[0], input_shape=shape, num_classes=3, **model[1])
+    return simulate("complete", data, model, config)
+
+
+def test_a_network_with_kinks_has_no_smoothness_by_word_of_the_caller():
+    run = other_run(("mlp", {}))
+    known = {"smoothness": 1.0, "gradient_bound": 1.0}
+    claim = claimed(run, **known)
+    assert claim.status == "heuristic"
+    assert "smoothness (L): violated" in claim.reasons
+    convex = claimed(run, strong_convexity=0.0, **known)
+    assert convex.sensitivity == claim.sensitivity  # not taken for convex
+    said = claimed(run, strong_convexity=0.0, regime="convex", **known)
+    assert "regime: violated" in said.reasons
+
+
+def test_clipped_softmax_is_not_convex_because_the_caller_says_so():
+    run = other_run(("logistic", {}), clip_norm=0.3)
+    known = claimed(run)
+    said = claimed(run, strong_convexity=0.0)
+    assert said.sensitivity == known.sensitivity
+    assert said.status == known.status == "certified"
+    forced = claimed(run, strong_convexity=0.0, regime="convex")
+    assert (forced.status, forced.reasons[-1]) == ("heuristic", "regime: violated")
+
+
+def test_constants_that_cannot_be_are_violated_for_a_network_too():
+    run = other_run(("logistic", {"l2": 0.1}))
+    claim = claimed(run, strong_convexity=0.2)
+    assert "strong convexity (mu): violated" in claim.reasons
+    claim = claimed(run, smoothness=0.01, regime="nonconvex")
+    assert "smoothness (L): violated" in claim.reasons
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_rounding_is_covered_or_told_in_a_network_too(dtype):
+    """So long a training that what rows leave is below rounding in the end."""
+    rounds = 300 if dtype == "float32" else 800
+    run = other_run(("logistic", {"l2": 0.1}), rounds=rounds, dtype=dtype, rate=1.0)
+    rewound = rounds * 7 // 10
+    claim = claimed(run, rounds=rewound)
+    bare = unlearn(run, REQUEST, rewind(rewound)).state.params
+    retrained = unlearn(run, REQUEST, Retrain()).state.params
+    apart = float((bare.double() - retrained.double()).norm())
+    assert 0 < apart < claim.sensitivity
+    assert claim.status == "heuristic"
+    assert claim.reasons == ("rounding of training: violated",)
+    if dtype == "float64":  # seen beside the bound, and far below it
+        assert claimed(run, rounds=rounds // 10).status == "certified"
+    tiny = claimed(run, rounds=rounds // 10, epsilon=None, noise_std=1e-25)
+    assert "noise above rounding: violated" in tiny.reasons

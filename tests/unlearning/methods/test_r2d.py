@@ -789,6 +789,36 @@ def test_a_smoothness_is_taken_from_the_caller_only_where_there_can_be_one(netwo
     )
 
 
+@pytest.mark.parametrize(
+    ("fields", "wrong"),
+    [
+        ({"strong_convexity": 0.02}, "strong convexity (mu): violated"),
+        ({"smoothness": 0.005, "regime": "nonconvex"}, "smoothness (L): violated"),
+    ],
+)
+def test_a_stated_constant_that_cannot_be_is_violated(run, fields, wrong):
+    """Logistic losses flatten: mu is what decay gives, and L is no less than that."""
+    claim = carried_out(run, **fields).certificate
+    assert claim.status == "heuristic"
+    assert wrong in claim.reasons
+    possible = {"strong_convexity": 0.01, "smoothness": 0.4}
+    claim = carried_out(run, **possible).certificate
+    assert claim.status == "certified_conditional"
+    decayed = one_peer(*scaled_rows(), softmax(), weight_decay=0.01)
+    claim = carried_out(decayed, strong_convexity=0.02).certificate
+    assert claim.status == "certified_conditional"
+
+
+def test_a_smooth_network_of_the_zoo_is_not_convex_either():
+    smooth = models.build(
+        "mlp", input_shape=(5,), num_classes=3, hidden=(4,), smooth=True
+    )
+    known = {"smoothness": 1.0, "gradient_bound": 1.0, "strong_convexity": 0.0}
+    claim = carried_out(one_peer(*scaled_rows(), smooth), **known).certificate
+    assert claim.status == "heuristic"
+    assert "regime: violated" in claim.reasons
+
+
 def test_step_sizes_outside_the_regime_are_refused(run):
     with pytest.raises(SensitivityUnprovenError, match="learning_rate"):
         carried_out(run, regime="convex", smoothness=5.0)
