@@ -343,8 +343,14 @@ def _exposure(start: Start) -> tuple[str, ...]:
         f"the state after {start.step} steps of training, which the forgotten rows "
         "went into, stays with the peer as secret state, for later requests"
     )
+    simulator = (
+        "info of an outcome whose start was worked out backwards, and whether its cap "
+        "was kept, depend on the forgotten rows and carry no noise: they are for the "
+        "simulator, not for release"
+    )
     return (
         *([kept] if start.step else []),
+        *([simulator] if start.info else []),
         "who holds the model released before the request has both; no bound is about "
         "the two together",
         "several requests: each certificate stands alone, against retraining on what "

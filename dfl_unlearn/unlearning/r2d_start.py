@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dfl_unlearn._assumption import Assumption
+from dfl_unlearn._assumption import Assumption, Source, State
 from dfl_unlearn.curvature.operators import Objective
 from dfl_unlearn.data.batch import TensorBatch
 from dfl_unlearn.errors import (
@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 
 STATE, PLACE = "r2d-start", "r2d-place"
 """Names of personal tensors: the state, ``(P,)``; its step, the error that noise has
-to cover, and whether a bound says so, ``(3,)`` float64."""
+to cover, and the place in ``_CURVATURES`` of what that rests on, ``(3,)`` float64."""
+
+_CURVATURES = ("estimated", "proven", "assumed", "contradicted")
+"""What is known of L where steps were undone."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,20 +50,22 @@ class Start:
         error: Bound on its distance to the state of training, which the sensitivity
             includes; 0 for a state that was kept.
         source: Where it comes from, for the certificate.
-        info: For readers.
+        curvature: One of ``_CURVATURES``: how the L behind ``error`` is known.
+        info: For readers of the simulator: it depends on the forgotten rows.
     """
 
     params: Tensor
     step: int
     error: float
     source: Assumption
+    curvature: str
     info: dict[str, float | str]
 
     @property
     def personal(self) -> dict[str, Tensor]:
         """What later requests begin with."""
-        bounded = self.source.source != "estimated"
-        place = torch.tensor([self.step, self.error, bounded], dtype=torch.float64)
+        known = _CURVATURES.index(self.curvature)
+        place = torch.tensor([self.step, self.error, known], dtype=torch.float64)
         return {STATE: self.params, PLACE: place}
 
 
@@ -130,6 +135,7 @@ def _kept(step: int, params: Tensor, how: str) -> Start:
         source=Assumption(
             name="start", value=f"state after {step} steps", source="proven", note=how
         ),
+        curvature="proven",
         info={},
     )
 
@@ -139,14 +145,16 @@ def _companion(task: LocalTask[TensorBatch]) -> Start | None:
     if STATE not in task.companions or PLACE not in task.companions:
         return None
     params = task.companions[STATE].to(task.params)
-    step, error, bounded = task.companions[PLACE].tolist()
+    step, error, known = task.companions[PLACE].tolist()
+    curvature = _CURVATURES[int(known)]
     if error == 0:
         return _kept(int(step), params, "kept from an earlier request")
     return Start(
         params=params.detach().clone(),
         step=int(step),
         error=error,
-        source=_undone_source(int(step), error, bool(bounded)),
+        source=_undone_source(int(step), error, curvature),
+        curvature=curvature,
         info={},
     )
 
@@ -166,9 +174,13 @@ def _undone(
     history = task.history
     assert history is not None
     _check_undoable(task, history)
-    smooth = method.smoothness
+    smooth, curvature = method.smoothness, "assumed"
     if smooth is None and history.smoothness is not None:
         smooth = float(history.smoothness.value)
+        source = history.smoothness.source
+        curvature = source if source in _CURVATURES else "assumed"
+    if smooth is None:
+        curvature = "estimated"
 
     def count(gradients: int) -> None:
         work.sample_gradients += gradients
@@ -187,6 +199,8 @@ def _undone(
     )
     if found is None:
         return None
+    if found.exceeded:
+        curvature = "contradicted"
     params = found.params.to(task.params)
     error = found.error + rounding_of(params) * float(found.params.norm())
     if not error <= method.start_error:
@@ -199,7 +213,8 @@ def _undone(
         params=params,
         step=wanted,
         error=method.start_error,
-        source=_undone_source(wanted, error, found.bounded),
+        source=_undone_source(wanted, method.start_error, curvature),
+        curvature=curvature,
         info={
             "start_error": error,
             "start_amplification": found.amplification,
@@ -209,14 +224,25 @@ def _undone(
     )
 
 
-def _undone_source(step: int, error: float, bounded: bool) -> Assumption:
+def _undone_source(step: int, cap: float, curvature: str) -> Assumption:
+    how: dict[str, tuple[Source, State, str]] = {
+        "proven": ("measured", "held", "a bound"),
+        "assumed": ("assumed", "held", "as stated"),
+        "estimated": ("estimated", "held", "estimated"),
+        "contradicted": (
+            "assumed",
+            "violated",
+            "as stated, but a larger curvature was measured",
+        ),
+    }
+    source, state, known = how[curvature]
     return Assumption(
         name="start",
         value=f"state after {step} steps, worked out backwards",
-        source="measured" if bounded else "estimated",
-        note=f"off by at most {error:.3g}: residuals and rounding, carried back by "
-        f"1/(1 - eta L) a step, L {'a bound' if bounded else 'estimated'}; the noise "
-        "covers a public cap on it",
+        source=source,
+        state=state,
+        note=f"off by at most {cap:.3g}, a public cap that noise covers: residuals and "
+        f"rounding, carried back by 1/(1 - eta L) a step, were below it, L {known}",
     )
 
 

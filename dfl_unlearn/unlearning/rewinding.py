@@ -67,8 +67,10 @@ class Rewound:
     Attributes:
         params: Shape ``(P,)`` float64.
         error: How far it is from where training was: residuals and rounding, carried
-            back. A bound where L is known, else an estimate.
-        bounded: Whether L is known.
+            back. A bound where L is known, else an estimate. A measured curvature
+            above L counts instead of it.
+        bounded: Whether L is known, and nothing measured contradicts it.
+        exceeded: Whether a measured curvature was above L, which is no bound then.
         amplification: Product over the steps of ``1/(1 - eta lambda_max)``, the
             eigenvalue estimated every few steps; times 1e-16 what to expect of
             rounding.
@@ -79,6 +81,7 @@ class Rewound:
     params: Tensor
     error: float
     bounded: bool
+    exceeded: bool
     amplification: float
     residual: float
     curvature: float
@@ -162,7 +165,7 @@ def rewind(
     """
     state = params.detach().double()
     error = residual = largest = curvature = 0.0
-    amplification = 1.0
+    amplification, exceeded = 1.0, False
     for back in range(steps):
         if stop():
             return None
@@ -171,8 +174,9 @@ def rewind(
         if back % check_every == 0:
             curvature = _curvature(objective, state, decay, rng)
             count(2 * objective.rows * _ITERATIONS)
-        known = curvature if smoothness is None else smoothness
-        _check_step(rate, max(known, curvature), step, estimated=smoothness is None)
+        known = curvature if smoothness is None else max(smoothness, curvature)
+        exceeded = exceeded or (smoothness is not None and _above(known, smoothness))
+        _check_step(rate, known, step, estimated=smoothness is None or exceeded)
         undone = undo_step(objective, state, rate, decay=decay)
         off = undone.residual + rounding * float(state.norm())
         error = (error + off) / (1 - rate * known)
@@ -184,11 +188,17 @@ def rewind(
     return Rewound(
         params=state,
         error=error,
-        bounded=smoothness is not None,
+        bounded=smoothness is not None and not exceeded,
+        exceeded=exceeded,
         amplification=amplification,
         residual=residual,
         curvature=largest,
     )
+
+
+def _above(curvature: float, smoothness: float) -> bool:
+    """Tell whether a curvature contradicts a bound; its last digits are rounding."""
+    return curvature > smoothness * (1 + 1e-9)
 
 
 _ITERATIONS = 20

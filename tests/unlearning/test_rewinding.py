@@ -161,6 +161,22 @@ def test_the_error_told_is_never_below_the_real_one():
         assert found.curvature == pytest.approx(0.4, rel=1e-6)
 
 
+def test_a_stated_curvature_below_the_measured_one_is_no_bound():
+    """Training rounds by up to 1e-9 here, so that the error told is put to the test."""
+    h, centres = [2.0, 0.5], [[0.0, 0.0], [1.0, 3.0], [2.0, -1.0]]
+    loss = quadratic(h, centres)
+    states = trained(loss, torch.tensor([3.0, -2.0], dtype=torch.float64), 0.2, 30)
+    states[-1] = states[-1] + torch.tensor([1e-9, 0.0], dtype=torch.float64)
+    low = undone(loss, states, 0.2, 10, smoothness=1e-3, rounding=1e-9)
+    real = float((low.params - states[-11]).norm())
+    assert real <= low.error
+    assert low.exceeded
+    assert not low.bounded
+    right = undone(loss, states, 0.2, 10, smoothness=2.0, rounding=1e-9)
+    assert low.error == pytest.approx(right.error, rel=1e-6)
+    assert not right.exceeded
+
+
 def test_an_estimated_curvature_is_no_bound():
     loss, theta = network()
     states = trained(loss, theta, 0.1, 10)

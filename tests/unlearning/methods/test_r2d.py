@@ -681,6 +681,39 @@ def test_undone_minibatches_are_told_apart():
     torch.testing.assert_close(undone.params, kept.params, rtol=1e-9, atol=1e-11)
 
 
+def test_what_l_rests_on_is_kept_with_an_undone_state(run):
+    """A first request's word is not forgotten by the second."""
+
+    def twice(**stated):
+        fields = {"steps": 4, "start": "proximal"}
+        first = unlearn(run, request((0, 3)), AtPeer(method=R2d(**fields, **stated)))
+        plain = AtPeer(method=R2d(**fields))
+        second = unlearn(first.as_run(), request((5, 8), "r1"), plain)
+        return first.certificate, second.certificate
+
+    first, second = twice()
+    assert first.status == second.status == "certified"
+    first, second = twice(smoothness=0.6)
+    assert second.status == "certified_conditional"
+    assert second.reasons == ("start: assumed",)
+    assert "start: assumed" in first.reasons
+    # What is stated is above l2 and below the curvature that is measured there.
+    first, second = twice(smoothness=0.02)
+    assert first.status == second.status == "heuristic"
+    assert "start: violated" in first.reasons
+    assert "start: violated" in second.reasons
+
+
+def test_what_an_undone_start_measured_is_not_in_the_certificate(run):
+    outcome = carried_out(run, steps=4, start="proximal", start_error=1e-7)
+    (start,) = [a for a in outcome.certificate.assumptions if a.name == "start"]
+    assert f"{outcome.info['start_error']:.3g}" not in start.note
+    assert "1e-07" in start.note
+    assert any("carry no noise" in line for line in outcome.certificate.exposure)
+    kept = carried_out(run, steps=4).certificate
+    assert not any("carry no noise" in line for line in kept.exposure)
+
+
 def test_an_undone_state_without_a_bound_on_curvature_is_heuristic():
     model = models.build(
         "mlp", input_shape=(5,), num_classes=3, hidden=(4,), smooth=True
