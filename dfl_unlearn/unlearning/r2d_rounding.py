@@ -69,13 +69,13 @@ class Rounding:
                 source="proven" if self.proven or not held else "assumed",
                 state="held" if held else "violated",
                 note="of every step of both trainings, carried along"
-                + ("" if self.proven else "; counted as for a linear model")
-                + "; the noise covers it"
+                + ("" if self.proven else ", counted as for a linear model")
+                + ("; the noise covers it" if finite else "; no noise covers it")
                 + (
                     ""
                     if held
-                    else f", but it is above {ROUNDING_SHARE:.0%} of what the rows "
-                    "leave: train with dtype='float64', or rewind less"
+                    else f"; above {ROUNDING_SHARE:.0%} of what the rows leave: train "
+                    "with dtype='float64', rewind less, or all of training (rewind=1)"
                 ),
             )
         ]
