@@ -228,7 +228,7 @@ class _Reader:
             return self._fail(
                 at,
                 f"{_validate.show(name)} is not registered. "
-                + _hint(name, registry.names()),
+                + (registry.elsewhere(name) or _hint(name, registry.names())),
             )
         entry = registry.get(name)
         rest = {key: value for key, value in table.items() if key != "use"}

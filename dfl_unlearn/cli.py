@@ -194,7 +194,12 @@ def run(
     """
     _set(runs, as_json, quiet, debug)
     from dfl_unlearn._configfile import to_toml
-    from dfl_unlearn.experiment import build_parts, load_experiment, to_config
+    from dfl_unlearn.experiment import (
+        build_parts,
+        check_requests,
+        load_experiment,
+        to_config,
+    )
 
     experiment = load_experiment(file, overrides or ())
     if name is not None:
@@ -202,7 +207,8 @@ def run(
     remote = Remote(ray_address, ray_allow_remote)
     experiment = executed(experiment, engine, workers, remote, allow_large=allow_large)
     if dry_run:
-        build_parts(experiment, max_graph_mb=max_graph_mb)
+        _, data, model = build_parts(experiment, max_graph_mb=max_graph_mb)
+        check_requests(experiment, data, model)
         config = to_config(experiment)
         put(json_text(config) if common.as_json else to_toml(config).rstrip())
         return
@@ -329,7 +335,8 @@ def unlearn(
         bool, typer.Option("--all", help="All its rows; it goes on relaying.")
     ] = False,
     class_id: Annotated[
-        int | None, typer.Option("--class", help="All rows of a class, at all peers.")
+        int | None,
+        typer.Option("--class", help="All rows of a class, of all peers or of --peer."),
     ] = None,
     request_file: Annotated[
         Path | None,
@@ -612,10 +619,14 @@ def list_(
 
 
 def _said(entry: dict[str, Any]) -> str:
-    """Return a line on what a method for one model uses and claims."""
+    """Return a line on what a method for one model serves, reads and claims."""
     uses = ", ".join(entry["uses"]) or "nothing of the data"
     words = "" if entry["retained_data"] else " (runs without retained data)"
-    return f"uses {uses}{words}; claims {entry['claim'] or 'nothing'}"
+    record = ", ".join(entry["needs"]) or "nothing"
+    return (
+        f"serves {', '.join(entry['kinds'])}; uses {uses}{words}; "
+        f"needs {record} of the record; claims {entry['claim'] or 'nothing'}"
+    )
 
 
 @app.command()

@@ -25,6 +25,8 @@ from dfl_unlearn.errors import (
 )
 
 if TYPE_CHECKING:
+    from inspect import Parameter
+
     from dfl_unlearn.conduct import Refusal
     from dfl_unlearn.data.forget import ForgetRequest
     from dfl_unlearn.engine.config import ExecutionConfig
@@ -220,17 +222,18 @@ def requests_of(
     if not chosen:
         raise MissingInputError(
             "request: say what to forget: --peer I with --indices, --fraction or "
-            "--all; --class C; or --request FILE.toml"
+            "--all; --class C, of all peers or of --peer I; or --request FILE.toml"
         )
-    needs_peer = chosen[0] in ("--indices", "--fraction", "--all")
-    if len(chosen) > 1 or needs_peer != (peer is not None):
+    if len(chosen) > 1:
         raise InvalidArgumentError(
-            f"request: {' and '.join(chosen)} "
-            + (
-                "cannot be combined; give one"
-                if len(chosen) > 1
-                else ("needs --peer" if needs_peer else "takes no --peer")
-            )
+            f"request: {' and '.join(chosen)} cannot be combined; give one"
+        )
+    if peer is None and chosen[0] in ("--indices", "--fraction", "--all"):
+        raise InvalidArgumentError(f"request: {chosen[0]} needs --peer; say whose rows")
+    if peer is not None and chosen[0] == "--request":
+        raise InvalidArgumentError(
+            f"request: --request takes no --peer, got {peer}; say whose rows in the "
+            "file, by peer or peers"
         )
     if file is not None:
         from dfl_unlearn._configfile import read_config_file
@@ -243,7 +246,7 @@ def requests_of(
         forms = {ForgetRequest: RequestForm}
         return list(read_strict(RequestList, content, file.name, forms=forms).forget)
     if class_id is not None:
-        return [ForgetRequest.class_(class_id)]
+        return [ForgetRequest.class_(class_id, None if peer is None else [peer])]
     assert peer is not None
     if whole:
         return [ForgetRequest.whole_peer(peer)]
@@ -322,7 +325,7 @@ def entries_of(registry: "Registry[Any]") -> list[dict[str, Any]]:
             {
                 "name": name,
                 "help": registry.help(name),
-                "fields": [str(p) for p in parameters],
+                "fields": [_with_default(entry, p) for p in parameters],
                 "source": f"{entry.__module__}.{entry.__qualname__}",
                 **_said_of(registry, name),
             }
@@ -330,16 +333,28 @@ def entries_of(registry: "Registry[Any]") -> list[dict[str, Any]]:
     return rows
 
 
+def _with_default(entry: Any, parameter: "Parameter") -> str:
+    """Return a field as it is written, with what a factory makes of its default."""
+    from dataclasses import MISSING, fields, is_dataclass
+
+    for field in fields(entry) if is_dataclass(entry) else ():
+        if field.name == parameter.name and field.default_factory is not MISSING:
+            parameter = parameter.replace(default=field.default_factory())
+    return str(parameter)
+
+
 def _said_of(registry: "Registry[Any]", name: str) -> dict[str, Any]:
-    """Return what a method for one model says it uses and claims; else nothing."""
-    from dfl_unlearn.unlearning.local import methods, uses_of
+    """Return what a method for one model serves, reads and claims; else nothing."""
+    from dfl_unlearn.unlearning.local import kinds_of, methods, uses_of
 
     if registry is not methods:
         return {}
     method = methods.build(name)  # with its defaults: fields may decide
     uses = uses_of(method)
     return {
+        "kinds": sorted(kinds_of(method)),
         "uses": sorted(uses),
+        "needs": sorted(getattr(method, "needs", ())),
         "retained_data": any(part.startswith("retain") for part in uses),
         "claim": getattr(method, "claim", None),
     }

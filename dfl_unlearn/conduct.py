@@ -26,7 +26,7 @@ from dfl_unlearn.store.table import COLUMNS, NETWORK, ResultsTable
 from dfl_unlearn.store.understood import understood
 from dfl_unlearn.unlearning.apply import unlearn
 from dfl_unlearn.unlearning.attempts import same_protocol
-from dfl_unlearn.unlearning.contracts import Outcome, UnlearningProtocol, unlearners
+from dfl_unlearn.unlearning.contracts import Outcome, UnlearningProtocol, label_of
 from dfl_unlearn.unlearning.store import load_outcomes
 
 
@@ -36,7 +36,7 @@ class Refusal:
 
     Attributes:
         request_id: The request.
-        protocol: Registered name.
+        protocol: What tables call it, e.g. ``at-peer.salun``.
         error: Why.
     """
 
@@ -84,7 +84,7 @@ def try_all(
         before = [o for o in known if o.request == request]
         yardstick = next((o.reference for o in before if o.reference), None)
         for protocol in protocols:
-            name = unlearners.name_of(protocol)
+            name = label_of(protocol)
             kept = [o for o in before if same_protocol(o.protocol, protocol)]
             if kept:
                 outcomes.append(kept[0])

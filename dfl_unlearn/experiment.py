@@ -58,7 +58,7 @@ from dfl_unlearn.topology.files import graph_names, load_topology
 from dfl_unlearn.topology.generators import topologies
 from dfl_unlearn.topology.graph import Topology
 from dfl_unlearn.unlearning.checks import check_before_training
-from dfl_unlearn.unlearning.contracts import Outcome, UnlearningProtocol, unlearners
+from dfl_unlearn.unlearning.contracts import Outcome, UnlearningProtocol, label_of
 from dfl_unlearn.unlearning.forms import REGISTRIES
 
 
@@ -241,10 +241,7 @@ def run_experiment(
     """
     parts = build_parts(experiment, max_graph_mb=max_graph_mb)
     check_start(*parts, experiment.training, experiment.execution)
-    for request in resolved_requests(experiment, parts[1]):
-        for protocol in experiment.unlearning:
-            name = unlearners.name_of(protocol)
-            check_before_training(experiment.training, request, protocol, name)
+    check_requests(experiment, parts[1], parts[2])
     folder = RunFolder.create(runs, experiment.name)
     config = to_config(experiment)
     folder.write_text("config.toml", to_toml(config))
@@ -384,6 +381,26 @@ def _trained(
         execution=experiment.execution,
         folder=folder.root,
     )
+
+
+def check_requests(experiment: Experiment, data: PeerData, model: FlatModel) -> None:
+    """Refuse requests and protocols that cannot work, whatever training gives.
+
+    Args:
+        experiment: What is asked for.
+        data: Its data.
+        model: Its model.
+    """
+    for request in resolved_requests(experiment, data):
+        for protocol in experiment.unlearning:
+            check_before_training(
+                experiment.training,
+                request,
+                protocol,
+                label_of(protocol),
+                model,
+                data.num_classes,
+            )
 
 
 def resolved_requests(experiment: Experiment, data: PeerData) -> list[ForgetRequest]:

@@ -88,6 +88,10 @@ class Registry(Generic[T]):
             )
         self._load()
         if name not in self._entries:
+            if elsewhere := self.elsewhere(name):
+                raise UnknownNameError(
+                    f"{self.kind}: {name[:200]!r} is not registered; {elsewhere}"
+                )
             near = difflib.get_close_matches(name, self._entries, n=3)
             hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
             raise UnknownNameError(
@@ -139,8 +143,22 @@ class Registry(Generic[T]):
                 return name
         raise UnknownNameError(
             f"{self.kind}: {type(entry).__name__} is not registered; add "
-            f"@{self.kind}.register('a-name') above its definition"
+            f"{self._decorators()} above its definition"
         )
+
+    def elsewhere(self, name: str) -> str:
+        """Say where a name belongs that is not here, if that is known.
+
+        Args:
+            name: What was asked for.
+
+        Returns:
+            A remedy, or an empty text.
+        """
+        return ""
+
+    def _decorators(self) -> str:
+        return f"@{self.kind}.register('a-name')"
 
     def __contains__(self, name: object) -> bool:
         """Tell whether ``name`` is registered."""
@@ -175,6 +193,9 @@ class JoinedRegistry(Registry[T]):
         """
         super().__init__(kind, packages=())
         self._parts = parts
+
+    def _decorators(self) -> str:
+        return " or ".join(part._decorators() for part in self._parts)
 
     def _load(self) -> None:
         # Parts may have grown since the last look.

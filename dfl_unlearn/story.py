@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dfl_unlearn._stats import round_up
 from dfl_unlearn.engine.influence import best_influence
 from dfl_unlearn.engine.run import TrainedRun
+from dfl_unlearn.results.view import ResultsView
 from dfl_unlearn.store.table import NETWORK, ResultsTable
 from dfl_unlearn.unlearning.contracts import Outcome
 
@@ -64,7 +65,8 @@ def comparison_lines(
     ]
     score = "accuracy" if outcomes[0].run.data.num_classes else "mse"
     heads = ("test", "retain", "forget")
-    width = max(15, *(len(outcome.label) + 1 for outcome in outcomes))
+    labels = ResultsView.of(outcomes).labels
+    width = max(15, *(len(label) + 1 for label in labels))
     lines.append(
         f"  {'protocol':<{width}}{'claim':<24}"
         + "".join(f"{h:>9}" for h in heads)
@@ -76,7 +78,7 @@ def comparison_lines(
         cells = [first.get((f"{h}-{score}", world)) for h in heads]
         if any(c is not None for c in cells):
             lines.append(f"  {label:<{width}}{'':<24}" + "".join(map(_cell, cells)))
-    for outcome, table in zip(outcomes, tables, strict=True):
+    for name, outcome, table in zip(labels, outcomes, tables, strict=True):
         means = _means(table)
         cells = [means.get((f"{h}-{score}", "after")) for h in heads]
         claim = "none"
@@ -88,7 +90,7 @@ def comparison_lines(
             claim += ", incomplete"
         cost = outcome.cost
         lines.append(
-            f"  {outcome.label:<{width}}{claim:<24}"
+            f"  {name:<{width}}{claim:<24}"
             + "".join(map(_cell, cells))
             + f"{cost.gradient_evaluations:>12,}{cost.messages:>10,}"
             + f"{cost.wall_seconds:>9.2f}{cost.simulated_seconds:>11.2f}"

@@ -251,7 +251,7 @@ def test_every_kind_is_listed_with_help(kind, capsys):
         ("unlearn demo", 2, "say what to forget"),
         ("unlearn demo --peer 1 --fraction 0.1 --all", 2, "cannot be combined"),
         ("unlearn demo --all", 2, "--all needs --peer"),
-        ("unlearn demo --peer 1 --class 3", 2, "takes no --peer"),
+        ("unlearn demo --peer 1 --request r.toml", 2, "in the file, by peer or peers"),
         ("unlearn demo --peer 1 --indices a,b", 2, "must be integers"),
         ("unlearn demo --peer 1 --indices 0,9999", 2, "index 9999 out of range"),
         ("unlearn demo --peer 1 --indices 0,0", 2, "must be unique"),

@@ -185,6 +185,9 @@ def test_joined_registries_read_as_one_and_see_what_comes_later(tools):
     assert joined.help("hammer") == "Drive nails."
     with pytest.raises(UnknownNameError, match=r"tools and others: 'lader'.*'ladder'"):
         joined.get("lader")
+    decorators = r"add @tools\.register\('a-name'\) or @others\.register\('a-name'\)"
+    with pytest.raises(UnknownNameError, match=decorators):
+        joined.name_of(3)
 
 
 def test_a_name_in_two_joined_registries_is_refused(tools):

@@ -103,9 +103,15 @@ def label(text: str, limit: int = 40) -> str:
 
 
 def two_lines(name: str) -> str:
-    """Return an outcome's name with its settings, if any, on a second line."""
+    """Return an outcome's name with its settings, if any, on a second line.
+
+    A long name goes on there, from its last dot.
+    """
     first, _, rest = name.partition(" ")
-    return label(first, 26) + (f"\n{label(rest, 26)}" if rest else "")
+    if len(first) > 30 and "." in first:
+        first, _, more = first.rpartition(".")
+        rest = f"{more} {rest}".strip()
+    return label(first, 30) + (f"\n{label(rest, 34)}" if rest else "")
 
 
 def short(value: float) -> str:
@@ -114,6 +120,12 @@ def short(value: float) -> str:
         if abs(value) >= size:
             return f"{value / size:.3g}{unit}"
     return f"{value:.3g}"
+
+
+def size(count: float) -> str:
+    """Return a number of bytes with three digits and its unit, e.g. ``"1.2 MB"``."""
+    number, _, prefix = short(count).partition(" ")
+    return f"{number} {prefix}B"
 
 
 def percent(fraction: float) -> str:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from dfl_unlearn.accounting.certificate import Certificate
 from dfl_unlearn.errors import MissingInputError
 from dfl_unlearn.plots import plots
-from dfl_unlearn.plots._style import GREY, INK, STATUS, WIDTH, short, two_lines
+from dfl_unlearn.plots._style import GREY, INK, STATUS, WIDTH, short, size, two_lines
 from dfl_unlearn.results.view import ResultsView
 from dfl_unlearn.store.table import ResultsTable
 
@@ -126,7 +126,7 @@ def _work(axes: Axes, view: ResultsView, claims: list[str]) -> None:
                 linewidth=1,
                 **STATUS[claims[k]],
             )
-        _beside(axes, k, f"{short(count)}\n{short(outcome.cost.payload_bytes)}B sent")
+        _beside(axes, k, f"{short(count)}\n{size(outcome.cost.payload_bytes)} sent")
     axes.set_xscale("log")
     axes.set_xlim(floor, 1.3 * max(max(known), 10 * floor))
     axes.xaxis.set_major_formatter(lambda value, _: short(value))

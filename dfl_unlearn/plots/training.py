@@ -21,6 +21,9 @@ from dfl_unlearn.plots._style import (
 )
 from dfl_unlearn.results.view import ResultsView
 
+_ROW = 0.36  # inches: two lines of a name, and the space below them
+_ENTRY = 0.185  # inches: a line of a legend
+
 
 @plots.register("accuracy")
 def accuracy(view: ResultsView, figure: Figure) -> None:
@@ -35,7 +38,7 @@ def accuracy(view: ResultsView, figure: Figure) -> None:
     history = _history(view, "accuracy")
     worlds = _worlds(view, history)
     regression = view.run.data.num_classes == 0
-    figure.set_size_inches(WIDTH, 3.2)
+    figure.set_size_inches(WIDTH, max(3.2, 1.0 + _ROW * len(worlds)))
     if worlds:
         left, right = figure.subplots(1, 2, width_ratios=[1.5, 1])
         _draw_worlds(right, worlds)
@@ -78,7 +81,7 @@ def consensus(view: ResultsView, figure: Figure) -> None:
     values = np.append(history.consensus, distances)
     low, high = values[values > 0].min(initial=np.inf), values.max()
     logarithmic = high > 20 * low
-    figure.set_size_inches(WIDTH, 2.9)
+    figure.set_size_inches(WIDTH, max(2.9, 0.6 + _ENTRY * (1 + len(distances))))
     axes = figure.subplots()
     axes.plot(
         history.rounds,

@@ -9,9 +9,11 @@ from dfl_unlearn.accounting.entries import Observer
 from dfl_unlearn.accounting.ledger import PrivacyLedger
 from dfl_unlearn.engine.exposure import sent_before
 from dfl_unlearn.engine.stored import LEDGER, noted_head, read_network, read_state
-from dfl_unlearn.errors import CorruptStateError
+from dfl_unlearn.errors import CorruptStateError, DflUnlearnError
 from dfl_unlearn.store.folder import RunFolder
 from dfl_unlearn.store.understood import understood
+from dfl_unlearn.unlearning.contracts import label_of
+from dfl_unlearn.unlearning.forms import protocol_of
 
 COMMITTED = "run"
 """Title of the run's own ledger; a trial's is the name of its folder."""
@@ -50,7 +52,20 @@ class RunLedgers:
         """Return what a ledger is about, in words."""
         if title == COMMITTED:
             return "committed in this run"
-        return f"outcome {title}, committed" if self._done(title) else f"trial {title}"
+        shown = title + self._label(title)
+        return f"outcome {shown}, committed" if self._done(title) else f"trial {shown}"
+
+    def _label(self, title: str) -> str:
+        """Return what tables call an outcome's protocol, where its folder does not."""
+        place = f"outcomes/{title}/outcome.json"
+        if not self.folder.path(place).is_file():
+            return ""
+        try:
+            with understood(self.folder.path(place)):
+                label = label_of(protocol_of(self.folder.read_json(place)["protocol"]))
+        except DflUnlearnError:  # a protocol of a package that is not here
+            return ""
+        return "" if f".{label}" in title else f" ({label})"
 
     def _done(self, title: str) -> bool:
         """Tell whether an outcome's request was committed, and its charges with it."""

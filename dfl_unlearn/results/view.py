@@ -18,6 +18,10 @@ from dfl_unlearn.store.table import ResultsTable
 from dfl_unlearn.topology.graph import Topology
 from dfl_unlearn.unlearning.contracts import Outcome
 
+MOST_SETTINGS = 2
+MOST_LETTERS = 30
+"""Most settings that a name shows, and their length: it stands beside an axis."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ResultsView:
@@ -117,25 +121,31 @@ class ResultsView:
     def labels(self) -> tuple[str, ...]:
         """One readable name per outcome, different from each other.
 
-        It is the outcome's label. Where that repeats, what differs is added: the
-        request's id, else the protocol's fields, else a number.
+        It is the outcome's label, with the request's id where there are several. Where
+        that repeats, one or two short settings that differ are added, else a number.
         """
-        names = [outcome.label for outcome in self.outcomes]
-        labels: list[str] = []
-        for k, outcome in enumerate(self.outcomes):
-            alike = [
-                o for o, n in zip(self.outcomes, names, strict=True) if n == names[k]
-            ]
-            label = names[k]
-            if len({o.request.request_id for o in alike}) > 1:
-                label += f" {outcome.request.request_id}"
-            settings = [_flat(plain(o.protocol)) for o in alike]
-            for key, value in _flat(plain(outcome.protocol)).items():
-                if any(other.get(key) != value for other in settings):
-                    label += f" {key}={value}"
-            same = labels.count(label)
-            labels.append(f"{label} ({same + 1})" if same else label)
-        return tuple(labels)
+        requests = {outcome.request.request_id for outcome in self.outcomes}
+        names = [
+            f"{o.label} {o.request.request_id}" if len(requests) > 1 else o.label
+            for o in self.outcomes
+        ]
+        settings = [_flat(plain(outcome.protocol)) for outcome in self.outcomes]
+        labels = list(names)
+        for name in set(names):
+            alike = [k for k, other in enumerate(names) if other == name]
+            differing = _differing([settings[k] for k in alike])
+            if not 0 < len(differing) <= MOST_SETTINGS:
+                continue
+            shown = {k: _shown(settings[k], differing) for k in alike}
+            if max(map(len, shown.values())) <= MOST_LETTERS:
+                for k in alike:
+                    labels[k] = f"{name} {shown[k]}"
+        return tuple(
+            f"{label} ({labels[: k + 1].count(label)})"
+            if labels.count(label) > 1
+            else label
+            for k, label in enumerate(labels)
+        )
 
     @cached_property
     def tables(self) -> tuple[ResultsTable, ...]:
@@ -203,6 +213,34 @@ class ResultsView:
                 for label, outcome in zip(self.labels, self.outcomes, strict=True)
             },
         }
+
+
+def _differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the names of settings that are not the same in all, in their order."""
+    keys = dict.fromkeys(key for one in settings for key in one)
+    first = settings[0]
+    return [
+        key
+        for key in keys
+        if any(key not in one or one[key] != first.get(key) for one in settings)
+    ]
+
+
+def _shown(settings: Mapping[str, Any], keys: Sequence[str]) -> str:
+    """Return some settings as they are given, their names as short as they can be."""
+    return " ".join(
+        f"{_short(key, settings)}={settings[key]}" for key in keys if key in settings
+    )
+
+
+def _short(key: str, settings: Mapping[str, Any]) -> str:
+    """Return the end of a dotted name that no other setting shares."""
+    parts = key.split(".")
+    for k in range(len(parts) - 1, 0, -1):
+        end = ".".join(parts[k:])
+        if not any(f".{o}".endswith(f".{end}") for o in settings if o != key):
+            return end
+    return key
 
 
 def _flat(table: Mapping[str, Any], path: str = "") -> dict[str, Any]:

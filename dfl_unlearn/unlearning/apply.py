@@ -33,7 +33,12 @@ from dfl_unlearn.unlearning.checks import (
     check_views,
     guard_of,
 )
-from dfl_unlearn.unlearning.contracts import Outcome, UnlearningProtocol, unlearners
+from dfl_unlearn.unlearning.contracts import (
+    Outcome,
+    UnlearningProtocol,
+    label_of,
+    unlearners,
+)
 from dfl_unlearn.unlearning.membership import without_left
 from dfl_unlearn.unlearning.nothing import nothing_asked
 from dfl_unlearn.unlearning.residual import with_pending
@@ -117,7 +122,7 @@ def unlearn(
         return nothing_asked(run, protocol, unlearners.name_of(protocol), reference)
     if coalesce and len(requests) > 1:
         for one in requests:
-            check_kind(one, protocol, unlearners.name_of(protocol))
+            check_kind(one, protocol)
         requests = [put_together(requests, run.data)]
     if len(requests) > 1 and isinstance(reference, TrainedRun):
         raise InvalidForgetSetError(
@@ -205,7 +210,7 @@ def _attempted(
     keep: bool,
 ) -> Outcome:
     name = unlearners.name_of(protocol)
-    check_attempt(run, request, protocol, name)
+    check_attempt(run, request, protocol, label_of(protocol))
     if screening is not None:
         screening.check(run, request, protocol)
     if reference is True:

@@ -18,7 +18,8 @@ from dfl_unlearn.errors import (
     SensitivityUnprovenError,
     UnsupportedRequestError,
 )
-from dfl_unlearn.unlearning.contracts import Outcome, UnlearningProtocol
+from dfl_unlearn.models.flat import FlatModel
+from dfl_unlearn.unlearning.contracts import Outcome, UnlearningProtocol, label_of
 from dfl_unlearn.unlearning.membership import check_left, check_served
 
 
@@ -27,6 +28,8 @@ def check_before_training(
     request: ForgetRequest,
     protocol: UnlearningProtocol,
     name: str,
+    model: FlatModel,
+    num_classes: int,
 ) -> None:
     """Refuse what cannot work whatever training gives.
 
@@ -34,9 +37,14 @@ def check_before_training(
         config: How the network will be trained.
         request: The request.
         protocol: The protocol.
-        name: Its registered name.
+        name: What messages call it.
+        model: The model.
+        num_classes: 0 for a regression.
     """
-    check_kind(request, protocol, name)
+    check_kind(request, protocol)
+    check_model = getattr(protocol, "check_model", None)
+    if check_model is not None:
+        check_model(model, num_classes)
     if config.faults.models:
         check_served(protocol, name)
 
@@ -50,12 +58,12 @@ def check_attempt(
         run: The trained network.
         request: The resolved request.
         protocol: The protocol.
-        name: Its registered name.
+        name: What messages call it.
 
     Raises:
         MissingRecordError: If training did not keep what the protocol needs.
     """
-    check_kind(request, protocol, name)
+    check_kind(request, protocol)
     kept = run.record.plan.parts if run.record is not None else frozenset()
     needs: frozenset[str] = getattr(protocol, "needs", frozenset())
     held = getattr(protocol, "held", None)
@@ -82,27 +90,28 @@ def check_attempt(
         check(run, request)
 
 
-def check_kind(request: ForgetRequest, protocol: UnlearningProtocol, name: str) -> None:
+def check_kind(request: ForgetRequest, protocol: UnlearningProtocol) -> None:
     """Refuse a kind of request that the protocol does not serve.
 
     Args:
         request: The request.
         protocol: The protocol.
-        name: Its registered name.
 
     Raises:
         UnsupportedRequestError: If it does not.
     """
     kinds = getattr(protocol, "kinds", None)
     if kinds is not None and request.kind not in kinds:
-        raise UnsupportedRequestError(
-            f"request: {name} serves {', '.join(sorted(kinds))}, got kind "
-            f"{request.kind!r}; "
-            + (
+        remedy = "use retrain"
+        if request.coalesced:
+            remedy = (
                 "these requests do not combine for it, send them one after the other"
-                if request.coalesced
-                else "use retrain"
             )
+        elif hasattr(protocol, "why_not"):
+            remedy = protocol.why_not(request.kind)
+        raise UnsupportedRequestError(
+            f"request: {label_of(protocol)} serves {', '.join(sorted(kinds))}, got "
+            f"kind {request.kind!r}; {remedy}"
         )
 
 
@@ -143,7 +152,7 @@ def check_views(outcome: Outcome, name: str) -> None:
 
     Args:
         outcome: What the protocol gave back.
-        name: Its registered name.
+        name: What messages call it.
 
     Raises:
         SensitivityUnprovenError: If the log was not guarded.
@@ -168,7 +177,7 @@ def check_extractor(outcome: Outcome, name: str) -> None:
 
     Args:
         outcome: What the protocol gave back.
-        name: Its registered name.
+        name: What messages call it.
 
     Raises:
         SensitivityUnprovenError: If the extractor is not among the assumptions.

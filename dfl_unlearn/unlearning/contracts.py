@@ -16,7 +16,7 @@ from dfl_unlearn.engine.personal import Personal
 from dfl_unlearn.engine.run import CarriedOut, TrainedRun
 from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.engine.transport import MessageLog
-from dfl_unlearn.errors import InsecureNoiseError, RefusedError
+from dfl_unlearn.errors import InsecureNoiseError, RefusedError, UnknownNameError
 from dfl_unlearn.registry import JoinedRegistry, Registry
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.store.files import to_safetensors, write_file
@@ -43,6 +43,7 @@ __all__ = [
     "UnlearningMethod",
     "UnlearningProtocol",
     "baselines",
+    "label_of",
     "methods",
     "protocols",
     "unlearners",
@@ -110,8 +111,7 @@ class Outcome:
     @property
     def label(self) -> str:
         """What tables and plots call it: ``at-peer.<method>`` for a local method."""
-        label: str = getattr(self.protocol, "label", self.protocol_name)
-        return label
+        return label_of(self.protocol)
 
     def export(self, path: str | Path, *, secure: bool = False) -> Path:
         """Write every peer's model as safetensors, named ``peer<i>/<parameter>``.
@@ -225,13 +225,22 @@ class UnlearningProtocol(Protocol):
     at best), ``noised_only`` (no message before a noised release of the request: the
     transport sees to it, and no claim about all messages stands without), a method
     ``check(run, request)`` that raises before anything changes,
-    ``predicted_shift(run, request)``, the shift that its release is calibrated to, and
-    ``held(run, request)``, parts of ``needs`` that something else stands in for.
+    ``predicted_shift(run, request)``, the shift that its release is calibrated to,
+    ``held(run, request)``, parts of ``needs`` that something else stands in for,
+    ``check_model(model, num_classes)``, which raises before training where the model
+    lacks something, ``why_not(kind)``, what to do about a kind that it does not serve,
+    and ``label``, what tables call it.
     """
 
     def unlearn(self, run: TrainedRun, request: ForgetRequest, rng: RngTree) -> Outcome:
         """Carry out a resolved request."""
         ...
+
+
+def label_of(protocol: UnlearningProtocol) -> str:
+    """Return what tables call a protocol: ``at-peer.<method>`` for a local method."""
+    label: str | None = getattr(protocol, "label", None)
+    return unlearners.name_of(protocol) if label is None else label
 
 
 protocols: Registry[UnlearningProtocol] = Registry(
@@ -240,7 +249,35 @@ protocols: Registry[UnlearningProtocol] = Registry(
 baselines: Registry[UnlearningProtocol] = Registry(
     "baselines", packages=("dfl_unlearn.baselines",)
 )
-unlearners: Registry[UnlearningProtocol] = JoinedRegistry(
+
+
+class _Unlearners(JoinedRegistry[UnlearningProtocol]):
+    """Protocols and baselines; knows where methods for one model belong."""
+
+    def elsewhere(self, name: str) -> str:
+        """Say how a method for one model runs, if ``name`` is one or its label."""
+        method, _, reentry = name.removeprefix("at-peer.").partition(".")
+        if method not in methods:
+            return ""
+        more = f", reentry={reentry!r}" if reentry else ""
+        words = f" reentry={reentry}" if reentry else ""
+        return (
+            f"{method} is a method for one model, wrap it: AtPeer(method={method!r}"
+            f"{more}), or --protocol at-peer method.use={method}{words}"
+        )
+
+    def name_of(self, entry: object) -> str:
+        """Return the name under which a protocol is filed."""
+        kind = entry if isinstance(entry, type) else type(entry)
+        if any(methods.get(name) is kind for name in methods):
+            raise UnknownNameError(
+                f"protocol: must act on the network, got {kind.__name__}, a method for "
+                f"one model; wrap it: AtPeer(method={kind.__name__}(...))"
+            )
+        return super().name_of(entry)
+
+
+unlearners: Registry[UnlearningProtocol] = _Unlearners(
     "protocols and baselines", protocols, baselines
 )
 """Everything that can be asked to forget, by name."""

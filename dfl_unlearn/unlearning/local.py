@@ -17,10 +17,11 @@ from dfl_unlearn import _validate
 from dfl_unlearn.accounting.certificate import Assumption, Certificate, certify
 from dfl_unlearn.accounting.ledger import PrivacyLedger
 from dfl_unlearn.data.batch import TensorBatch
-from dfl_unlearn.data.forget import ForgetRequest
+from dfl_unlearn.data.forget import ForgetKind, ForgetRequest
 from dfl_unlearn.errors import (
     InvalidArgumentError,
     MissingInputError,
+    UnknownNameError,
     UnsupportedRequestError,
 )
 from dfl_unlearn.models.flat import FlatModel
@@ -41,7 +42,10 @@ TaskPart = Literal[
 ]
 PARTS: frozenset[TaskPart] = frozenset(get_args(TaskPart))
 
+_RETAINED: frozenset[TaskPart] = frozenset({"retain_inputs", "retain_labels"})
+
 Data = TypeVar("Data")
+M = TypeVar("M")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,6 +229,81 @@ def uses_of(method: object) -> frozenset[TaskPart]:
     return uses
 
 
+def kinds_of(method: object) -> frozenset[ForgetKind]:
+    """Return the requests that a method can serve at a peer.
+
+    A peer that gives up all its rows has no retained ones, so that a method which reads
+    those serves no whole peer.
+    """
+    every: frozenset[ForgetKind] = frozenset(get_args(ForgetKind))
+    said: frozenset[ForgetKind] = getattr(method, "kinds", every)
+    return said - {"peer"} if _RETAINED & uses_of(method) else said
+
+
+def why_not(method: object, kind: ForgetKind) -> str:
+    """Return why a method does not serve a kind of request, and what to do."""
+    name, others = methods.name_of(method), "such as fine-tune"
+    if kind == "peer":
+        others = "such as gradient-ascent, or retrain the network"
+    if kind not in getattr(method, "kinds", get_args(ForgetKind)):
+        if kinds_of(method) == {"class"}:
+            return (
+                f"{name} unlearns a class: ask for one (--class C, "
+                f"ForgetRequest.class_), or use a method that serves {kind}, {others}"
+            )
+        return f"use a method that serves {kind}, {others}"
+    return (
+        f"{name} needs retained rows and a peer that gives up all has none: use a "
+        f"method that needs none, {others}"
+    )
+
+
+def named(method: M | str, field: str) -> "M | UnlearningMethod[TensorBatch]":
+    """Return a method; a registered name becomes the method with its defaults.
+
+    Args:
+        method: A method or a name.
+        field: The field that holds it, for the message.
+
+    Returns:
+        The method.
+
+    Raises:
+        UnknownNameError: If nothing is registered under the name.
+    """
+    if not isinstance(method, str):
+        return method
+    try:
+        return methods.build(method)
+    except UnknownNameError as error:
+        message = str(error).partition(": ")[2]
+        raise UnknownNameError(f"{field}: {message}") from error
+
+
+def check_model(method: object, model: FlatModel, num_classes: int) -> None:
+    """Refuse a model that lacks what a method uses, whatever training gives.
+
+    Args:
+        method: The method.
+        model: The model.
+        num_classes: 0 for a regression.
+
+    Raises:
+        MissingInputError: Naming what is missing.
+    """
+    there: set[TaskPart] = {"class_count"} if num_classes else set()
+    if model.feature_layer is not None:
+        there.add("features")
+    missing = (uses_of(method) & {"features", "class_count"}) - there
+    if missing:
+        raise MissingInputError(
+            f"model: must have {', '.join(sorted(missing))} for "
+            f"{methods.name_of(method)}, got "
+            f"{', '.join(sorted(there)) or 'neither classes nor features'}; "
+            f"{_remedy(missing)}"
+        )
+
+
 def check_task(method: object, task: LocalTask[TensorBatch]) -> None:
     """Refuse a task that lacks what a method uses, before anything is computed.
 
@@ -248,7 +327,7 @@ def check_task(method: object, task: LocalTask[TensorBatch]) -> None:
     if kinds is not None and task.request.kind not in kinds:
         raise UnsupportedRequestError(
             f"request: {name} serves {', '.join(sorted(kinds))}, got kind "
-            f"{task.request.kind!r}; use another method"
+            f"{task.request.kind!r}; {why_not(method, task.request.kind)}"
         )
     if task.request.normalization != "local_mean":
         raise UnsupportedRequestError(

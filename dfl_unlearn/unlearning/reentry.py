@@ -122,7 +122,7 @@ def corrected(
     found: dict[int, LocalOutcome] = {}
     for peer in request.peers:
         task = local_task(run, request, peer, budget=protocol.budget, ledger=run.ledger)
-        found[peer] = run_at(protocol.method, task, rng)
+        found[peer] = run_at(protocol.owners_method, task, rng)
         params[peer] = found[peer].params
         personal.pop(peer, None)  # what the method keeps takes the place of the old
         if found[peer].personal:

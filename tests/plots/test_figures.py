@@ -1,8 +1,11 @@
+import itertools
+
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgba
 from results.handmade import made_outcome, made_run, three_outcomes
 
+from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.errors import (
     InvalidArgumentError,
     MissingInputError,
@@ -10,7 +13,16 @@ from dfl_unlearn.errors import (
     UnknownNameError,
 )
 from dfl_unlearn.plots import draw, plots, save_figures
-from dfl_unlearn.plots._style import CURVES, INFLUENCE, STATUS, label, short, spread_out
+from dfl_unlearn.plots._style import (
+    CURVES,
+    INFLUENCE,
+    STATUS,
+    label,
+    short,
+    size,
+    spread_out,
+    two_lines,
+)
 from dfl_unlearn.plots.topology import layout, shown_rounds
 from dfl_unlearn.record.influence import mixing_power
 from dfl_unlearn.results.view import ResultsView
@@ -177,3 +189,42 @@ def test_only_what_no_message_can_reach_is_white_in_the_heat_map():
     columns = [round(x) - 1 for x in mesh.get_coordinates()[0, :-1, 0]]
     outside = trace.rounds[columns][None, :] < trace.hops[order][:, None]
     np.testing.assert_array_equal(shown, outside)
+
+
+def test_bytes_have_one_form_of_unit():
+    shown = [size(count) for count in (0, 7, 999, 1200, 773_000, 2.5e6, 3e9)]
+    assert shown == ["0 B", "7 B", "999 B", "1.2 kB", "773 kB", "2.5 MB", "3 GB"]
+
+
+def test_a_long_name_keeps_what_tells_it_apart():
+    name = "at-peer.influence-unlearning"
+    assert two_lines(f"{name}.pinned r0") == f"{name}\npinned r0"
+    assert two_lines(f"{name}.delta") == f"{name}\ndelta"
+
+
+def many_trials():
+    run = made_run(n=6)
+    requests = [
+        ForgetRequest.samples(peer=p, indices=[1], request_id=f"r{p}") for p in range(6)
+    ]
+    return ResultsView.of([o for r in requests for o in three_outcomes(run, request=r)])
+
+
+def test_the_legend_of_many_trials_stays_inside_the_figure():
+    figure = draw("consensus", many_trials())
+    figure.canvas.draw()
+    legend = figure.axes[0].get_legend()
+    assert len(legend.get_texts()) == 19
+    assert legend.get_window_extent().y0 >= 0
+
+
+@pytest.mark.parametrize("name", ["accuracy", "methods"])
+def test_names_of_many_trials_do_not_overlap(name):
+    view = many_trials()
+    figure = draw(name, view)
+    figure.canvas.draw()
+    axes = max(figure.axes, key=lambda a: len(a.get_yticklabels()))
+    boxes = [t.get_window_extent() for t in axes.get_yticklabels() if t.get_text()]
+    assert len(boxes) >= len(view.outcomes)
+    boxes.sort(key=lambda box: box.y0)
+    assert all(a.y1 <= b.y0 for a, b in itertools.pairwise(boxes))

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,6 +15,9 @@ from dfl_unlearn.evaluation.view import evaluate
 from dfl_unlearn.record.influence import influence_trace, mixing_power
 from dfl_unlearn.results.view import ResultsView, plain
 from dfl_unlearn.store.table import ResultsTable
+from dfl_unlearn.unlearning.local import Budget
+from dfl_unlearn.unlearning.methods.salun import SalUn
+from dfl_unlearn.unlearning.protocols.at_peer import AtPeer
 
 
 def test_a_view_holds_one_run_and_its_outcomes_in_order():
@@ -60,13 +65,42 @@ def test_labels_say_what_differs():
         ]
     )
     assert view.labels == (
-        "newton-fisher curvature=exact_cg",
-        "newton-fisher curvature=diag_fisher",
+        "newton-fisher r0 curvature=exact_cg",
+        "newton-fisher r0 curvature=diag_fisher",
         "fine-tune r0",
         "fine-tune r1",
-        "retrain",
-        "retrain (2)",
+        "retrain r0 (1)",
+        "retrain r0 (2)",
     )
+
+
+def test_labels_show_two_short_settings_and_no_more():
+    run = made_run()
+
+    def labels(*protocols):
+        outcome = made_outcome(run, "fine-tune", None)
+        return ResultsView.of([replace(outcome, protocol=p) for p in protocols]).labels
+
+    one, two, three = (
+        AtPeer(method=SalUn()),
+        AtPeer(method=SalUn(ratio=0.3)),
+        AtPeer(method=SalUn(ratio=0.3), budget=Budget(max_steps=9)),
+    )
+    four = replace(three, method=SalUn(ratio=0.3, batch_size=7))
+    assert labels(one, two) == ("at-peer.salun ratio=0.5", "at-peer.salun ratio=0.3")
+    assert labels(two, three) == (
+        "at-peer.salun max_steps=None",
+        "at-peer.salun max_steps=9",
+    )
+    assert labels(one, three) == (
+        "at-peer.salun ratio=0.5 max_steps=None",
+        "at-peer.salun ratio=0.3 max_steps=9",
+    )
+    assert labels(one, four) == ("at-peer.salun (1)", "at-peer.salun (2)")
+    slower = replace(SalUn().optimizer, learning_rate=0.02)
+    slow = AtPeer(method=SalUn(optimizer=slower))
+    assert labels(one, slow)[1] == "at-peer.salun learning_rate=0.02"
+    assert labels(one, one, one)[2] == "at-peer.salun (3)"
 
 
 def test_the_table_is_that_of_evaluate_and_is_computed_once():

@@ -20,12 +20,14 @@ from dfl_unlearn.engine.simulator import simulate
 from dfl_unlearn.errors import (
     InvalidHyperparameterError,
     MissingInputError,
+    UnknownNameError,
     UnsupportedRequestError,
 )
 from dfl_unlearn.evaluation.view import evaluate
 from dfl_unlearn.models.zoo import models
 from dfl_unlearn.unlearning.apply import unlearn
 from dfl_unlearn.unlearning.dilution import dilution_weights, right_share
+from dfl_unlearn.unlearning.forms import form_of, protocol_of
 from dfl_unlearn.unlearning.local import (
     Budget,
     LocalOutcome,
@@ -644,3 +646,23 @@ def test_alone_nothing_of_the_old_model_is_in_the_new_ones_rounding(reentry):
     plain = unlearn(run, request, AtPeer(method=Retrain()))
     again = unlearn(run, request, protocol)
     assert torch.equal(again.state.params, plain.state.params)
+
+
+def test_a_registered_name_is_the_method_with_its_defaults():
+    by_name = AtPeer(method="salun", reentry="all", counterpart="fine-tune")
+    assert by_name == AtPeer(
+        method=methods.build("salun"), reentry="all", counterpart=FineTune()
+    )
+    assert by_name.label == "at-peer.salun.all"
+    assert protocol_of(form_of(by_name)) == by_name
+    with pytest.raises(UnknownNameError, match=r"method: 'salum' .*did you mean 'salu"):
+        AtPeer(method="salum")
+    with pytest.raises(UnknownNameError, match="counterpart: 'tune' is not"):
+        AtPeer(reentry="all", counterpart="tune")
+
+
+def test_a_bare_method_is_told_to_be_wrapped(run):
+    with pytest.raises(UnknownNameError, match=r"AtPeer\(method=FineTune\(\.\.\.\)\)"):
+        unlearn(run, REQUEST, TUNE)
+    with pytest.raises(UnknownNameError, match=r"AtPeer\(method='salun'\)"):
+        unlearn(run, REQUEST, "salun")

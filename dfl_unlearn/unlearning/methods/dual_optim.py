@@ -15,13 +15,14 @@ and losing a class, the spread of what is left falls to a third. A rate tuned fo
 base or setting is wrong for another, as 1e-3 is for random labels.
 """
 
+import difflib
 from dataclasses import dataclass, field, replace
 from typing import get_args
 
 from dfl_unlearn import _validate
 from dfl_unlearn.data.batch import TensorBatch
 from dfl_unlearn.data.forget import ForgetKind
-from dfl_unlearn.errors import InvalidHyperparameterError
+from dfl_unlearn.errors import InvalidHyperparameterError, UnknownNameError
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.unlearning.dual_optimizer import (
     DecoupledAdam,
@@ -89,12 +90,20 @@ class DualOptim:
         """Check the fields; a name becomes the method with its defaults.
 
         Raises:
+            UnknownNameError: If ``base`` is a name that is not registered.
             InvalidHyperparameterError: If ``base`` has not two objectives.
         """
+        able = [n for n in methods if hasattr(methods.get(n), "objectives")]
         if isinstance(self.base, str):
+            if self.base not in methods:
+                near = difflib.get_close_matches(self.base, able, n=1)
+                hint = f"did you mean {near[0]!r}? " if near else ""
+                raise UnknownNameError(
+                    f"base: {_validate.show(self.base)} is not registered; {hint}"
+                    f"methods with two objectives: {', '.join(able)}"
+                )
             object.__setattr__(self, "base", methods.build(self.base))
         if not isinstance(self.base, TwoObjectiveMethod):
-            able = (n for n in methods if hasattr(methods.get(n), "objectives"))
             raise InvalidHyperparameterError(
                 f"base: must be a method with two objectives ({', '.join(able)}), got "
                 f"{methods.name_of(self.base)!r}; choose one of them"

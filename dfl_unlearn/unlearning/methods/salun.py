@@ -70,7 +70,13 @@ class SalUn:
     def __post_init__(self) -> None:
         """Check the fields."""
         wrong = InvalidHyperparameterError
-        _validate.number(ratio=self.ratio, above=0, at_most=1, error=wrong)
+        _validate.number(
+            ratio=self.ratio,
+            above=0,
+            at_most=1,
+            error=wrong,
+            why="give the share of the weights that may change, e.g. 0.5",
+        )
         _validate.one_of(get_args(Score), score=self.score)
         self._labels()
 

@@ -40,6 +40,7 @@ from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.engine.transport import Dissemination
 from dfl_unlearn.errors import InvalidHyperparameterError, UnsupportedRequestError
+from dfl_unlearn.models.flat import FlatModel
 from dfl_unlearn.record.plan import RecordPart
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.unlearning.claims import exposure_of, observers_of
@@ -55,10 +56,14 @@ from dfl_unlearn.unlearning.influence_weights import InfluenceWeights, check_wei
 from dfl_unlearn.unlearning.local import (
     Budget,
     UnlearningMethod,
+    check_model,
     check_task,
+    kinds_of,
     methods,
+    named,
     only,
     uses_of,
+    why_not,
 )
 from dfl_unlearn.unlearning.local_tasks import local_task
 from dfl_unlearn.unlearning.methods.fine_tune import FineTune
@@ -72,7 +77,6 @@ from dfl_unlearn.unlearning.reentry import (
 )
 
 GOSSIP = "trajectory was gossip, not local gradient descent"
-_RETAINED: frozenset[str] = frozenset({"retain_inputs", "retain_labels"})
 _FORGOTTEN: frozenset[str] = frozenset({"forget_inputs", "forget_labels"})
 
 
@@ -82,7 +86,7 @@ class AtPeer:
     """Let a method for one model run at the owners of the data; gossip follows.
 
     Attributes:
-        method: What runs there.
+        method: What runs there, or its registered name.
         reentry: Who does what with its result; see the module.
         gossip_rounds: Rounds afterwards.
         gossip_after: ``mix``: they only average; ``train``: they train on what is kept.
@@ -103,12 +107,12 @@ class AtPeer:
             with ``rewind_network``; at 0 all do, and only then there is a claim.
     """
 
-    method: UnlearningMethod[TensorBatch] = field(default_factory=FineTune)
+    method: UnlearningMethod[TensorBatch] | str = field(default_factory=FineTune)
     reentry: Reentry = "requester"
     gossip_rounds: int = 0
     gossip_after: Literal["mix", "train"] = "mix"
     budget: Budget = field(default_factory=Budget)
-    counterpart: UnlearningMethod[TensorBatch] | None = None
+    counterpart: UnlearningMethod[TensorBatch] | str | None = None
     influence_weights: InfluenceWeights = "uniform"
     dissemination: Dissemination = "tree"
     reach: int | None = None
@@ -125,6 +129,8 @@ class AtPeer:
             InvalidHyperparameterError: If fields contradict each other.
         """
         wrong = InvalidHyperparameterError
+        for name in ("method", "counterpart"):
+            object.__setattr__(self, name, named(getattr(self, name), name))
         methods.name_of(self.method)
         _validate.one_of(get_args(Reentry), reentry=self.reentry)
         _validate.integer(
@@ -202,26 +208,35 @@ class AtPeer:
             check_rewind(self)
 
     @property
+    def owners_method(self) -> UnlearningMethod[TensorBatch]:
+        """What the owners run: ``method``, whose name was looked up."""
+        assert not isinstance(self.method, str)
+        return self.method
+
+    @property
     def neighbours_method(self) -> UnlearningMethod[TensorBatch]:
         """What peers other than the owners run, where they run anything."""
         if self.reentry == "notify":
-            return without_noise(self.method)
+            return without_noise(self.owners_method)
         if self.reentry != "all":
-            return self.method
+            return self.owners_method
         if self.counterpart is not None:
+            assert not isinstance(self.counterpart, str)
             return self.counterpart
         if _FORGOTTEN & uses_of(self.method) or "history" not in uses_of(self.method):
             return FineTune()
-        return without_noise(self.method)
+        return without_noise(self.owners_method)
 
     @property
     def kinds(self) -> frozenset[ForgetKind]:
         """What the method serves; whole peers only where it needs no retained rows."""
-        every: frozenset[ForgetKind] = frozenset(get_args(ForgetKind))
         if self.reentry == "rewind_network":
-            return every
-        served: frozenset[ForgetKind] = getattr(self.method, "kinds", every)
-        return served - {"peer"} if _RETAINED & uses_of(self.method) else served
+            return frozenset(get_args(ForgetKind))
+        return kinds_of(self.method)
+
+    def why_not(self, kind: ForgetKind) -> str:
+        """Return why it does not serve a kind of request, and what to do."""
+        return why_not(self.method, kind)
 
     @property
     def needs(self) -> frozenset[RecordPart]:
@@ -229,7 +244,7 @@ class AtPeer:
         if self.reentry == "rewind_network":
             return frozenset()
         found: frozenset[RecordPart] = frozenset()
-        for method in (self.method, self.neighbours_method):
+        for method in (self.owners_method, self.neighbours_method):
             found |= getattr(method, "needs", frozenset())
         return found
 
@@ -265,6 +280,29 @@ class AtPeer:
         name = f"at-peer.{methods.name_of(self.method)}"
         return name if self.reentry == "requester" else f"{name}.{self.reentry}"
 
+    def check_model(self, model: FlatModel, num_classes: int) -> None:
+        """Refuse a model that lacks what the method uses, before training.
+
+        Args:
+            model: The model.
+            num_classes: 0 for a regression.
+
+        Raises:
+            UnsupportedRequestError: If ``maintain`` has no classes to score.
+        """
+        if self.reentry == "rewind_network":
+            return
+        runs = [self.method]
+        if self.reentry in ("all", "notify"):
+            runs.append(self.neighbours_method)
+        for method in runs:
+            check_model(method, model, num_classes)
+        if self.reentry == "maintain" and not num_classes:
+            raise UnsupportedRequestError(
+                "reentry: must not be 'maintain' for a regression, got 'maintain', "
+                "which scores classes; use 'requester'"
+            )
+
     def check(self, run: TrainedRun, request: ForgetRequest) -> None:
         """Refuse what is not there at a peer that takes part.
 
@@ -273,11 +311,12 @@ class AtPeer:
             request: The resolved request.
 
         Raises:
-            UnsupportedRequestError: If ``maintain`` has no classes to score.
+            DflUnlearnError: Naming it.
         """
         if self.reentry == "rewind_network":
             check_rewind(self, run, request)
             return
+        self.check_model(run.model, run.data.num_classes)
         for peer in request.peers:
             task = local_task(run, request, peer, budget=self.budget)
             check_task(self.method, only(task, uses_of(self.method)))
@@ -285,11 +324,6 @@ class AtPeer:
             check_neighbours(self, run, request)
         if self.reentry == "delta":
             check_weights(self.influence_weights, run, request.requester)
-        if self.reentry == "maintain" and not run.data.num_classes:
-            raise UnsupportedRequestError(
-                "reentry: must not be 'maintain' for a regression, got 'maintain', "
-                "which scores classes; use 'requester'"
-            )
 
     def unlearn(self, run: TrainedRun, request: ForgetRequest, rng: RngTree) -> Outcome:
         """Return the state after the method and the rounds that follow."""
@@ -358,7 +392,9 @@ class AtPeer:
             if score <= self.maintain_threshold:
                 continue
             draws = rng.child(f"maintain:{number}")
-            found = run_at(self.method, replace(task, params=params[peer]), draws)
+            found = run_at(
+                self.owners_method, replace(task, params=params[peer]), draws
+            )
             params[peer] = found.params
             cost += found.cost
         return PeerState(params=params, slots=state.slots, round=state.round), cost
