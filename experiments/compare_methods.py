@@ -19,8 +19,8 @@ other method can be expected to come nearer.
 
 In ``runs/compare_methods`` ``lines.csv`` has a line per seed and method and
 ``fields.json`` says with which fields; both are read again, and what stands there is
-not computed twice unless its fields changed. ``table.csv`` has a row per method,
-``dual.csv`` what DualOptim changes and where it does not help, and
+not computed twice unless something that it was computed with changed. ``table.csv`` has
+a row per method, ``dual.csv`` what DualOptim changes and where it does not help, and
 ``compare_methods.png`` shows gap against cost.
 """
 
@@ -34,6 +34,8 @@ from hashlib import sha256
 from multiprocessing import get_context
 from pathlib import Path
 
+import forget_sets
+import method_cases
 import method_recipes
 import pandas as pd
 from forget_sets import SETTINGS
@@ -55,6 +57,8 @@ from dfl_unlearn.unlearning.forms import form_of
 from dfl_unlearn.unlearning.local import methods
 from dfl_unlearn.unlearning.protocols.at_peer import AtPeer
 
+FORMAT = 2
+"""Of what a line is computed from; another one where code changes lines."""
 Key = tuple[str, str, int]
 """Setting, method and seed."""
 LOCALLY = "retrain, locally"
@@ -267,7 +271,7 @@ def lines_of(
     prepared: Prepared | None = None
     for place in case.places:
         wanted = {name: digest(case, None) for name in CONTROLS}
-        wanted |= {name: digest(case, method) for name, method in chosen.items()}
+        wanted |= {k: digest(case, m, k in tuned) for k, m in chosen.items()}
         missing = {
             name
             for name, value in wanted.items()
@@ -294,11 +298,30 @@ def fields_of(method: Method) -> str:
     return json.dumps(form_of(AtPeer(method=method))["method"], sort_keys=True)
 
 
-def digest(case: Case, method: Method | None) -> str:
-    """Return what changes where a line has to be computed anew."""
-    text = json.dumps(asdict(case.training), sort_keys=True)
-    text += "" if method is None else fields_of(method)
-    return sha256(text.encode()).hexdigest()[:12]
+def digest(case: Case, method: Method | None, tuned: bool = False) -> str:
+    """Return what changes where a line has to be computed anew.
+
+    Args:
+        case: The case.
+        method: Whose line; None is a control's.
+        tuned: Whether the line says that its fields were tuned.
+
+    Returns:
+        12 hexadecimal digits. Where only code changes, ``FORMAT`` (or the version of
+        the forget sets) has to.
+    """
+    network = [method_cases.PEERS, method_cases.MIXING_ROUNDS] if case.network else []
+    what = {
+        "format": FORMAT,
+        "forget sets": forget_sets.VERSION,
+        "training": asdict(case.training),
+        "validation": case.validation,
+        "metrics": method_cases.METRICS,
+        "network": network,
+        "method": "" if method is None else fields_of(method),
+        "tuned": tuned,
+    }
+    return sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _name(case: Case) -> str:
