@@ -29,7 +29,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from multiprocessing import get_context
 from pathlib import Path
@@ -41,7 +41,7 @@ import pandas as pd
 from forget_sets import SETTINGS
 from method_cases import CONTROLS, PLACES, TRAININGS, Case, Prepared, lines, prepare
 from method_recipes import Method, with_batches
-from settings import choose, folder_of
+from settings import check_names, choose, folder_of
 
 from dfl_unlearn.errors import DflUnlearnError
 from dfl_unlearn.evaluation.comparison import (
@@ -57,6 +57,7 @@ from dfl_unlearn.unlearning.forms import form_of
 from dfl_unlearn.unlearning.local import methods
 from dfl_unlearn.unlearning.protocols.at_peer import AtPeer
 
+WHERE = ("one model", "network")
 FORMAT = 2
 """Of what a line is computed from; another one where code changes lines."""
 Key = tuple[str, str, int]
@@ -72,28 +73,32 @@ class Settings:
     Attributes:
         data: Data sets, of ``TRAININGS``.
         settings: Forget sets, of ``SETTINGS``.
-        places: ``one model``, ``network`` (both of its places).
-        methods: Names in tables; () is all.
+        places: Of ``WHERE``: ``one model``, ``network`` (both of its places).
+        methods: Names in tables, beside the controls; () is all.
         seeds: Of trainings and forget sets.
         workers: Processes; 0 is one per core.
     """
 
     data: tuple[str, ...] = ("digits",)
     settings: tuple[str, ...] = tuple(SETTINGS)
-    places: tuple[str, ...] = ("one model", "network")
+    places: tuple[str, ...] = WHERE
     methods: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     workers: int = 0
 
+    def __post_init__(self) -> None:
+        """Refuse names that nothing has.
 
-FULL = Settings()
-QUICK = Settings(
-    settings=("mislabel",),
-    places=("one model",),
-    methods=("fine-tune",),
-    seeds=(0, 1),
-    workers=1,
-)
+        Raises:
+            InvalidArgumentError: Naming the setting and the nearest known name.
+        """
+        check_names(TRAININGS, data=self.data)
+        check_names(SETTINGS, settings=self.settings)
+        check_names(WHERE, places=self.places)
+        if self.methods:
+            every = replace(self, methods=(), seeds=(0,))
+            names = (name for _, chosen, _ in jobs(every) for name in chosen)
+            check_names(names, methods=self.methods)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -229,7 +234,7 @@ def jobs(settings: Settings) -> list[tuple[Case, dict[str, Method], frozenset[st
                 if place == "network":
                     size = TRAININGS[data].local_batch_size
                     chosen = {k: with_batches(m, size) for k, m in chosen.items()}
-                    if not settings.methods:
+                    if LOCALLY in (settings.methods or [LOCALLY]):
                         chosen[LOCALLY] = methods.build("retrain")
                 for seed in settings.seeds:
                     case = Case(
@@ -331,6 +336,16 @@ def _name(case: Case) -> str:
 
 def _text(key: Key) -> str:
     return " | ".join(map(str, key))
+
+
+FULL = Settings()
+QUICK = Settings(
+    settings=("mislabel",),
+    places=("one model",),
+    methods=("fine-tune",),
+    seeds=(0, 1),
+    workers=1,
+)
 
 
 if __name__ == "__main__":
