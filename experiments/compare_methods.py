@@ -8,7 +8,8 @@
 Six forget sets (``forget_sets.py``): a class, a random 10 % or 50 %, a user, wrong
 labels, images with a backdoor. Three places: one model with all data; one peer of a
 ring of 8 unlike ones, whose own rows go, just after its method; the same peer after
-three rounds in which all peers only average, when its neighbours have answered.
+three rounds in which all peers only average, when its neighbours have answered; both
+retrained networks average as long there.
 
 Per seed (another training, another forget set) the model is trained once and retrained
 twice; every method of ``recipes/<data>.toml``, and every registered one that it does

@@ -39,7 +39,8 @@ from dfl_unlearn.unlearning.protocols.retrain import Retrain
 
 Place = Literal["one model", "at a peer", "at a peer, mixed"]
 """Who is measured: the only model; the requester's, just after its method; the
-requester's after ``MIXING_ROUNDS`` in which all peers only average."""
+requester's after ``MIXING_ROUNDS`` in which all peers only average, of methods and of
+retrained networks alike."""
 PLACES: tuple[Place, ...] = ("one model", "at a peer", "at a peer, mixed")
 PEERS = 8
 """On a ring; their rows are unlike: Dirichlet 0.1 over classes, at least 60 each."""
