@@ -8,7 +8,8 @@
 Six forget sets (``forget_sets.py``): a class, a random 10 % or 50 %, a user, wrong
 labels, images with a backdoor. Three places: one model with all data; one peer of a
 ring of 8 unlike ones, whose own rows go, just after its method; the same peer after
-three rounds in which all peers only average, when its neighbours have answered.
+three rounds in which all peers only average, when its neighbours have answered; both
+retrained networks average as long there.
 
 Per seed (another training, another forget set) the model is trained once and retrained
 twice; every method of ``recipes/<data>.toml``, and every registered one that it does
@@ -19,8 +20,8 @@ other method can be expected to come nearer.
 
 In ``runs/compare_methods`` ``lines.csv`` has a line per seed and method and
 ``fields.json`` says with which fields; both are read again, and what stands there is
-not computed twice unless its fields changed. ``table.csv`` has a row per method,
-``dual.csv`` what DualOptim changes and where it does not help, and
+not computed twice unless something that it was computed with changed. ``table.csv`` has
+a row per method, ``dual.csv`` what DualOptim changes and where it does not help, and
 ``compare_methods.png`` shows gap against cost.
 """
 
@@ -29,17 +30,19 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from multiprocessing import get_context
 from pathlib import Path
 
+import forget_sets
+import method_cases
 import method_recipes
 import pandas as pd
 from forget_sets import SETTINGS
 from method_cases import CONTROLS, PLACES, TRAININGS, Case, Prepared, lines, prepare
 from method_recipes import Method, with_batches
-from settings import choose, folder_of
+from settings import check_names, choose, folder_of
 
 from dfl_unlearn.errors import DflUnlearnError
 from dfl_unlearn.evaluation.comparison import (
@@ -55,6 +58,9 @@ from dfl_unlearn.unlearning.forms import form_of
 from dfl_unlearn.unlearning.local import methods
 from dfl_unlearn.unlearning.protocols.at_peer import AtPeer
 
+WHERE = ("one model", "network")
+FORMAT = 2
+"""Of what a line is computed from; another one where code changes lines."""
 Key = tuple[str, str, int]
 """Setting, method and seed."""
 LOCALLY = "retrain, locally"
@@ -68,28 +74,32 @@ class Settings:
     Attributes:
         data: Data sets, of ``TRAININGS``.
         settings: Forget sets, of ``SETTINGS``.
-        places: ``one model``, ``network`` (both of its places).
-        methods: Names in tables; () is all.
+        places: Of ``WHERE``: ``one model``, ``network`` (both of its places).
+        methods: Names in tables, beside the controls; () is all.
         seeds: Of trainings and forget sets.
         workers: Processes; 0 is one per core.
     """
 
     data: tuple[str, ...] = ("digits",)
     settings: tuple[str, ...] = tuple(SETTINGS)
-    places: tuple[str, ...] = ("one model", "network")
+    places: tuple[str, ...] = WHERE
     methods: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     workers: int = 0
 
+    def __post_init__(self) -> None:
+        """Refuse names that nothing has.
 
-FULL = Settings()
-QUICK = Settings(
-    settings=("mislabel",),
-    places=("one model",),
-    methods=("fine-tune",),
-    seeds=(0, 1),
-    workers=1,
-)
+        Raises:
+            InvalidArgumentError: Naming the setting and the nearest known name.
+        """
+        check_names(TRAININGS, data=self.data)
+        check_names(SETTINGS, settings=self.settings)
+        check_names(WHERE, places=self.places)
+        if self.methods:
+            every = replace(self, methods=(), seeds=(0,))
+            names = (name for _, chosen, _ in jobs(every) for name in chosen)
+            check_names(names, methods=self.methods)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -225,7 +235,7 @@ def jobs(settings: Settings) -> list[tuple[Case, dict[str, Method], frozenset[st
                 if place == "network":
                     size = TRAININGS[data].local_batch_size
                     chosen = {k: with_batches(m, size) for k, m in chosen.items()}
-                    if not settings.methods:
+                    if LOCALLY in (settings.methods or [LOCALLY]):
                         chosen[LOCALLY] = methods.build("retrain")
                 for seed in settings.seeds:
                     case = Case(
@@ -267,7 +277,7 @@ def lines_of(
     prepared: Prepared | None = None
     for place in case.places:
         wanted = {name: digest(case, None) for name in CONTROLS}
-        wanted |= {name: digest(case, method) for name, method in chosen.items()}
+        wanted |= {k: digest(case, m, k in tuned) for k, m in chosen.items()}
         missing = {
             name
             for name, value in wanted.items()
@@ -294,11 +304,30 @@ def fields_of(method: Method) -> str:
     return json.dumps(form_of(AtPeer(method=method))["method"], sort_keys=True)
 
 
-def digest(case: Case, method: Method | None) -> str:
-    """Return what changes where a line has to be computed anew."""
-    text = json.dumps(asdict(case.training), sort_keys=True)
-    text += "" if method is None else fields_of(method)
-    return sha256(text.encode()).hexdigest()[:12]
+def digest(case: Case, method: Method | None, tuned: bool = False) -> str:
+    """Return what changes where a line has to be computed anew.
+
+    Args:
+        case: The case.
+        method: Whose line; None is a control's.
+        tuned: Whether the line says that its fields were tuned.
+
+    Returns:
+        12 hexadecimal digits. Where only code changes, ``FORMAT`` (or the version of
+        the forget sets) has to.
+    """
+    network = [method_cases.PEERS, method_cases.MIXING_ROUNDS] if case.network else []
+    what = {
+        "format": FORMAT,
+        "forget sets": forget_sets.VERSION,
+        "training": asdict(case.training),
+        "validation": case.validation,
+        "metrics": method_cases.METRICS,
+        "network": network,
+        "method": "" if method is None else fields_of(method),
+        "tuned": tuned,
+    }
+    return sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _name(case: Case) -> str:
@@ -308,6 +337,16 @@ def _name(case: Case) -> str:
 
 def _text(key: Key) -> str:
     return " | ".join(map(str, key))
+
+
+FULL = Settings()
+QUICK = Settings(
+    settings=("mislabel",),
+    places=("one model",),
+    methods=("fine-tune",),
+    seeds=(0, 1),
+    workers=1,
+)
 
 
 if __name__ == "__main__":

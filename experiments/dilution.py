@@ -19,11 +19,13 @@ what gossip does to a change, not about which method is best. Methods that a pee
 this network cannot run are listed with the reason.
 
 Prints one line per network and method and writes ``runs/dilution/``: ``table.csv``,
-``curves.csv`` (share left by hop and round) and ``dilution.png``.
+``curves.csv`` (share left by hop and round) and ``dilution.png``, which names the
+methods that changed nothing and cannot be drawn.
 """
 
 import time
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,7 +122,10 @@ def main(arguments: list[str] | None = None) -> None:
             print(line(row), flush=True)
     pd.DataFrame(rows).to_csv(folder / "table.csv", index=False, float_format="%.6g")
     pd.DataFrame(curves).to_csv(folder / "curves.csv", index=False, float_format="%.5g")
-    save(pictures(settings, shown), folder / "dilution.png")
+    unmoved = without_change(rows)
+    if unmoved:
+        print(unmoved)
+    save(pictures(settings, shown, unmoved), folder / "dilution.png")
     worst = max(row["mix_error"] for row in rows)
     print(f"largest distance to [W^r]_ju delta: {worst:.2e} of delta")
     if not worst <= LIMIT:
@@ -214,6 +219,27 @@ def by_hop(
     ]
 
 
+def without_change(rows: Sequence[Mapping[str, object]]) -> str:
+    """Return a sentence about what is not drawn, or nothing.
+
+    Args:
+        rows: Of the table; of a change of 0 no share can be left.
+
+    Returns:
+        The methods, with their networks where they do change other ones.
+    """
+    networks = {row["network"] for row in rows}
+    where: dict[object, list[str]] = {}
+    for row in rows:
+        if not row["change"]:
+            where.setdefault(row["method"], []).append(str(row["network"]))
+    names = [
+        f"{name}" if len(found) == len(networks) else f"{name} ({', '.join(found)})"
+        for name, found in where.items()
+    ]
+    return f"not drawn, since nothing changed: {', '.join(names)}" if names else ""
+
+
 def line(row: dict[str, object]) -> str:
     """Return a row as a line."""
     return (
@@ -226,9 +252,12 @@ def line(row: dict[str, object]) -> str:
 
 
 def pictures(
-    settings: Settings, shown: dict[str, dict[str, tuple[Dilution, Dilution]]]
+    settings: Settings,
+    shown: dict[str, dict[str, tuple[Dilution, Dilution]]],
+    unmoved: str,
 ) -> Figure:
     """Draw one column per network: mixing, training on, and what is remembered."""
+    every = list(dict.fromkeys(name for found in shown.values() for name in found))
     figure = Figure(figsize=(2.0 * WIDTH, 8.4), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(3, len(shown), sharex=True, sharey="row")
@@ -261,7 +290,8 @@ def pictures(
                     markeredgecolor="white",
                     markeredgewidth=0.4,
                 )
-        for k, (name, (mixed, further)) in enumerate(found.items()):
+        for name, (mixed, further) in found.items():
+            k = every.index(name)
             ink, dash = CURVES[k % len(CURVES)], DASHES[k // len(CURVES) % len(DASHES)]
             own = int(further.hops.argmin())
             middle.plot(further.left[:, own], color=ink, linestyle=dash, label=name)
@@ -288,8 +318,20 @@ def pictures(
     grid[0, 0].set_ylabel("left with mixing\n(lines: powers of W; dots: all methods)")
     grid[1, 0].set_ylabel("left at the requester\nwhen training goes on (band: W)")
     grid[2, 0].set_ylabel("forget loss above before,\nrequester, mixing only")
-    handles, names = grid[1, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=8, fontsize=8)
+    keys = {
+        name: handle
+        for axes in grid[1]
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        [keys[name] for name in every],
+        every,
+        loc="outside lower center",
+        ncols=8,
+        fontsize=8,
+        title=unmoved or None,
+        title_fontsize=8,
+    )
     return figure
 
 

@@ -17,6 +17,8 @@ from dfl_unlearn.data.poison import Trigger, backdoored, mislabelled
 from dfl_unlearn.data.sources import Dataset, datasets
 from dfl_unlearn.rng import RngTree
 
+VERSION = 1
+"""Of the sets below and of how data are thinned; stored lines are of one version."""
 USERS = 20
 """Users among whom a peer's rows are split, unlike ones: Dirichlet 0.5 over classes."""
 

@@ -31,6 +31,7 @@ from dfl_unlearn.record.plan import RecordPlan
 from dfl_unlearn.topology.files import load_topology
 from dfl_unlearn.topology.graph import Topology
 from dfl_unlearn.unlearning.contracts import Outcome
+from dfl_unlearn.unlearning.dilution import gossip_once
 from dfl_unlearn.unlearning.methods.original import Original
 from dfl_unlearn.unlearning.optimizers import LocalOptimizer
 from dfl_unlearn.unlearning.protocols.at_peer import AtPeer
@@ -38,7 +39,8 @@ from dfl_unlearn.unlearning.protocols.retrain import Retrain
 
 Place = Literal["one model", "at a peer", "at a peer, mixed"]
 """Who is measured: the only model; the requester's, just after its method; the
-requester's after ``MIXING_ROUNDS`` in which all peers only average."""
+requester's after ``MIXING_ROUNDS`` in which all peers only average, of methods and of
+retrained networks alike."""
 PLACES: tuple[Place, ...] = ("one model", "at a peer", "at a peer, mixed")
 PEERS = 8
 """On a ring; their rows are unlike: Dirichlet 0.1 over classes, at least 60 each."""
@@ -234,6 +236,7 @@ def lines(
     """
     case = prepared.case
     rounds = MIXING_ROUNDS if place == PLACES[2] else 0
+    prepared = _mixed(prepared, rounds)  # yardstick and floor as well as methods
     success = ("attack-success",) if case.setting == "backdoor" else ()
 
     def line(name: str, outcome: Outcome, note: str = "") -> Line:
@@ -256,6 +259,26 @@ def lines(
         found = tried(prepared, method, rounds)
         note = "oracle-tuned" if name in tuned else ""
         yield name, line(name, found, note) if isinstance(found, Outcome) else found
+
+
+def _mixed(prepared: Prepared, rounds: int) -> Prepared:
+    """Return the case with both retrained networks after rounds of only averaging."""
+
+    def after(outcome: Outcome) -> Outcome:
+        run, state = outcome.run, outcome.state
+        data = run.data.without(outcome.request)
+        for _ in range(rounds):
+            state, _ = gossip_once(run, data, state, "mix")
+        known = outcome.reference
+        # Of retraining the reference is its own end, of ``again`` there is none.
+        reference = None if known is None else known.replaced(state=state)
+        return replace(outcome, state=state, reference=reference)
+
+    if not rounds:
+        return prepared
+    return replace(
+        prepared, retrained=after(prepared.retrained), again=after(prepared.again)
+    )
 
 
 def tried(

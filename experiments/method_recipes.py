@@ -67,23 +67,34 @@ class Recipes:
         Returns:
             The written ones in the file's order, then what else is registered.
         """
-        names = (ALL, setting, *([f"{setting}{NETWORK}"] if network else []))
-        written: dict[str, Mapping[str, Any]] = {}
-        for name in names:
-            written |= self.tables.get(name, {})
         found = {
-            name: method_of(name, table, f"{setting}.{name}")
-            for name, table in written.items()
+            name: method_of(name, self.tables[table][name], f"{setting}.{name}")
+            for name, table in self._sources(setting, network).items()
         }
         used = {methods.name_of(method) for method in found.values()}
         rest = [name for name in methods.names() if name not in used]
         return found | {name: methods.build(name) for name in rest}
 
     def oracle_tuned(self, setting: str, *, network: bool = False) -> frozenset[str]:
-        """Return the methods that were tuned by looking at a retrained model."""
-        place = setting + (NETWORK if network else "")
-        names = self.tables.get(place, {}) if self.head.oracle_tuned else ()
-        return frozenset(names)
+        """Return the methods that were tuned by looking at a retrained model.
+
+        Args:
+            setting: A setting, with a table of its own or not.
+            network: Whether the method runs at a peer of a network.
+
+        Returns:
+            Those whose fields stand in a table of a setting, with or without network;
+            those of ``[all]`` and defaults were not tuned.
+        """
+        if not self.head.oracle_tuned:
+            return frozenset()
+        sources = self._sources(setting, network)
+        return frozenset(name for name, table in sources.items() if table != ALL)
+
+    def _sources(self, setting: str, network: bool) -> dict[str, str]:
+        """Return the table that gives each written method its fields."""
+        places = (ALL, setting, *([f"{setting}{NETWORK}"] if network else []))
+        return {name: place for place in places for name in self.tables.get(place, {})}
 
 
 def method_of(name: str, table: Mapping[str, Any], path: str) -> Method:

@@ -5,12 +5,16 @@ the test suite runs it) and ``FULL`` (what the README quotes).
 """
 
 import argparse
+import difflib
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
+from dfl_unlearn import _validate
 from dfl_unlearn._configfile import parse_override
 from dfl_unlearn._strict import read_strict
+from dfl_unlearn.errors import InvalidArgumentError
 
 S = TypeVar("S")
 
@@ -43,6 +47,28 @@ def choose(quick: S, full: S, doc: str | None, arguments: list[str] | None = Non
         for key, value in values.items()
     }
     return read_strict(type(base), values, "settings")
+
+
+def check_names(known: Iterable[str], **named: str | tuple[str, ...]) -> None:
+    """Check that settings hold known names only, so that no typo is passed over.
+
+    Args:
+        known: The names that there are.
+        **named: A name or several, under the setting's own name.
+
+    Raises:
+        InvalidArgumentError: Naming setting and value, with the nearest known name.
+    """
+    known = tuple(dict.fromkeys(known))
+    for setting, names in named.items():
+        for name in (names,) if isinstance(names, str) else names:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]!r}? " if near else ""
+                raise InvalidArgumentError(
+                    f"{setting}: must be known, got {_validate.show(name)}; {hint}"
+                    f"known: {', '.join(known)}"
+                )
 
 
 def folder_of(script: str) -> Path:

@@ -30,11 +30,12 @@ from typing import Any
 import method_recipes
 import numpy as np
 import pandas as pd
+from compare_methods import FULL as REPORTED
 from forget_sets import SETTINGS
 from method_cases import TRAININGS, Case, four, prepare, tried
 from method_recipes import Method, Recipes, with_batches, with_rates
 from numpy.typing import NDArray
-from settings import choose, folder_of
+from settings import check_names, choose, folder_of
 
 from dfl_unlearn.errors import DflUnlearnError
 from dfl_unlearn.unlearning.local import methods
@@ -94,11 +95,24 @@ class Settings:
     write: bool = False
     workers: int = 0
 
+    def __post_init__(self) -> None:
+        """Refuse names that nothing has, or that have no knob.
 
-FULL = Settings()
-QUICK = Settings(
-    settings=("mislabel",), methods=("fine-tune",), seeds=(100,), workers=1
-)
+        Raises:
+            InvalidArgumentError: Naming the setting and the nearest known name.
+        """
+        check_names(TRAININGS, data=self.data)
+        check_names(SETTINGS, settings=self.settings)
+        if self.methods:
+            recipes = method_recipes.of(self.data, tuple(SETTINGS))
+            check_names(
+                (
+                    name
+                    for setting in self.settings
+                    for name in tunable(recipes, setting, self.network)
+                ),
+                methods=self.methods,
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +133,9 @@ def main(arguments: list[str] | None = None) -> None:
     for one in tries(settings, recipes):
         by_value = found.setdefault((one.setting, one.name), {})
         by_value.setdefault(one.value, []).append(one.off)
+    if not found:
+        print("nothing was tuned: every method refused every request; nothing written")
+        return
     what = "gap to Retrain" if settings.oracle else "distance to the aim"
     print(f"oracle_tuned={settings.oracle}; {what} in points (paired), * is taken")
     tables = {name: dict(table) for name, table in recipes.tables.items()}
@@ -149,8 +166,7 @@ def main(arguments: list[str] | None = None) -> None:
     head = replace(
         recipes.head,
         oracle_tuned=settings.oracle or recipes.head.oracle_tuned,
-        tuned=f"by tune_forget_learning_rate.py on seeds {settings.seeds}, other ones "
-        "than those of the comparison, and on validation rows",
+        tuned=how(settings),
     )
     text = method_recipes.text_of(Recipes(head=head, tables=tables))
     folder = folder_of(__file__)
@@ -164,16 +180,32 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"recipes: {target}")
 
 
+def tunable(recipes: Recipes, setting: str, network: bool) -> dict[str, Method]:
+    """Return the methods of a setting that have a knob, by their names in tables."""
+    every = recipes.methods(setting, network=network)
+    return {k: m for k, m in every.items() if methods.name_of(m) in KNOBS}
+
+
+def how(settings: Settings) -> str:
+    """Return the recipes' sentence about where their values come from."""
+    shared = [seed for seed in settings.seeds if seed in REPORTED.seeds]
+    others = (
+        f"of which {shared} are the comparison's, too,"
+        if shared
+        else "other ones than those of the comparison,"
+    )
+    return (
+        f"last by tune_forget_learning_rate.py on seeds {settings.seeds}, {others} and "
+        "on validation rows"
+    )
+
+
 def tries(settings: Settings, recipes: Recipes) -> Iterator[Try]:
     """Yield every method with every value of its knob in every case."""
     jobs = []
     for setting in settings.settings:
-        found = recipes.methods(setting, network=settings.network)
-        chosen = {
-            name: method
-            for name, method in found.items()
-            if name in (settings.methods or found) and methods.name_of(method) in KNOBS
-        }
+        found = tunable(recipes, setting, settings.network)
+        chosen = {k: m for k, m in found.items() if k in (settings.methods or found)}
         if settings.network:
             size = TRAININGS[settings.data].local_batch_size
             chosen = {name: with_batches(m, size) for name, m in chosen.items()}
@@ -271,6 +303,12 @@ def _written(value: Any) -> Any:
         if own != getattr(plain, field.name):
             table[field.name] = _written(own)
     return table
+
+
+FULL = Settings()
+QUICK = Settings(
+    settings=("mislabel",), methods=("fine-tune",), seeds=(100,), workers=1
+)
 
 
 if __name__ == "__main__":

@@ -30,9 +30,7 @@ from dfl_unlearn.evaluation.comparison_lines import (
     MINIMUM,
     Claim,
     Line,
-    controls,
     measure,
-    noise_floor,
     read_lines,
     write_lines,
 )
@@ -50,9 +48,7 @@ __all__ = [
     "Line",
     "Row",
     "compare",
-    "controls",
     "measure",
-    "noise_floor",
     "read_lines",
     "write_lines",
 ]
@@ -254,7 +250,7 @@ class Comparison:
 
 
 def compare(lines: Iterable[Line]) -> Comparison:
-    """Return the table of lines from ``measure`` and ``controls``.
+    """Return the table of lines from ``measure``.
 
     Args:
         lines: Of any number of settings, methods and forget sets.
@@ -282,7 +278,7 @@ def _grouped(lines: Iterable[Line]) -> dict[str, dict[str, dict[int, Line]]]:
         if missing:
             raise MissingInputError(
                 f"lines: must have {', '.join(CONTROLS)} in every setting, got "
-                f"{setting!r} without {', '.join(missing)}; add controls(...)"
+                f"{setting!r} without {', '.join(missing)}; measure them, too"
             )
     return groups
 
@@ -294,7 +290,7 @@ def _row(lines: Mapping[int, Line], retrain: Mapping[int, Line]) -> Row:
     if alone:
         raise MissingInputError(
             f"lines: must have retrain for every forget set, got {first.method} in "
-            f"{first.setting!r} with seeds {alone} that have none; add controls(...)"
+            f"{first.setting!r} with seeds {alone} that have none; measure it, too"
         )
     ours, theirs = list(lines.values()), [retrain[seed] for seed in lines]
     differences = np.stack([a.four - b.four for a, b in zip(ours, theirs, strict=True)])

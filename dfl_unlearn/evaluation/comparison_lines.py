@@ -5,9 +5,8 @@ A line cannot be made without saying what its certificate claims.
 
 import csv
 import io
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -16,30 +15,17 @@ from numpy.typing import NDArray
 
 from dfl_unlearn import _validate
 from dfl_unlearn.accounting.certificate import CLAIMED, Status
-from dfl_unlearn.engine.loop import samples_per_round
-from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.errors import InvalidArgumentError, MissingInputError
 from dfl_unlearn.evaluation.metrics import Metric, info_of
 from dfl_unlearn.evaluation.metrics import metrics as registry
-from dfl_unlearn.evaluation.view import EvaluationView, evaluate
+from dfl_unlearn.evaluation.view import EvaluationView
 from dfl_unlearn.store.files import write_file
-from dfl_unlearn.store.table import NETWORK, World
 from dfl_unlearn.unlearning.contracts import Outcome
 
 FOUR = ("forget-accuracy", "retain-accuracy", "test-accuracy-kept", "mia-entropy")
 """The figures that gaps are about: FA, RA, TA and attack (a)."""
 MINIMUM = (*FOUR, "mia-population-auc", "mia-tpr-at-1", "prediction-js")
 """Registered metrics that every line has."""
-DISTANCES = (
-    "prediction-js",
-    "prediction-kl",
-    "activation-distance",
-    "parameter-distance",
-    "agreement",
-    "gap",
-    "paired-gap",
-)
-"""Registered metrics that compare with retraining."""
 
 Claim = Literal[Status, "none"]
 CLAIMS: tuple[Claim, ...] = (
@@ -52,7 +38,6 @@ CLAIMS: tuple[Claim, ...] = (
 )
 """What a line may claim, from the weakest to the strongest."""
 
-_ITSELF = {"agreement": 1.0}  # of the reference with itself, where that is not 0
 _BETWEEN = " | "  # reasons in one cell
 _BEFORE = ("setting", "method", "seed")
 _AFTER = (
@@ -164,7 +149,7 @@ def measure(
         setting=setting,
         method=outcome.label if method is None else method,
         seed=seed,
-        values=_values(_view(outcome, peer), "after", metrics),
+        values=_values(_view(outcome, peer), metrics),
         seconds=outcome.cost.wall_seconds,
         sample_gradients=outcome.cost.gradient_evaluations,
         certificate="none" if claim is None else claim.status,
@@ -173,84 +158,6 @@ def measure(
         reasons=() if claim is None else claim.reasons,
         note=note,
     )
-
-
-def controls(
-    outcome: Outcome,
-    again: TrainedRun,
-    *,
-    setting: str,
-    seed: int,
-    metrics: Sequence[str] = (),
-    peer: int | None = None,
-) -> tuple[Line, Line, Line]:
-    """Return the lines ``original``, ``retrain`` and ``retrain-2`` of one forget set.
-
-    Args:
-        outcome: Any outcome on this forget set, with its reference.
-        again: The network retrained with other draws:
-            ``retrain(run, run.data.without(request), seed_offset=1)``.
-        setting: Name of what is compared.
-        seed: Names the forget set.
-        metrics: Registered metrics beside ``MINIMUM``.
-        peer: Whose figures; None is the mean over all peers.
-
-    Returns:
-        The three lines. Retraining has the claim ``exact`` by its definition; its
-        sample gradients are those of a run without faults.
-
-    Raises:
-        MissingInputError: If the outcome has no reference.
-    """
-    reference = _reference(outcome)
-    view = _view(outcome, peer)
-    second = _view(replace(outcome, state=again.state), peer)
-
-    def line(method: str, values: dict[str, float], run: TrainedRun | None) -> Line:
-        exact = run is not None
-        return Line(
-            setting=setting,
-            method=method,
-            seed=seed,
-            values=values,
-            seconds=_seconds(run) if run is not None else 0.0,
-            sample_gradients=_gradients(run) if run is not None else 0,
-            certificate="exact" if exact else "none",
-            epsilon=0.0 if exact else None,
-            delta=0.0 if exact else None,
-        )
-
-    return (
-        line("original", _values(view, "before", metrics), None),
-        line("retrain", _values(view, "reference", metrics), reference),
-        line("retrain-2", _values(second, "after", metrics), again),
-    )
-
-
-def noise_floor(
-    outcome: Outcome, again: TrainedRun, metrics: str | Iterable[str] | None = None
-) -> dict[str, float]:
-    """Return how far two retrained networks are from each other.
-
-    No method can be told from retraining below these values.
-
-    Args:
-        outcome: An outcome with its reference.
-        again: The network retrained with other draws.
-        metrics: Registered metrics that compare with the reference; None is
-            ``DISTANCES``.
-
-    Returns:
-        Metric -> the network's value with ``again`` in the place of what was
-        unlearned.
-
-    Raises:
-        MissingInputError: If the outcome has no reference.
-    """
-    _reference(outcome)
-    metrics = DISTANCES if metrics is None else metrics
-    table = evaluate(replace(outcome, state=again.state), metrics, worlds="after")
-    return {row["metric"]: row["value"] for row in table.rows if row["peer"] == NETWORK}
 
 
 def write_lines(lines: Iterable[Line], path: str | Path) -> Path:
@@ -333,41 +240,20 @@ def read_lines(path: str | Path) -> tuple[Line, ...]:
     return tuple(found)
 
 
-def _values(
-    view: EvaluationView, world: World, metrics: Sequence[str]
-) -> dict[str, float]:
-    """Return metrics in one world; 0 for the reference's distance to itself."""
+def _values(view: EvaluationView, metrics: Sequence[str]) -> dict[str, float]:
     values = {}
     for name in dict.fromkeys((*MINIMUM, *metrics)):
-        worlds = info_of(registry.get(name)).worlds
-        if world in worlds:
+        if "after" in info_of(registry.get(name)).worlds:
             metric: Metric = registry.get(name)
-            values[name] = float(metric(view.at(world)).double().mean())
-        elif world == "reference" and "after" in worlds:
-            values[name] = _ITSELF.get(name, 0.0)
+            values[name] = float(metric(view.at("after")).double().mean())
     return values
 
 
 def _view(outcome: Outcome, peer: int | None) -> EvaluationView:
-    _reference(outcome)
-    view = EvaluationView.of(outcome)
-    return view if peer is None else view.only(peer)
-
-
-def _reference(outcome: Outcome) -> TrainedRun:
     if outcome.reference is None:
         raise MissingInputError(
             "outcome: must have a reference to be compared with, got None; call "
             "unlearn(..., reference=True)"
         )
-    return outcome.reference
-
-
-def _seconds(run: TrainedRun) -> float:
-    if run.history is None or not len(run.history.seconds):
-        return math.nan
-    return float(run.history.seconds[-1])
-
-
-def _gradients(run: TrainedRun) -> int:
-    return samples_per_round(run.data, run.config) * run.state.round
+    view = EvaluationView.of(outcome)
+    return view if peer is None else view.only(peer)

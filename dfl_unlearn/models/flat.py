@@ -379,7 +379,25 @@ class FlatModel:
         Raises:
             InvalidArgumentError: If a loss of your own does not give ``(B,)``.
         """
-        outputs = self._outputs(named, features)
+        return self._losses(self._outputs(named, features), labels)
+
+    def losses_of(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the data term of each sample from what ``named_logits`` returned.
+
+        For objectives that read the same logits twice, which need one pass only.
+
+        Args:
+            logits: ``(B, C)``, or ``(B,)`` for a regression, with their graph.
+            labels: Shape ``(B,)``.
+
+        Returns:
+            Shape ``(B,)``, what ``named_sample_losses`` gives.
+        """
+        single = self.loss_name == "binary-logistic"
+        outputs = logits[..., 1] if single else logits  # the first one is 0
+        return self._losses(outputs, labels.to(outputs.device))
+
+    def _losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         if self.loss_name == "cross-entropy":
             return F.cross_entropy(outputs, labels, reduction="none")
         if self.loss_name == "binary-logistic":

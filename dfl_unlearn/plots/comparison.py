@@ -42,6 +42,7 @@ _WORDS = {
 }
 _LOWEST = 0.1  # points; a smaller gap is drawn there
 _MARGIN = 0.30  # of a panel's width, for the names
+_ENDS = (0.03, 0.97)  # of its height: middles of the lowest and the highest name
 
 
 def gap_against_cost(
@@ -76,7 +77,7 @@ def gap_against_cost(
         )
     columns = min(2, len(chosen))
     rows = -(-len(chosen) // columns)
-    figure.set_size_inches(WIDTH if columns == 2 else WIDTH / 1.6, 0.5 + 3.4 * rows)
+    figure.set_size_inches(WIDTH if columns == 2 else WIDTH / 1.6, 0.5 + 3.7 * rows)
     panels = figure.subplots(rows, columns, squeeze=False).flat
     for axes, setting in zip(panels, chosen, strict=False):
         mute = any(
@@ -194,8 +195,9 @@ def _names(axes: Axes, rows: list[Row]) -> None:
     low, high = np.log10(axes.get_ylim())
     wanted = np.array([np.log10(_points(row.gap)) for row in rows])
     at = (wanted - low) / (high - low)
-    gap = min(0.052, 0.95 / max(1, len(rows)))
-    for row, place in zip(rows, spread_out(at, gap, 0.01, 0.96), strict=True):
+    bottom, top = _ENDS  # all names fit between, whatever their number
+    gap = min(0.052, (top - bottom) / max(1, len(rows) - 1))
+    for row, place in zip(rows, spread_out(at, gap, bottom, top), strict=True):
         axes.annotate(
             label(row.method, 26),
             xy=(_cost(row), _points(row.gap)),

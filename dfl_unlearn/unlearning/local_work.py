@@ -99,9 +99,21 @@ class LocalWork:
         total = torch.stack([x.square().sum() for x in self.leaves.values()]).sum()
         return self.model.l2 / 2 * total
 
-    def objective(self, batch: TensorBatch) -> Tensor:
-        """Return what training minimized, on a batch: mean data term plus l2 term."""
-        mean = self.losses(batch).mean()
+    def objective(self, batch: TensorBatch, logits: Tensor | None = None) -> Tensor:
+        """Return what training minimized, on a batch: mean data term plus l2 term.
+
+        Args:
+            batch: The rows.
+            logits: Theirs from ``logits``, where a loss reads them elsewhere too: one
+                pass through the model, and one back, serve both.
+
+        Returns:
+            Shape ``()``.
+        """
+        if logits is None:
+            mean = self.losses(batch).mean()
+        else:
+            mean = self.model.losses_of(logits, batch.labels).mean()
         return mean + self.decay() if self.model.l2 else mean
 
     def gradient(self, loss: Tensor, rows: int) -> Tensor:

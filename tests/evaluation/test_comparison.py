@@ -9,16 +9,14 @@ import pytest
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.engine.config import SimulationConfig
-from dfl_unlearn.engine.simulator import retrain, simulate
+from dfl_unlearn.engine.simulator import simulate
 from dfl_unlearn.errors import InvalidArgumentError, InvalidTypeError, MissingInputError
 from dfl_unlearn.evaluation.comparison import (
     FOUR,
     MINIMUM,
     Line,
     compare,
-    controls,
     measure,
-    noise_floor,
     read_lines,
     write_lines,
 )
@@ -262,12 +260,6 @@ def outcome():
     return unlearn(run, request, AtPeer(), reference=True)
 
 
-@pytest.fixture(scope="module")
-def again(outcome):
-    data = outcome.run.data.without(outcome.request)
-    return retrain(outcome.run, data, seed_offset=1)
-
-
 def network(outcome, name, world, peer=-1):
     (row,) = evaluate(outcome, name, worlds=world).filter(peer=peer).rows
     return row["value"]
@@ -285,42 +277,9 @@ def test_a_measured_line_has_the_metrics_of_its_outcome(outcome, peer):
     assert (made.certificate, made.epsilon) == ("none", None)
 
 
-def test_controls_are_the_state_before_and_two_retrainings(outcome, again):
-    asked = {"metrics": ["agreement", "relearn-steps"]}
-    original, truth, second = controls(outcome, again, setting="s", seed=0, **asked)
-    assert original.values["forget-accuracy"] == network(
-        outcome, "forget-accuracy", "before"
-    )
-    assert original.sample_gradients == 0
-    assert original.certificate == "none"
-    assert truth.values["mia-entropy"] == network(outcome, "mia-entropy", "reference")
-    assert (truth.values["prediction-js"], truth.values["agreement"]) == (0, 1)
-    assert second.values["prediction-js"] > 0
-    counted = again.info["sample_gradients"]  # by the engine, while it trained
-    assert truth.sample_gradients == second.sample_gradients == counted > 0
-    assert (second.certificate, second.epsilon, second.delta) == ("exact", 0, 0)
-
-
-def test_the_noise_floor_is_the_distance_of_two_retrainings(outcome, again):
-    floor = noise_floor(outcome, again)
-    second = replace(outcome, state=again.state)
-    for name, value in floor.items():
-        assert value == network(second, name, "after")
-    assert floor["prediction-js"] > 0
-    same = noise_floor(outcome, outcome.reference)
-    assert same["agreement"] == 1
-    assert {same[name] for name in same if name != "agreement"} == {0}
-
-
-def test_nothing_is_compared_without_a_reference(outcome, again):
-    bare = replace(outcome, reference=None)
-    for call in (
-        lambda: measure(bare, setting="s", seed=0),
-        lambda: controls(bare, again, setting="s", seed=0),
-        lambda: noise_floor(bare, again),
-    ):
-        with pytest.raises(MissingInputError, match="reference=True"):
-            call()
+def test_nothing_is_compared_without_a_reference(outcome):
+    with pytest.raises(MissingInputError, match="reference=True"):
+        measure(replace(outcome, reference=None), setting="s", seed=0)
 
 
 def test_a_claim_goes_into_the_line(outcome):

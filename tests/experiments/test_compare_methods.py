@@ -73,6 +73,53 @@ def test_a_store_reads_back_what_it_wrote_and_forgets_a_line_that_is_refused(
     assert list(third.digests().values()) == ["def"]
 
 
+def test_whatever_changes_a_line_changes_its_digest(script, monkeypatch):
+    training = script.TRAININGS["digits"]
+    alone = script.Case(training=training, setting="class", network=False, seed=0)
+    peer = replace(alone, network=True)
+    base = FineTune()
+
+    def all_four():
+        return [
+            script.digest(case, method)
+            for case in (alone, peer)
+            for method in (None, base)
+        ]
+
+    before = all_four()
+    others = [
+        script.digest(alone, base, tuned=True),
+        script.digest(alone, FineTune(epochs=2)),
+        script.digest(replace(alone, validation=True), base),
+        script.digest(replace(alone, training=replace(training, rounds=2)), base),
+    ]
+    assert len({*before, *others}) == 8
+    for module, name, value in (
+        (script, "FORMAT", 0),
+        (script.forget_sets, "VERSION", 0),
+        (script.method_cases, "METRICS", ("mia-confidence",)),
+        (script.method_cases, "PEERS", 9),
+        (script.method_cases, "MIXING_ROUNDS", 4),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(module, name, value)
+            now = all_four()
+        assert not set(now[2:]) & set(before[2:]), name
+        # What is about networks leaves the lines of one model as they are.
+        assert (now[:2] == before[:2]) == (name in ("PEERS", "MIXING_ROUNDS"))
+    assert all_four() == before
+
+
+def test_a_line_that_says_tuned_is_not_taken_for_one_that_does_not(script):
+    training = replace(script.TRAININGS["digits"], rounds=1, hidden=(4,))
+    case = script.Case(training=training, setting="mislabel", network=False, seed=0)
+    chosen = {"fine-tune": FineTune(epochs=1)}
+    found = script.lines_of(case, chosen, frozenset(), {})
+    done = {" | ".join(map(str, k)): e["digest"] for k, (_, e) in found.items()}
+    now = script.lines_of(case, chosen, frozenset({"fine-tune"}), done)
+    assert now[case.name("one model"), "fine-tune", 0][0].note == "oracle-tuned"
+
+
 def test_what_is_done_is_not_done_again_unless_fields_change(script, monkeypatch):
     training = replace(script.TRAININGS["digits"], rounds=1, hidden=(4,))
     case = script.Case(training=training, setting="mislabel", network=False, seed=0)
@@ -87,7 +134,7 @@ def test_what_is_done_is_not_done_again_unless_fields_change(script, monkeypatch
 
     with monkeypatch.context() as patched:
         patched.setattr(script, "prepare", never)
-        assert script.lines_of(case, chosen, frozenset(), done) == {}
+        assert script.lines_of(case, chosen, frozenset({"fine-tune"}), done) == {}
     other = {"fine-tune": FineTune(epochs=2)}
     names = {key[1] for key in script.lines_of(case, other, frozenset(), done)}
     assert "fine-tune" in names

@@ -57,6 +57,37 @@ def test_validation_rows_are_training_rows_and_nothing_of_the_test_set(scripts):
     assert not any(row.numpy().tobytes() in train for row in split.test.inputs)
 
 
+def test_where_methods_are_mixed_both_retrained_networks_are(scripts, monkeypatch):
+    _, cases = scripts
+    training = replace(cases.TRAININGS["digits"], rounds=2, hidden=(8,))
+    case = cases.Case(training=training, setting="random-50", network=True, seed=1)
+    prepared = cases.prepare(case, {})
+    seen = {}
+    monkeypatch.setattr(
+        cases, "measure", lambda outcome, **more: seen.update({more["method"]: outcome})
+    )
+    weights = prepared.run.topology.weights.toarray()
+    for place, rounds in (("at a peer", 0), ("at a peer, mixed", cases.MIXING_ROUNDS)):
+        row = np.linalg.matrix_power(weights, rounds)[case.requester]
+        seen.clear()
+        list(cases.lines(prepared, place, {"fine-tune": FineTune(epochs=1)}))
+        states = {
+            "original": prepared.run.state,
+            "retrain": prepared.retrained.state,
+            "retrain-2": prepared.again.state,
+        }
+        wanted = {name: row @ x.params.double().numpy() for name, x in states.items()}
+        assert set(seen) == {*wanted, "fine-tune"}
+        for name, outcome in seen.items():
+            close = {"rtol": 1e-5, "atol": 1e-6}
+            if name in wanted:
+                np.testing.assert_allclose(
+                    outcome.state.params[0], wanted[name], **close
+                )
+            reference = outcome.reference.state.params[0]
+            np.testing.assert_allclose(reference, wanted["retrain"], **close)
+
+
 def test_a_peer_measured_alone_has_the_values_it_has_in_the_network(scripts):
     _, cases = scripts
     training = replace(cases.TRAININGS["digits"], rounds=2, hidden=(8,))

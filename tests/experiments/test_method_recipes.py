@@ -55,6 +55,24 @@ def test_a_settings_table_goes_before_that_of_all(scripts, tmp_path):
     assert read.methods("class", network=True)["fine-tune"] == FineTune(epochs=5)
 
 
+def test_tuned_is_what_takes_its_fields_from_a_tuned_table(scripts, tmp_path):
+    sets, recipes, _ = scripts
+    path = tmp_path / "digits.toml"
+    tables = (
+        "[all.fine-tune]\n[all.salun]\n[class.salun]\n[class.ssd]\n"
+        "[class-network.fine-tune]\n"
+    )
+    path.write_text(HEAD + tables)
+    read = recipes.read(path, tuple(sets.SETTINGS))
+    assert read.oracle_tuned("class") == {"salun", "ssd"}
+    # In the network the other two run with the very same fields as without it.
+    assert read.oracle_tuned("class", network=True) == {"fine-tune", "salun", "ssd"}
+    assert read.oracle_tuned("user", network=True) == set()
+    path.write_text(HEAD.replace("true", "false") + tables)
+    blind = recipes.read(path, tuple(sets.SETTINGS))
+    assert blind.oracle_tuned("class", network=True) == set()
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -30,7 +30,12 @@ def line(setting, method, seed, off, gradients, certificate="none"):
     )
 
 
-def comparison(original=0.3):
+def near(k):
+    """Several with the same gap."""
+    return 0.01 * (k // 3 + 1)
+
+
+def comparison(original=0.3, methods=METHODS, off=near):
     lines = []
     for setting in ("first", "second"):
         for seed in range(5):
@@ -44,11 +49,11 @@ def comparison(original=0.3):
                     setting,
                     name,
                     seed,
-                    0.01 * (k // 3 + 1),  # several with the same gap and cost
+                    off(k),
                     100 * (k // 3 + 1),
                     ("certified", "heuristic", "none")[k % 3],
                 )
-                for k, name in enumerate(METHODS)
+                for k, name in enumerate(methods)
             ]
     return compare(lines)
 
@@ -71,6 +76,20 @@ def test_every_method_is_named_once_in_every_panel_and_no_name_covers_another():
         for below, above in pairwise(sorted(boxes, key=lambda box: box.y0)):
             # A box has room above and below the letters.
             assert above.y0 - below.y0 >= 0.7 * below.height
+
+
+@pytest.mark.parametrize("count", [1, 8, 26])
+def test_names_stay_between_title_and_axis(count):
+    names = [f"method {k}" for k in range(count)]
+    figure = drawn(methods=names, off=lambda k: (0.001, 0.4)[k % 2])
+    for axes in figure.axes:
+        inside = axes.get_window_extent()
+        texts = [text for text in axes.texts if text.get_text() in names]
+        assert len(texts) == count
+        for text in texts:
+            box = Text.get_window_extent(text)
+            assert inside.y0 < box.y0
+            assert box.y1 < inside.y1
 
 
 def test_what_claims_something_is_marked_apart():

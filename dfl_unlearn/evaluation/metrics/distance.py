@@ -2,7 +2,7 @@
 
 Distances to retraining mean something because both runs share their draws: what the
 forgotten rows did not touch is equal. How far two retrained networks with other draws
-are from each other is ``comparison.noise_floor``'s to say.
+are from each other is what the line ``retrain-2`` of a comparison says.
 """
 
 import math

@@ -130,17 +130,19 @@ class Scrub:
             reference, retain = _rows(retain, order[:cut]), _rows(retain, order[cut:])
             rewind = _Rewind(work, forget, reference)
 
-        def divergence(batch: TensorBatch) -> Tensor:
+        def divergence(inputs: Tensor, student: Tensor) -> Tensor:
             with torch.no_grad():
-                teacher = task.model.predict(task.params, batch.inputs)
-            student = work.logits(batch.inputs)
+                teacher = task.model.predict(task.params, inputs)
             return factor * mean_kl(teacher, student, self.temperature)
 
         def forget_loss(batch: TensorBatch, _: float) -> Tensor:
-            return -divergence(batch)
+            return -divergence(batch.inputs, work.logits(batch.inputs))
 
         def retain_loss(batch: TensorBatch) -> Tensor:
-            return self.gamma * work.objective(batch) + self.alpha * divergence(batch)
+            student = work.logits(batch.inputs)  # once: a row is counted once
+            objective = work.objective(batch, student)
+            apart = divergence(batch.inputs, student)
+            return self.gamma * objective + self.alpha * apart
 
         return Objectives(
             forget=lambda _: forget,

@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from alternating_tasks import loop, losses, outputs, same, task_of
 
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.errors import InvalidHyperparameterError, UnsupportedRequestError
+from dfl_unlearn.models.flat import FlatModel
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.unlearning.local_work import LocalWork
 from dfl_unlearn.unlearning.methods.scrub import Scrub, mean_kl
@@ -62,6 +65,41 @@ def test_divergences_are_means_over_rows_in_nats():
     q = torch.tensor([[0.25, 0.75], [0.9, 0.1]], dtype=torch.float64)
     expected = (0.5 * torch.log(p[0] / q[0])).sum() / 2
     assert float(mean_kl(p.log(), q.log(), 1.0)) == pytest.approx(float(expected))
+
+
+def test_a_retained_row_goes_through_the_student_once_and_is_counted_once():
+    method = Scrub(epochs=1, optimizer=SGD)
+    task = task_of(method)
+    work = LocalWork(task, RngTree(0))
+    aims = method.objectives(work)
+    passes = []
+    layer = dict(task.model.modules())[task.model.feature_layer]
+    handle = layer.register_forward_hook(
+        lambda *call: passes.append(call[-1].requires_grad)
+    )
+    loss = aims.retain_loss(task.retain)
+    handle.remove()
+    assert sorted(passes) == [False, True]  # the teacher, and the student
+    work.gradient(loss, 20)
+    assert work.sample_gradients == 20
+
+
+@pytest.mark.parametrize("loss", ["cross-entropy", "binary-logistic", "squared-error"])
+def test_an_objective_of_known_logits_is_the_objective(loss):
+    width = 3 if loss == "cross-entropy" else 1
+    module = torch.nn.Linear(6, width)
+    model = FlatModel.from_module(module, loss, l2=0.3)
+    task = task_of(Scrub())
+    labels = (task.retain.labels > 0).long()
+    rows = type(task.retain)(task.retain.inputs, labels)
+    params = model.init(RngTree(1)).double()
+    work = LocalWork(replace(task, model=model, params=params), RngTree(0))
+    apart = work.objective(rows)
+    once = work.objective(rows, work.logits(rows.inputs))
+    torch.testing.assert_close(once, apart, rtol=1e-13, atol=0)
+    torch.testing.assert_close(
+        work.gradient(once, 20), work.gradient(apart, 20), rtol=1e-12, atol=1e-14
+    )
 
 
 def test_the_first_forget_pass_has_no_gradient():
