@@ -109,7 +109,7 @@ class Settings:
                 (
                     name
                     for setting in self.settings
-                    for name in tunable(recipes, setting, self.network)
+                    for name in tunable(recipes, setting)
                 ),
                 methods=self.methods,
             )
@@ -158,7 +158,7 @@ def main(arguments: list[str] | None = None) -> None:
                 }
             )
         print(f"{setting:12} {name:24} {'  '.join(texts)}", flush=True)
-        method = recipes.methods(setting, network=settings.network)[name]
+        method = tunable(recipes, setting)[name]
         table = setting + (method_recipes.NETWORK if settings.network else "")
         tables.setdefault(table, {})[name] = table_of(
             name, tuned(method, best, settings.network)
@@ -180,9 +180,13 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"recipes: {target}")
 
 
-def tunable(recipes: Recipes, setting: str, network: bool) -> dict[str, Method]:
-    """Return the methods of a setting that have a knob, by their names in tables."""
-    every = recipes.methods(setting, network=network)
+def tunable(recipes: Recipes, setting: str) -> dict[str, Method]:
+    """Return the methods of a setting that have a knob, by their names in tables.
+
+    With the fields for one model: at a peer their rates are scaled, and not those
+    that were scaled when it was tuned before.
+    """
+    every = recipes.methods(setting)
     return {k: m for k, m in every.items() if methods.name_of(m) in KNOBS}
 
 
@@ -204,7 +208,7 @@ def tries(settings: Settings, recipes: Recipes) -> Iterator[Try]:
     """Yield every method with every value of its knob in every case."""
     jobs = []
     for setting in settings.settings:
-        found = tunable(recipes, setting, settings.network)
+        found = tunable(recipes, setting)
         chosen = {k: m for k, m in found.items() if k in (settings.methods or found)}
         if settings.network:
             size = TRAININGS[settings.data].local_batch_size

@@ -125,3 +125,18 @@ def test_a_peer_takes_small_batches_and_small_steps_at_any_depth(scripts):
         assert after.learning_rate == pytest.approx(0.1 * before.learning_rate)
         assert after.momentum == before.momentum
     assert recipes.with_batches(FineTune(batch_size=None), 16).batch_size is None
+
+
+@pytest.mark.slow
+def test_tuning_at_a_peer_twice_gives_the_same_recipe(scripts, tmp_path, monkeypatch):
+    _, recipes, tune = scripts
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(recipes, "FOLDER", tmp_path)
+    arguments = ['settings=["mislabel"]', 'methods=["fine-tune"]', "seeds=[100]"]
+    arguments += ["network=true", "write=true", "workers=1"]
+    texts = []
+    for _ in range(2):
+        tune.main(arguments)
+        texts.append((tmp_path / "digits.toml").read_text())
+    assert texts[0] == texts[1]
+    assert "learning_rate" in texts[0]
