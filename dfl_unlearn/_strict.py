@@ -336,9 +336,11 @@ def _takes_table(annotation: Any, registries: Mapping[Any, Registry[Any]]) -> bo
 
 
 def _is_single(annotation: Any, registries: Mapping[Any, Registry[Any]]) -> bool:
-    """Tell whether a value of this type is neither a list, a table nor null."""
+    """Tell whether a file gives such a value as one word or number."""
+    kind = typing.get_origin(annotation) or annotation
     return not (
         annotation is type(None)
+        or getattr(kind, "_is_protocol", False)  # an object, whatever its registry
         or typing.get_origin(annotation) in _SEQUENCES
         or _takes_table(annotation, registries)
     )

@@ -18,6 +18,7 @@ from dfl_unlearn._strict import read_strict, settings_of
 from dfl_unlearn.engine.config import LocalSteps
 from dfl_unlearn.errors import DflUnlearnError
 from dfl_unlearn.unlearning.contracts import unlearners
+from dfl_unlearn.unlearning.forms import REGISTRIES
 
 # Steps of length 10^6 pass infinity on the way to the refusal.
 pytestmark = [
@@ -77,7 +78,8 @@ def run():
 def check(run, attempt):
     name, fields, request = attempt
     try:
-        protocol = read_strict(unlearners.get(name), fields, name)
+        entry = unlearners.get(name)
+        protocol = read_strict(entry, fields, name, registries=REGISTRIES)
         outcome = unlearn(run, request, protocol, reference=False)
     except DflUnlearnError as error:
         return error.exit_code
