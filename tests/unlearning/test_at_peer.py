@@ -40,6 +40,7 @@ from dfl_unlearn.unlearning.methods.fine_tune import FineTune
 from dfl_unlearn.unlearning.methods.original import Original
 from dfl_unlearn.unlearning.methods.r2d import R2d
 from dfl_unlearn.unlearning.methods.retrain import Retrain
+from dfl_unlearn.unlearning.methods.sisa import Sisa
 from dfl_unlearn.unlearning.optimizers import LocalOptimizer
 from dfl_unlearn.unlearning.protocols.at_peer import GOSSIP, AtPeer
 from dfl_unlearn.unlearning.reentry import Reentry
@@ -666,3 +667,13 @@ def test_a_bare_method_is_told_to_be_wrapped(run):
         unlearn(run, REQUEST, TUNE)
     with pytest.raises(UnknownNameError, match=r"AtPeer\(method='salun'\)"):
         unlearn(run, REQUEST, "salun")
+
+
+def test_a_broken_claim_still_says_what_the_method_said_of_itself():
+    run = opposed_run(peers=4)
+    request = ForgetRequest.samples(peer=0, indices=[0, 1])
+    kept = unlearn(run, request, AtPeer(method=R2d(epsilon=1.0))).certificate
+    assert any("secret state" in line for line in kept.exposure)
+    ensemble = unlearn(run, request, AtPeer(method=Sisa(shards=2, slices=1)))
+    assert ensemble.certificate.status == "heuristic"
+    assert ensemble.certificate.covers != ("all",)

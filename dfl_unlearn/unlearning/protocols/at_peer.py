@@ -447,7 +447,8 @@ class AtPeer:
             accountant=claim.accountant,
             assumptions=(*claim.assumptions, *violated),
             observers=observers_of(run, request),
-            exposure=(*exposure_of(run, request), *told),
+            exposure=(*claim.exposure, *exposure_of(run, request), *told),
+            covers=claim.covers,
             notes=claim.notes,
             adaptive=request.adaptive,
         )
