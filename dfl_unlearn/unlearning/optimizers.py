@@ -68,3 +68,18 @@ class LocalOptimizer:
         if self.kind == "sgd":
             return size if self.momentum else 0
         return 2 * size
+
+
+def check_passes(*, epochs: object, batch_size: object, optimizer: object) -> None:
+    """Check the fields of a method that goes through rows in passes.
+
+    Args:
+        epochs: An integer >= 1.
+        batch_size: An integer >= 1, or None for all rows.
+        optimizer: A ``LocalOptimizer``.
+    """
+    wrong = InvalidHyperparameterError
+    _validate.integer(epochs=epochs, at_least=1, error=wrong)
+    if batch_size is not None:
+        _validate.integer(batch_size=batch_size, at_least=1, error=wrong)
+    _validate.of_type(LocalOptimizer, optimizer=optimizer)

@@ -18,10 +18,9 @@ from torch import Tensor
 
 from dfl_unlearn import _validate
 from dfl_unlearn.data.batch import TensorBatch
-from dfl_unlearn.errors import InvalidHyperparameterError
 from dfl_unlearn.record.local import LocalHistory
 from dfl_unlearn.unlearning.local_work import LocalWork
-from dfl_unlearn.unlearning.optimizers import LocalOptimizer
+from dfl_unlearn.unlearning.optimizers import LocalOptimizer, check_passes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +43,9 @@ class TrainingRecipe:
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        wrong = InvalidHyperparameterError
-        _validate.integer(epochs=self.epochs, at_least=1, error=wrong)
-        if self.batch_size is not None:
-            _validate.integer(batch_size=self.batch_size, at_least=1, error=wrong)
-        _validate.of_type(LocalOptimizer, optimizer=self.optimizer)
+        check_passes(
+            epochs=self.epochs, batch_size=self.batch_size, optimizer=self.optimizer
+        )
         _validate.one_of(("constant", "cosine"), lr_schedule=self.lr_schedule)
 
     def rate(self, epoch: int, epochs: int) -> float:

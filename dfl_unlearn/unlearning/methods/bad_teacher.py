@@ -31,7 +31,7 @@ from dfl_unlearn.unlearning.local import (
     unchanged,
 )
 from dfl_unlearn.unlearning.local_work import LocalWork
-from dfl_unlearn.unlearning.optimizers import LocalOptimizer
+from dfl_unlearn.unlearning.optimizers import LocalOptimizer, check_passes
 
 
 @methods.register("bad-teacher")
@@ -60,11 +60,10 @@ class BadTeacher:
     def __post_init__(self) -> None:
         """Check the fields."""
         wrong = InvalidHyperparameterError
-        _validate.integer(epochs=self.epochs, at_least=1, error=wrong)
-        if self.batch_size is not None:
-            _validate.integer(batch_size=self.batch_size, at_least=1, error=wrong)
+        check_passes(
+            epochs=self.epochs, batch_size=self.batch_size, optimizer=self.optimizer
+        )
         _validate.number(temperature=self.temperature, above=0, error=wrong)
-        _validate.of_type(LocalOptimizer, optimizer=self.optimizer)
 
     def unlearn(self, task: LocalTask[TensorBatch], rng: RngTree) -> LocalOutcome:
         """Return the student's parameters."""

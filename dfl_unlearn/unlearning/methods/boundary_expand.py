@@ -18,10 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dfl_unlearn import _validate
 from dfl_unlearn.data.batch import TensorBatch
 from dfl_unlearn.data.forget import ForgetKind
-from dfl_unlearn.errors import InvalidHyperparameterError
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.unlearning.local import (
     LocalOutcome,
@@ -31,7 +29,7 @@ from dfl_unlearn.unlearning.local import (
     unchanged,
 )
 from dfl_unlearn.unlearning.local_work import LocalWork
-from dfl_unlearn.unlearning.optimizers import LocalOptimizer
+from dfl_unlearn.unlearning.optimizers import LocalOptimizer, check_passes
 
 
 @methods.register("boundary-expand")
@@ -58,11 +56,9 @@ class BoundaryExpand:
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        wrong = InvalidHyperparameterError
-        _validate.integer(epochs=self.epochs, at_least=1, error=wrong)
-        if self.batch_size is not None:
-            _validate.integer(batch_size=self.batch_size, at_least=1, error=wrong)
-        _validate.of_type(LocalOptimizer, optimizer=self.optimizer)
+        check_passes(
+            epochs=self.epochs, batch_size=self.batch_size, optimizer=self.optimizer
+        )
 
     def unlearn(self, task: LocalTask[TensorBatch], rng: RngTree) -> LocalOutcome:
         """Return the parameters without the new output."""

@@ -39,7 +39,7 @@ from dfl_unlearn.unlearning.local import (
     unchanged,
 )
 from dfl_unlearn.unlearning.local_work import LocalWork, descend
-from dfl_unlearn.unlearning.optimizers import LocalOptimizer
+from dfl_unlearn.unlearning.optimizers import LocalOptimizer, check_passes
 
 
 @methods.register("boundary-shrink")
@@ -73,12 +73,11 @@ class BoundaryShrink:
     def __post_init__(self) -> None:
         """Check the fields."""
         wrong = InvalidHyperparameterError
-        _validate.integer(epochs=self.epochs, at_least=1, error=wrong)
-        if self.batch_size is not None:
-            _validate.integer(batch_size=self.batch_size, at_least=1, error=wrong)
+        check_passes(
+            epochs=self.epochs, batch_size=self.batch_size, optimizer=self.optimizer
+        )
         _validate.number(bound=self.bound, above=0, error=wrong)
         _validate.one_of(("other", "predicted"), target=self.target)
-        _validate.of_type(LocalOptimizer, optimizer=self.optimizer)
 
     def unlearn(self, task: LocalTask[TensorBatch], rng: RngTree) -> LocalOutcome:
         """Return the parameters after training on the neighbours' labels."""

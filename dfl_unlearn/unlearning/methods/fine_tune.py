@@ -8,9 +8,7 @@ that code's weight decay of 5e-4 is left out; the model's own l2 stays.
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from dfl_unlearn import _validate
 from dfl_unlearn.data.batch import TensorBatch
-from dfl_unlearn.errors import InvalidHyperparameterError
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.unlearning.local import (
     LocalOutcome,
@@ -20,7 +18,7 @@ from dfl_unlearn.unlearning.local import (
     unchanged,
 )
 from dfl_unlearn.unlearning.local_work import LocalWork, descend
-from dfl_unlearn.unlearning.optimizers import LocalOptimizer
+from dfl_unlearn.unlearning.optimizers import LocalOptimizer, check_passes
 
 
 @methods.register("fine-tune")
@@ -44,11 +42,9 @@ class FineTune:
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        wrong = InvalidHyperparameterError
-        _validate.integer(epochs=self.epochs, at_least=1, error=wrong)
-        if self.batch_size is not None:
-            _validate.integer(batch_size=self.batch_size, at_least=1, error=wrong)
-        _validate.of_type(LocalOptimizer, optimizer=self.optimizer)
+        check_passes(
+            epochs=self.epochs, batch_size=self.batch_size, optimizer=self.optimizer
+        )
 
     def unlearn(self, task: LocalTask[TensorBatch], rng: RngTree) -> LocalOutcome:
         """Return the parameters after the epochs."""

@@ -28,7 +28,7 @@ from dfl_unlearn.unlearning.local import (
     unchanged,
 )
 from dfl_unlearn.unlearning.local_work import LocalWork
-from dfl_unlearn.unlearning.optimizers import LocalOptimizer
+from dfl_unlearn.unlearning.optimizers import LocalOptimizer, check_passes
 
 PROBE = 16
 
@@ -60,10 +60,9 @@ class GradientAscent:
     def __post_init__(self) -> None:
         """Check the fields."""
         wrong = InvalidHyperparameterError
-        _validate.integer(epochs=self.epochs, at_least=1, error=wrong)
-        if self.batch_size is not None:
-            _validate.integer(batch_size=self.batch_size, at_least=1, error=wrong)
-        _validate.of_type(LocalOptimizer, optimizer=self.optimizer)
+        check_passes(
+            epochs=self.epochs, batch_size=self.batch_size, optimizer=self.optimizer
+        )
         _validate.of_type(bool, stop_at_chance=self.stop_at_chance)
         if self.max_retain_drop is not None:
             _validate.number(

@@ -25,7 +25,7 @@ from dfl_unlearn.unlearning.local import (
     unchanged,
 )
 from dfl_unlearn.unlearning.local_work import LocalWork, descend
-from dfl_unlearn.unlearning.optimizers import LocalOptimizer
+from dfl_unlearn.unlearning.optimizers import LocalOptimizer, check_passes
 
 
 @methods.register("l1-sparse")
@@ -55,7 +55,9 @@ class L1Sparse:
         """Check the fields."""
         wrong = InvalidHyperparameterError
         _validate.number(alpha=self.alpha, at_least=0, error=wrong)
-        _validate.integer(epochs=self.epochs, at_least=1, error=wrong)
+        check_passes(
+            epochs=self.epochs, batch_size=self.batch_size, optimizer=self.optimizer
+        )
         _validate.integer(
             plain_epochs=self.plain_epochs,
             at_least=0,
@@ -63,9 +65,6 @@ class L1Sparse:
             error=wrong,
             why="fewer than epochs",
         )
-        if self.batch_size is not None:
-            _validate.integer(batch_size=self.batch_size, at_least=1, error=wrong)
-        _validate.of_type(LocalOptimizer, optimizer=self.optimizer)
 
     def penalty(self, epoch: int) -> float:
         """Return the weight of the l1 term in an epoch, counted from 0."""
