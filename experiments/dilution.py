@@ -272,7 +272,7 @@ def pictures(
         for hop, colour in enumerate(colours):
             near = hops == hop
             expected = power[:, near].mean(axis=1)
-            far = {0: "requester", len(colours) - 1: f"{hop} hops away"}
+            far = {0: "requester", len(colours) - 1: _away(hop)}
             top.plot(
                 np.where(expected > 0, expected, np.nan),
                 color=colour,
@@ -333,6 +333,10 @@ def pictures(
         title_fontsize=8,
     )
     return figure
+
+
+def _away(hop: int) -> str:
+    return f"{hop} hop{'' if hop == 1 else 's'} away"
 
 
 def save(figure: Figure, path: object) -> None:
