@@ -1,0 +1,1 @@
+"""Parts of HTML pages: the document around them, and interactive figures."""
