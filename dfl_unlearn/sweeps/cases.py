@@ -30,29 +30,44 @@ FORMAT = 1
 _BEFORE = {"lock", "log.jsonl", "config.toml"}
 
 
-def run_case(folder: Path, config: Mapping[str, Any]) -> None:
+def run_case(
+    place: str, config: Mapping[str, Any], max_graph_mb: int | None = None
+) -> None:
     """Do what is missing of a case in its folder, in this process with one thread.
 
+    The arguments are JSON values, so that any process can be given them.
+
     Args:
-        folder: Its run folder; need not exist.
+        place: Its run folder; need not exist.
         config: Its experiment as plain tables.
+        max_graph_mb: Limit of a graph file's size in MB; None is 256.
 
     Raises:
         ConfigMismatchError: If the folder holds another experiment.
         InputFileError: If it holds something else than a run.
     """
-    began = time.monotonic()
+    began, folder = time.monotonic(), Path(place)
     experiment = read_experiment(config, CASE)
     execution = replace(experiment.execution, progress=False)
     refusals: list[Refusal] = []
     with limited_threads(1), _warnings_in_the_log():
         if (folder / "config.json").is_file():
             check_case(folder)
-            run, *_ = resume_experiment(folder, execution=execution, refusals=refusals)
+            run, *_ = resume_experiment(
+                folder,
+                execution=execution,
+                refusals=refusals,
+                max_graph_mb=max_graph_mb,
+            )
         else:
             _remove_stub(folder)
             experiment = replace(experiment, name=folder.name, execution=execution)
-            run, *_ = run_experiment(experiment, folder.parent, refusals=refusals)
+            run, *_ = run_experiment(
+                experiment,
+                folder.parent,
+                refusals=refusals,
+                max_graph_mb=max_graph_mb,
+            )
     RunFolder(folder).write_json(
         CASE,
         {

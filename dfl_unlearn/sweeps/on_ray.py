@@ -6,27 +6,25 @@ The folder must be the same one for every machine that takes part.
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from dfl_unlearn.engine.backends.ray_runtime import ray_session
 from dfl_unlearn.errors import ResourceError
-from dfl_unlearn.experiment import to_config
 from dfl_unlearn.sweeps.cases import run_case
 from dfl_unlearn.sweeps.failures import described
 from dfl_unlearn.sweeps.plan import PlannedCase
-from dfl_unlearn.sweeps.pool import LOOK_S, Ended, failed
+from dfl_unlearn.sweeps.pool import LOOK_S, Ended, TaskOf, failed
 
 
 def side_by_side_on_ray(
-    cases: Sequence[PlannedCase], folder: Path, jobs: int
+    cases: Sequence[PlannedCase], jobs: int, task_of: TaskOf
 ) -> Iterator[Ended | None]:
     """Run cases as Ray tasks, never more than ``jobs`` at a time.
 
     Args:
         cases: What to run; begun in this order.
-        folder: Holds the cases' run folders.
         jobs: Cases side by side, each on one CPU.
+        task_of: Gives the arguments of ``run_case``.
 
     Yields:
         Every case as it ends, and None now and then while all work.
@@ -39,9 +37,7 @@ def side_by_side_on_ray(
         while left or running:
             while left and len(running) < jobs:
                 case = left.popleft()
-                ref = task.remote(
-                    str(folder.resolve() / case.name), to_config(case.experiment)
-                )
+                ref = task.remote(task_of(case))
                 running[ref] = case, time.monotonic()
             heard, _ = ray.wait(list(running), num_returns=1, timeout=LOOK_S)
             session.check()
@@ -67,18 +63,17 @@ def _ended(ray: Any, ref: Any, case: PlannedCase, began: float) -> Ended:
     return Ended(case, seconds) if answer is None else failed(case, seconds, *answer)
 
 
-def _task(folder: str, config: dict[str, Any]) -> tuple[str, str, int] | None:
+def _task(arguments: dict[str, Any]) -> tuple[str, str, int] | None:
     """Run a case on a worker.
 
     Args:
-        folder: Its run folder.
-        config: Its experiment.
+        arguments: Of ``run_case``.
 
     Returns:
         What ended it, or None.
     """
     try:
-        run_case(Path(folder), config)
+        run_case(**arguments)
     except Exception as error:
         return described(error)
     return None

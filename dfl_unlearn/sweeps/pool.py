@@ -15,16 +15,14 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from dfl_unlearn import _stopping
 from dfl_unlearn.errors import ResourceError
-from dfl_unlearn.experiment import to_config
 from dfl_unlearn.sweeps.cases import run_case
 from dfl_unlearn.sweeps.failures import Failure, described
 from dfl_unlearn.sweeps.plan import PlannedCase
@@ -40,6 +38,9 @@ _THREADS = (
     "VECLIB_MAXIMUM_THREADS",
     "NUMEXPR_NUM_THREADS",
 )
+
+
+TaskOf = Callable[[PlannedCase], dict[str, Any]]
 
 
 class Ended(NamedTuple):
@@ -68,14 +69,14 @@ class _Worker:
 
 
 def side_by_side(
-    cases: Sequence[PlannedCase], folder: Path, jobs: int
+    cases: Sequence[PlannedCase], jobs: int, task_of: TaskOf
 ) -> Iterator[Ended | None]:
     """Run cases on ``jobs`` processes.
 
     Args:
         cases: What to run; begun in this order.
-        folder: Holds the cases' run folders.
         jobs: Number of processes, at least 1.
+        task_of: Gives the arguments of ``run_case``.
 
     Yields:
         Every case as it ends, and None now and then while all work.
@@ -92,7 +93,7 @@ def side_by_side(
                 workers.append(_start())
             for worker in workers:
                 if left and worker.ready and worker.case is None:
-                    _give(worker, left.popleft(), folder)
+                    _give(worker, left.popleft(), task_of)
             heard = wait([w.pipe for w in workers], timeout=LOOK_S)
             for worker in [w for w in workers if w.pipe in heard]:
                 ended = _hear(worker)
@@ -149,11 +150,10 @@ def _without_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _give(worker: _Worker, case: PlannedCase, folder: Path) -> None:
+def _give(worker: _Worker, case: PlannedCase, task_of: TaskOf) -> None:
     worker.case, worker.began = case, time.monotonic()
-    task = {"folder": str(folder / case.name), "config": to_config(case.experiment)}
     with suppress(OSError):  # one that has died is noticed where it is heard
-        worker.pipe.send_bytes(json.dumps(task).encode())
+        worker.pipe.send_bytes(json.dumps(task_of(case)).encode())
 
 
 def _hear(worker: _Worker) -> Ended | None:
@@ -243,7 +243,7 @@ def _work(pipe: Connection) -> None:
                 task = json.loads(pipe.recv_bytes())
                 answer: Any = None
                 try:
-                    run_case(Path(task["folder"]), task["config"])
+                    run_case(**task)
                 except Exception as error:
                     answer = described(error)
                 pipe.send_bytes(json.dumps(answer).encode())

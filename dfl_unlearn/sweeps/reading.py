@@ -57,7 +57,7 @@ def load_sweep(
         mode: Instead of the file's.
         samples: Instead of the file's.
         seeds: Instead of the file's.
-        name: Instead of the experiment's.
+        name: Instead of the experiment's, which is the file's if it has none.
 
     Returns:
         The sweep; its cases are read by ``Sweep.cases``.
@@ -85,7 +85,7 @@ def load_sweep(
     mode = section.mode if mode is None else mode
     for text in overrides:
         _override(table, axes, text, mode)
-    found = table.get("name", "sweep") if name is None else name
+    found = table.get("name", Path(path).stem) if name is None else name
     if samples is None and mode == "random":
         samples = section.samples
     return Sweep(

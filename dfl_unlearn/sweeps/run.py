@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from dfl_unlearn import _validate
 from dfl_unlearn.experiment import to_config
@@ -16,7 +16,7 @@ from dfl_unlearn.sweeps.cases import is_complete, run_case
 from dfl_unlearn.sweeps.failures import described, failed_cases, write_failure
 from dfl_unlearn.sweeps.folder import check_plan, plan_of, write_plan
 from dfl_unlearn.sweeps.plan import PlannedCase, Sweep
-from dfl_unlearn.sweeps.pool import Ended, failed, side_by_side
+from dfl_unlearn.sweeps.pool import Ended, TaskOf, failed, side_by_side
 from dfl_unlearn.sweeps.progress import SweepProgress
 
 
@@ -29,6 +29,7 @@ def run_sweep(
     progress: bool = False,
     engine: Literal["processes", "ray"] = "processes",
     pages: bool = False,
+    max_graph_mb: int | None = None,
 ) -> ResultsTable:
     """Run every case that is not complete and return the rows of all that are.
 
@@ -49,6 +50,7 @@ def run_sweep(
         engine: Who runs cases side by side, processes of this machine or Ray.
         pages: Whether every case writes figures and its page as the base's ``report``
             says; otherwise none does.
+        max_graph_mb: Limit of a graph file's size in MB; None is 256.
 
     Returns:
         The metric rows of all complete cases; ``case`` names the case.
@@ -75,9 +77,18 @@ def run_sweep(
         done = {c.name for c in cases if is_complete(root / CASES / c.name)}
         left = [c for c in cases if c.name not in done | known]
         earlier = len(cases) - len(done) - len(left)
+        place = held.root / CASES
+
+        def task_of(case: PlannedCase) -> dict[str, Any]:
+            return {
+                "place": str(place / case.name),
+                "config": to_config(case.experiment),
+                "max_graph_mb": max_graph_mb,
+            }
+
         bar = SweepProgress(len(cases), len(done), earlier, jobs=jobs, show=progress)
         try:
-            for ended in _all(left, root / CASES, jobs, engine):
+            for ended in _all(left, jobs, engine, task_of):
                 if ended is None:
                     bar.look()
                     continue
@@ -92,15 +103,15 @@ def run_sweep(
 
 
 def _all(
-    cases: Sequence[PlannedCase], folder: Path, jobs: int, engine: str
+    cases: Sequence[PlannedCase], jobs: int, engine: str, task_of: TaskOf
 ) -> Iterator[Ended | None]:
     """Run cases, those that use Ray themselves one by one at the end.
 
     Args:
         cases: What to run.
-        folder: Holds the cases' run folders.
         jobs: Cases side by side.
         engine: Who runs them side by side.
+        task_of: Gives the arguments of ``run_case``.
 
     Yields:
         Every case as it ends, and None now and then in between.
@@ -110,20 +121,20 @@ def _all(
     if engine == "ray" and together:
         from dfl_unlearn.sweeps.on_ray import side_by_side_on_ray
 
-        yield from side_by_side_on_ray(together, folder, jobs)
+        yield from side_by_side_on_ray(together, jobs, task_of)
     elif jobs > 1 and together:
-        yield from side_by_side(together, folder, jobs)
+        yield from side_by_side(together, jobs, task_of)
     else:
         alone = [*together, *alone]
     for case in alone:
-        yield _here(case, folder)
+        yield _here(case, task_of)
 
 
-def _here(case: PlannedCase, folder: Path) -> Ended:
+def _here(case: PlannedCase, task_of: TaskOf) -> Ended:
     """Run one case in this process."""
     began = time.monotonic()
     try:
-        run_case(folder / case.name, to_config(case.experiment))
+        run_case(**task_of(case))
     except Exception as error:
         return failed(case, time.monotonic() - began, *described(error))
     return Ended(case, time.monotonic() - began)
