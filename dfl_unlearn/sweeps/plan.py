@@ -42,9 +42,11 @@ class PlannedCase(NamedTuple):
     experiment: Experiment
 
     def __str__(self) -> str:
-        """Return point and seed in one line."""
+        """Return point and seed in one line of at most 300 letters."""
         said = [f"{axis}={_told_value(value)}" for axis, value in self.point.items()]
-        return _validate.clean(" ".join([*said, f"seed={self.seed}"]))
+        text = " ".join(said)
+        text = text if len(text) <= 280 else f"{text[:277]}..."
+        return _validate.clean(f"{text} seed={self.seed}".strip())
 
 
 @dataclass(frozen=True, kw_only=True)
