@@ -92,8 +92,8 @@ def check_axes(axes: Mapping[str, Any], mode: Mode, samples: int | None) -> None
     if mode == "zip" and len({len(values) for values in axes.values()}) > 1:
         sizes = ", ".join(f"{axis}: {len(values)}" for axis, values in axes.items())
         raise ConfigError(
-            f"axes: must have equally many values in mode 'zip', got {sizes[:500]}; add "
-            "the missing ones or use mode 'grid'"
+            f"axes: must have equally many values in mode 'zip', got {sizes[:500]}; "
+            "add the missing ones or use mode 'grid'"
         )
     if mode == "grid":
         size = math.prod(len(values) for values in axes.values())
