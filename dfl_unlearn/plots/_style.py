@@ -17,6 +17,8 @@ from scipy.optimize import isotonic_regression
 from dfl_unlearn import _validate
 
 WIDTH = 7.6  # inches: 1140 pixels, the width of a page
+COLUMN, TWO_COLUMNS = 3.3, 6.9  # inches: what a figure fills in most journals
+SMALLEST = 8  # points; less is not readable in print
 
 BLUE, ORANGE, GREEN, RED, SKY, PINK = (
     "#0072B2",
@@ -78,6 +80,7 @@ STYLE: Any = {
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
     "svg.hashsalt": "dfl-unlearn",
+    "pdf.fonttype": 42,  # TrueType: Type 3, the default, is refused by publishers
     "figure.constrained_layout.h_pad": 0.06,
     "figure.constrained_layout.w_pad": 0.06,
 }
