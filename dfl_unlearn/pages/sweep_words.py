@@ -1,4 +1,4 @@
-"""The result of a sweep in a sentence or two, never saying more than its seeds carry."""
+"""The result of a sweep in a sentence or two, no more than its seeds carry."""
 
 import math
 from collections import Counter
@@ -66,8 +66,8 @@ def _privacy_words(panels: Sequence[Panel]) -> str:
     panel, protocol, (epsilon, claim, value) = min(claimed, key=lambda c: c[2][0])
     setting = f" (with {panel.name})" if panel.name else ""
     return (
-        f"At the smallest epsilon that is claimed, ε = {round_up(epsilon):g}, {protocol} "
-        f"{_verb(claim)} {points_words(value)} test accuracy{setting}"
+        f"At the smallest epsilon that is claimed, ε = {round_up(epsilon):g}, "
+        f"{protocol} {_verb(claim)} {points_words(value)} test accuracy{setting}"
         f"{_retrained(panel, protocol)}."
     )
 
