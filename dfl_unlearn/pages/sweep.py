@@ -13,7 +13,7 @@ from typing import Any
 
 import dfl_unlearn
 from dfl_unlearn import _html as h
-from dfl_unlearn._configfile import to_toml
+from dfl_unlearn._configfile import to_toml, toml_value
 from dfl_unlearn._html import Html
 from dfl_unlearn.accounting.certificate import not_covered
 from dfl_unlearn.accounting.entries import NoiseMode
@@ -155,17 +155,22 @@ def _again(plan: Mapping[str, Any]) -> Html:
         return Html()
     asked = {
         key: plan[key]
-        for key in ("mode", "samples", "seeds", "axes")
+        for key in ("mode", "samples", "seeds")
         if plan.get(key) is not None
     }
     name = plan["name"]
-    text = to_toml({**plan["base"], "name": name, "sweep": asked})
+    lines = [
+        *to_toml({**plan["base"], "name": name, "sweep": asked}).splitlines(),
+        "",
+        "[sweep.axes]",  # in their order, which tables of a table would not keep
+        *(f"{toml_value(axis)} = {toml_value(v)}" for axis, v in plan["axes"].items()),
+    ]
     command = f"dfl-unlearn sweep {name}.toml --name {name}"
     return h.tag(
         "details",
         h.tag("summary", "The whole configuration, and how to run it again"),
         h.tag("p", f"Save this as {name}.toml, then: ", h.tag("code", command)),
-        h.tag("pre", text, tabindex="0"),
+        h.tag("pre", h.join(*lines, between="\n"), tabindex="0"),
     )
 
 
