@@ -313,6 +313,14 @@ def test_a_table_that_is_too_long_says_what_it_leaves_out(privacy, monkeypatch):
     assert "Left out of these two: 1 metrics" in words
 
 
+def test_a_page_that_would_grow_too_large_shortens_its_table(privacy, monkeypatch):
+    whole = page_of(privacy)
+    monkeypatch.setattr("dfl_unlearn.pages.sweep.MOST_BYTES", 1)
+    short = page_of(privacy)
+    assert len(short) < len(whole)
+    assert "Left out of this table: 35 rows" in text_of(short)
+
+
 def test_the_configuration_on_the_page_is_the_same_sweep(tmp_path):
     base = {
         "topology": {"use": "ring", "n": 4},
