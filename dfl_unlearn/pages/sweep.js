@@ -268,9 +268,11 @@
   // --- tables: keep the rows that have all the words, and show the first ones ---------
 
   const MOST_ROWS = 200; // laid out at once; more make sorting slow
+  const FEW_ROWS = 8; // are found without a box
 
   const addFilter = function (frame) {
     const table = frame.querySelector("table");
+    if (table.tBodies[0].rows.length <= FEW_ROWS) return;
     const make = (tag, properties) => Object.assign(document.createElement(tag), properties);
     const box = make("input", { type: "search", id: `${frame.id}-filter` });
     const label = make("label", { htmlFor: box.id, textContent: "Keep rows with" });

@@ -74,13 +74,14 @@ def sweep_page(view: SweepView, *, folder: Path | None = None) -> str:
     return document(f"dfl_unlearn: sweep {view.name}", body, scripts=(script,))
 
 
-def _result(sweep: SweepLines, words: str) -> Html:
+def _result(sweep: SweepLines, words: Sequence[str]) -> Html:
     seeds = len(sweep.view.seeds)
     counted = "a single seed" if seeds == 1 else f"{seeds} seeds"
     progress = progress_words(sweep)
     return h.join(
         h.tag("h1", f"Sweep {sweep.view.name}"),
-        h.tag("p", words, class_="lead") if words else Html(),
+        *(h.tag("p", text, class_="lead") for text in words[:1]),
+        h.tag("p", " ".join(words[1:])) if words[1:] else Html(),
         h.tag(
             "p",
             f"{progress} Each point was asked for with {counted}"

@@ -272,7 +272,8 @@ def _drawn(panel: Panel, colours: Mapping[str, str]) -> dict[str, Any]:
         layout["xaxis2"] = {
             "type": "category",
             "domain": [0.88, 1],
-            "title": {"text": ""},
+            "title": {"text": "no ε"},
+            "showticklabels": False,
             "showgrid": False,
         }
     return {
@@ -307,7 +308,9 @@ def _trace(
         "type": "scatter",
         "mode": "lines+markers" if is_curve else "markers",
         "name": legend_name(f"{protocol}{words}"),
-        "x": [rounded(x) for x in at] if None not in at else ["no ε"] * len(at),
+        "x": [rounded(x) for x in at]
+        if None not in at
+        else [plot_text(protocol)] * len(at),
         "xaxis": "x" if None not in at else "x2",
         "y": [rounded(value.mean) for value in values],
         "error_y": {

@@ -91,7 +91,10 @@ def test_a_heuristic_result_is_never_compared_with_a_claim(tmp_path):
     page = page_of(root)
     lead = re.search(r'class="lead">(.*?)</p>', page, re.S).group(1)
     assert "rr-du" not in lead
-    assert "At the smallest epsilon that is claimed, ε = 0.5, newton-fisher" in lead
+    assert (
+        "At the smallest epsilon that is claimed, ε = 0.5, with topology = torus"
+        in lead
+    )
     walk = [t for t in variant(page)["data"] if t["name"].startswith("rr-du")]
     assert [t["name"] for t in walk] == ["rr-du (heuristic, nominal ε)"]
     assert walk[0]["marker"]["symbol"] == "x-thin"
@@ -145,7 +148,7 @@ def test_an_axis_that_changes_results_makes_panels_and_epsilon_a_curve(privacy):
     assert traces["retrained"]["y"] == [0.9, 0.9]
     assert traces["before"]["visible"] == "legendonly"
     tune = traces["fine-tune (no claim)"]  # one point: epsilon does not touch it
-    assert (tune["x"], tune["xaxis"]) == (["no ε"], "x2")
+    assert (tune["x"], tune["xaxis"]) == (["fine-tune"], "x2")
     assert tune["marker"]["color"] == "var(--heuristic)"
 
 
