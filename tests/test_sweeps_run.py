@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import psutil
 import pytest
 from sweep_base import forgetting, tiny
 
@@ -15,6 +16,7 @@ from dfl_unlearn.errors import (
     ResourceError,
     RunLockedError,
     StoreCorruptError,
+    StoreWriteError,
     UnsafeFormatError,
 )
 from dfl_unlearn.results.sweep import SweepView
@@ -316,6 +318,19 @@ def test_ray_tasks_give_what_one_process_does(tmp_path, clean):
     run_sweep(failing, tmp_path / "b", jobs=2, engine="ray")
     (failure,) = failed_cases(tmp_path / "b").values()
     assert failure.error == "InvalidArgumentError"
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_program_that_cannot_go_on(tmp_path, monkeypatch):
+    def full(*_):
+        raise StoreWriteError("no space left")
+
+    monkeypatch.setattr(run, "write_failure", full)
+    failing = Sweep(base=tiny(), axes=NETWORKS, seeds=(0, 1))
+    with pytest.raises(StoreWriteError):
+        run_sweep(failing, tmp_path / "a", jobs=2)
+    held = [c for c in psutil.Process().children() if "spawn_main" in str(c.cmdline())]
+    assert not held
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Carry out a sweep in a folder: what is missing, side by side, and then the tables."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -96,13 +97,14 @@ def run_sweep(
             show=progress,
         )
         try:
-            for ended in _all(left, jobs, engine, task_of):
-                if ended is None:
-                    bar.look()
-                    continue
-                if ended.failure is not None:
-                    write_failure(failures, ended.failure)
-                bar.ended(ended.seconds, failed=ended.failure is not None)
+            with closing(_all(left, jobs, engine, task_of)) as all_ended:
+                for ended in all_ended:
+                    if ended is None:
+                        bar.look()
+                        continue
+                    if ended.failure is not None:
+                        write_failure(failures, ended.failure)
+                    bar.ended(ended.seconds, failed=ended.failure is not None)
         finally:
             bar.close()
             view = SweepView.open(root)
@@ -112,7 +114,7 @@ def run_sweep(
 
 def _all(
     cases: Sequence[PlannedCase], jobs: int, engine: str, task_of: TaskOf
-) -> Iterator[Ended | None]:
+) -> Generator[Ended | None, None, None]:
     """Run cases, those that use Ray themselves one by one at the end.
 
     Args:
