@@ -276,12 +276,12 @@
     const make = (tag, properties) => Object.assign(document.createElement(tag), properties);
     const box = make("input", { type: "search", id: `${frame.id}-filter` });
     const label = make("label", { htmlFor: box.id, textContent: "Keep rows with" });
-    const told = make("span", { className: "soft" });
+    const told = make("p", { className: "note" }); // printed, as the box is not
     told.setAttribute("role", "status");
     const all = make("button", { type: "button", className: "button", textContent: "Show all" });
     const bar = make("div", { className: "controls" });
-    bar.append(label, box, told, all);
-    frame.prepend(bar);
+    bar.append(label, box, all);
+    frame.prepend(bar, told);
 
     const texts = new Map();
     const textOf = function (row) {

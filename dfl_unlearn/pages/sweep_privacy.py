@@ -265,9 +265,17 @@ def _drawn(panel: Panel, colours: Mapping[str, str]) -> dict[str, Any]:
         },
         "yaxis": {"title": {"text": "test accuracy"}, "tickformat": ".0%"},
         "legend": {"orientation": "h", "y": -0.22, "yanchor": "top"},
-        "margin": {"l": 60, "r": 15, "t": 15, "b": 45},
+        "margin": {"l": 60, "r": 15, "t": 30 if panel.name else 15, "b": 45},
         "hovermode": "closest",
     }
+    if panel.name:  # on paper, where no choice is shown
+        layout["title"] = {
+            "text": plot_text(panel.name),
+            "font": {"size": 12},
+            "x": 0.02,
+            "y": 0.99,
+            "yanchor": "top",
+        }
     if apart:
         layout["xaxis2"] = {
             "type": "category",
