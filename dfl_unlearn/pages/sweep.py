@@ -23,7 +23,8 @@ from dfl_unlearn.pages.sweep_lines import SweepLines, cell_text
 from dfl_unlearn.pages.sweep_marks import STATUS_WORDS
 from dfl_unlearn.pages.sweep_methods import methods_chart
 from dfl_unlearn.pages.sweep_networks import front_chart, networks_of
-from dfl_unlearn.pages.sweep_privacy import panels_of, privacy_chart
+from dfl_unlearn.pages.sweep_panels import panels_of
+from dfl_unlearn.pages.sweep_privacy import privacy_chart
 from dfl_unlearn.pages.sweep_tables import (
     cases_table,
     failures,

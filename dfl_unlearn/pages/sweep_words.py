@@ -8,7 +8,7 @@ from dfl_unlearn._stats import round_up
 from dfl_unlearn.pages.sweep_lines import Claim, SweepLines, Value
 from dfl_unlearn.pages.sweep_marks import percent, points_words
 from dfl_unlearn.pages.sweep_networks import Network, rank_words
-from dfl_unlearn.pages.sweep_privacy import Panel
+from dfl_unlearn.pages.sweep_panels import Panel
 
 
 def progress_words(sweep: SweepLines) -> str:

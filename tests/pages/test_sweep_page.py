@@ -19,7 +19,7 @@ from dfl_unlearn.errors import InputFileError
 from dfl_unlearn.pages import sweep_explorer, sweep_tables
 from dfl_unlearn.pages.sweep import sweep_page
 from dfl_unlearn.pages.sweep_lines import SweepLines
-from dfl_unlearn.pages.sweep_privacy import panels_of
+from dfl_unlearn.pages.sweep_panels import panels_of
 from dfl_unlearn.report import write_report
 from dfl_unlearn.results.sweep import SweepView
 from dfl_unlearn.store.lines import encode_line
