@@ -73,13 +73,18 @@ def panels_of(sweep: SweepLines) -> tuple[Panel, ...]:
             series.setdefault(line.group[1:], []).append(line)
     if not series:
         return ()
-    splits = {key: _splits(sweep, key[0], lines) for key, lines in series.items()}
+    # Curves decide; what has no epsilon stands beside those of its setting.
+    splits = {
+        key: _splits(sweep, key[0], lines)
+        for key, lines in series.items()
+        if any(sweep.claim(line.group).position is not None for line in lines)
+    }
     chosen = sorted(set(itertools.chain(*splits.values())))
     settings = dict.fromkeys(
         tuple(line.group[0][axis] for axis in chosen)
         for (key, lines) in series.items()
         for line in lines
-        if set(chosen) == splits[key]
+        if set(chosen) == splits.get(key)
     ) or dict.fromkeys(
         tuple(line.group[0][axis] for axis in chosen)
         for lines in series.values()

@@ -6,6 +6,7 @@ import pytest
 from pages.sweep_samples import (
     HOSTILE,
     NEWTON,
+    TUNE,
     WALK,
     accuracy,
     fail,
@@ -172,6 +173,37 @@ def test_an_axis_of_other_protocols_splits_no_curve_where_seeds_failed(tmp_path)
     )
     (panel,) = panels_of(SweepLines(SweepView.open(root)))
     assert panel.name == ""
+
+
+def test_joined_trainings_are_compared_though_each_has_its_own_retraining(tmp_path):
+    roots = []
+    for name, form, off in (("newton", NEWTON, 0.0), ("walk", WALK, 0.1)):
+
+        def rows(point, seed, form=form, off=off):
+            kept = {form["use"], "fine-tune"}
+            found = accuracy(0.8 + 0.01 * seed, 0.7 + 0.01 * seed, 0.7 + off)
+            return [one for one in found if one["protocol"] in kept]
+
+        def attempts(point, seed, form=form):
+            epsilon = point["unlearning.0.epsilon"]
+            return [(form | {"epsilon": epsilon}, claimed(epsilon)), (TUNE, None)]
+
+        roots.append(
+            make_sweep(
+                tmp_path / name,
+                {"unlearning.0.epsilon": [0.5, 1.0]},
+                rows,
+                name=name,
+                base={"unlearning": [form, TUNE], "model": {"use": name}},
+                attempts=attempts,
+            )
+        )
+    (panel,) = panels_of(SweepLines(SweepView.join(roots)))
+    assert [curve.protocol for curve in panel.curves] == [
+        "newton-fisher",
+        "fine-tune",
+        "rr-du",
+    ]
 
 
 def test_a_chart_of_one_epsilon_is_not_drawn(tmp_path):
