@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORMAT = 1
+PLAN = "sweep.json"
 CASES = "cases"
+FAILURES = "failures.jsonl"
 Status = Literal["done", "partial", "failed", "missing"]
 
 
@@ -122,6 +124,12 @@ class SweepView:
             frame.insert(k, axis, values)
         return frame
 
+    def write_tables(self) -> None:
+        """Write all rows with their axes as ``table.csv`` and ``table.parquet``."""
+        frame = self.frame
+        frame.to_csv(self.root / "table.csv", index=False)
+        frame.to_parquet(self.root / "table.parquet", index=False)
+
 
 def shown(value: Any) -> Any:
     """Return an axis value as one cell: a table as ``use key=value``, a list joined."""
@@ -138,9 +146,11 @@ def _case(root: Path, entry: Mapping[str, Any]) -> Case:
     folder = root / CASES / entry["case"]
     status: Status = "missing"
     digest = ""
-    if (folder / "done.json").is_file():
+    seconds = None
+    if (folder / "case.json").is_file():
         status = "done"
-        digest = from_json((folder / "done.json").read_text("utf-8"))["digest"]
+        told = from_json((folder / "case.json").read_text("utf-8"))
+        digest, seconds = told["digest"], told["seconds"]
     elif folder.is_dir():
         status = "partial"
     return Case(
@@ -150,4 +160,5 @@ def _case(root: Path, entry: Mapping[str, Any]) -> Case:
         folder=folder,
         status=status,
         digest=digest,
+        seconds=seconds,
     )
