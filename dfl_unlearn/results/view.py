@@ -14,6 +14,7 @@ from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.errors import InvalidArgumentError, UnknownNameError
 from dfl_unlearn.evaluation.view import evaluate
 from dfl_unlearn.record.influence import InfluenceTrace
+from dfl_unlearn.results.settings import differing, flat, shown_settings
 from dfl_unlearn.store.table import ResultsTable
 from dfl_unlearn.topology.graph import Topology
 from dfl_unlearn.unlearning.contracts import Outcome
@@ -129,14 +130,14 @@ class ResultsView:
             f"{o.label} {o.request.request_id}" if len(requests) > 1 else o.label
             for o in self.outcomes
         ]
-        settings = [_flat(plain(outcome.protocol)) for outcome in self.outcomes]
+        settings = [flat(plain(outcome.protocol)) for outcome in self.outcomes]
         labels = list(names)
         for name in set(names):
             alike = [k for k, other in enumerate(names) if other == name]
-            differing = _differing([settings[k] for k in alike])
-            if not 0 < len(differing) <= MOST_SETTINGS:
+            keys = differing([settings[k] for k in alike])
+            if not 0 < len(keys) <= MOST_SETTINGS:
                 continue
-            shown = {k: _shown(settings[k], differing) for k in alike}
+            shown = {k: shown_settings(settings[k], keys) for k in alike}
             if max(map(len, shown.values())) <= MOST_LETTERS:
                 for k in alike:
                     labels[k] = f"{name} {shown[k]}"
@@ -213,43 +214,6 @@ class ResultsView:
                 for label, outcome in zip(self.labels, self.outcomes, strict=True)
             },
         }
-
-
-def _differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the names of settings that are not the same in all, in their order."""
-    keys = dict.fromkeys(key for one in settings for key in one)
-    first = settings[0]
-    return [
-        key
-        for key in keys
-        if any(key not in one or one[key] != first.get(key) for one in settings)
-    ]
-
-
-def _shown(settings: Mapping[str, Any], keys: Sequence[str]) -> str:
-    """Return some settings as they are given, their names as short as they can be."""
-    return " ".join(
-        f"{_short(key, settings)}={settings[key]}" for key in keys if key in settings
-    )
-
-
-def _short(key: str, settings: Mapping[str, Any]) -> str:
-    """Return the end of a dotted name that no other setting shares."""
-    parts = key.split(".")
-    for k in range(len(parts) - 1, 0, -1):
-        end = ".".join(parts[k:])
-        if not any(f".{o}".endswith(f".{end}") for o in settings if o != key):
-            return end
-    return key
-
-
-def _flat(table: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Return nested settings with dotted names, as files and commands give them."""
-    found: dict[str, Any] = {}
-    for key, value in table.items():
-        inner = isinstance(value, Mapping)
-        found |= _flat(value, f"{path}{key}.") if inner else {f"{path}{key}": value}
-    return found
 
 
 def plain(value: object) -> Any:

@@ -48,7 +48,7 @@ NETWORK = -1
 
 # A membership attack's registered name starts so; its value says nothing without the
 # value that a retrained network has under the same attack.
-_ATTACK = ("mia-", "lira", "u-lira")
+ATTACKS = ("mia-", "lira", "u-lira")
 _FORMULA = ("=", "+", "-", "@")
 _COUNTED = ("bytes", "messages", "gradients", "rounds")
 _GROUP = ("case", "protocol", "request", "seed")
@@ -210,7 +210,7 @@ class ResultsTable:
         writer.writerow(COLUMNS)
         for row in self.rows:
             writer.writerow(
-                _harmless(row[c]) if c in TEXT_COLUMNS else row[c] for c in COLUMNS
+                harmless(row[c]) if c in TEXT_COLUMNS else row[c] for c in COLUMNS
             )
         path = Path(path)
         write_file(path, buffer.getvalue().encode())
@@ -298,7 +298,7 @@ def _summarized(key: tuple[Any, ...], rows: list[Mapping[str, Any]]) -> Summary:
         if row["peer"] != NETWORK and math.isfinite(row["value"]):
             peers[row["world"]][row["peer"]] = row["value"]
     reference = network.get("reference")
-    withheld = metric.startswith(_ATTACK) and reference is None
+    withheld = metric.startswith(ATTACKS) and reference is None
     worst = None if withheld else _worst(peers, over, unit)
     after = list(peers["after"].values())
     return Summary(
@@ -344,7 +344,8 @@ def _text(value: float | None, unit: str) -> str:
     return f"{value:.4g}"
 
 
-def _harmless(text: str) -> str:
+def harmless(text: str) -> str:
+    """Return text that no spreadsheet runs as a formula, without control letters."""
     text = _validate.clean(text)
     return f"'{text}" if text.startswith(_FORMULA) else text
 
