@@ -30,13 +30,14 @@ def tag(name: str, *content: object, **attributes: str) -> Html:
     Args:
         name: E.g. ``"p"``.
         *content: Markup, or values to be escaped.
-        **attributes: Values are escaped; ``class_`` stands for ``class``.
+        **attributes: Values are escaped; ``class_`` stands for ``class`` and
+            ``aria_label`` for ``aria-label``.
 
     Returns:
         The element with its end tag.
     """
     words = "".join(
-        f' {key.rstrip("_")}="{as_html(str(value))}"'
+        f' {key.rstrip("_").replace("_", "-")}="{as_html(str(value))}"'
         for key, value in attributes.items()
     )
     return Html(f"<{name}{words}>{join(*content)}</{name}>")

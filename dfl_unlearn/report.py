@@ -8,9 +8,7 @@ are left out. Every text passes through ``_html``, which escapes it.
 import base64
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import dfl_unlearn
@@ -28,6 +26,7 @@ from dfl_unlearn.engine.exposure import Sent, sent_before
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.errors import MissingInputError
 from dfl_unlearn.evaluation.audit_store import load_audits
+from dfl_unlearn.pages.document import document
 from dfl_unlearn.plots import draw, plots, render
 from dfl_unlearn.results.view import ResultsView
 from dfl_unlearn.store.files import write_file, writing
@@ -111,7 +110,6 @@ def report_page(view: ResultsView) -> str:
     Returns:
         A whole HTML document.
     """
-    template = files("dfl_unlearn").joinpath("_report_template.html").read_text("utf-8")
     title = f"dfl_unlearn: {_run_name(view)}"
     sections = (
         _result(view),
@@ -126,9 +124,7 @@ def report_page(view: ResultsView) -> str:
         _limits(view),
         _settings(view),
     )
-    return Template(template).substitute(
-        title=h.as_html(title), body="\n".join(sections)
-    )
+    return document(title, h.join(*sections, between="\n"))
 
 
 def _figure(view: ResultsView, name: str) -> Html:
