@@ -223,8 +223,7 @@ def best_influence(run: TrainedRun, source: int) -> InfluenceTrace:
             run.config.rounds,
             mixing=mixing_of(run, "mixing_power"),
         )
-    work = run.record.rounds * samples_per_round(run.data, run.config) * run.model.size
-    if work * (1 if run.model.convex else _AUTOGRAD) <= _AFFORDABLE:
+    if influence_is_cheap(run):
         try:
             return track_influence(run, source)
         except (MissingRecordError, UnsupportedRequestError, ResourceError) as error:
@@ -237,6 +236,22 @@ def best_influence(run: TrainedRun, source: int) -> InfluenceTrace:
         mixing = mixing_of(run, "mixing_power")
         return mixing_power(run.topology, source, run.record.rounds, mixing=mixing)
     return best_trace(run.record, run.topology, source, mixing=mixing)
+
+
+def influence_is_cheap(run: TrainedRun, sources: int = 1) -> bool:
+    """Return whether exact traces of so many peers take a second or two at most.
+
+    Args:
+        run: The trained run.
+        sources: How many traces.
+
+    Returns:
+        By multiplications, never by a clock; False without a record.
+    """
+    if run.record is None:
+        return False
+    work = run.record.rounds * samples_per_round(run.data, run.config) * run.model.size
+    return sources * work * (1 if run.model.convex else _AUTOGRAD) <= _AFFORDABLE
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -4,12 +4,16 @@ import base64
 import hashlib
 import html
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from string import Template
 from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
 
 from dfl_unlearn import _html as h
 from dfl_unlearn import _validate
@@ -55,8 +59,8 @@ class Chart:
     caption: str = ""
     hook: str = ""
     extra: Mapping[str, Any] | None = None
-    controls: Html = Html()
-    below: Html = Html()
+    controls: Html = field(default_factory=Html)
+    below: Html = field(default_factory=Html)
 
 
 def chart(figure: Chart) -> Html:
@@ -99,6 +103,20 @@ def chart(figure: Chart) -> Html:
 def plot_text(text: object) -> str:
     """Return a text for a figure as it is: plotly would read ``<b>`` as markup."""
     return html.escape(_validate.clean(str(text)), quote=False)
+
+
+def numbers(values: ArrayLike, digits: int = 5) -> list[float | None]:
+    """Return numbers for a figure's data, short ones; None where one is not finite.
+
+    Args:
+        values: One-dimensional.
+        digits: How many significant digits to keep.
+
+    Returns:
+        As many values.
+    """
+    flat = np.asarray(values, dtype=np.float64).tolist()
+    return [float(f"{v:.{digits}g}") if math.isfinite(v) else None for v in flat]
 
 
 def document(title: str, body: Html, *, scripts: Sequence[str] = ()) -> str:

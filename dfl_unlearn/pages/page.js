@@ -23,6 +23,10 @@ page.resolve = function (value) {
   );
 };
 
+// plotly reads a few tags in texts.
+page.escape = (text) =>
+  text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+
 page.themed = function (layout) {
   const axis = {
     gridcolor: "var(--line)",
@@ -44,6 +48,7 @@ page.themed = function (layout) {
     plot_bgcolor: "rgba(0,0,0,0)",
     margin: { l: 55, r: 15, t: 15, b: 45 },
     dragmode: false,
+    legend: { orientation: "h", x: 0, y: -0.2, yanchor: "top" },
     ...own,
     font: { family: "system-ui, sans-serif", size: 12, color: "var(--ink)", ...own.font },
     hoverlabel: {

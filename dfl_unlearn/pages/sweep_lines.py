@@ -8,11 +8,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dfl_unlearn.results.sweep import Attempt, SweepView
 from dfl_unlearn.results.sweep_protocols import CLAIMS, NO_CLAIM
 from dfl_unlearn.store.table import NETWORK, WORLDS, World
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Place = tuple[Any, ...]
 """A point of the sweep: one value per axis shown, texts or numbers."""
@@ -179,6 +182,19 @@ class SweepLines:
         return self.claims.get(group, _NOTHING)
 
     @cached_property
+    def _rows(self) -> "pd.DataFrame":
+        return self.view.frame
+
+    @cached_property
+    def peers(self) -> Mapping[Place, int]:
+        """Point -> number of peers, the largest of its cases."""
+        counts: dict[Place, int] = {}
+        for case, peer in self._rows.groupby("case")["peer"].max().items():
+            place = self.place_of[case]
+            counts[place] = max(counts.get(place, 0), int(peer) + 1)
+        return counts
+
+    @cached_property
     def gaps(self) -> Mapping[Group, tuple[float, float | None, int]]:
         """Distance of test accuracy to the retrained network, in fractions.
 
@@ -187,7 +203,7 @@ class SweepLines:
         """
         import numpy as np
 
-        frame = self.view.frame
+        frame = self._rows
         frame = frame[(frame["metric"] == "test-accuracy") & (frame["peer"] == NETWORK)]
         spread = frame.pivot_table(
             index=["case", "protocol", "request"],

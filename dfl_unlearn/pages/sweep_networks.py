@@ -64,7 +64,7 @@ def networks_of(sweep: SweepLines) -> tuple[Network, ...]:
         folder = RunFolder(first[place].folder)
         with understood(folder.root):
             topology = folder.read_json("config.json")["topology"]
-            count = len(folder.read_json("manifest.json")["topology"]["labels"])
+        count = sweep.peers[place]
         network = Network(
             place=place,
             family=str(topology["use"]),

@@ -1,0 +1,271 @@
+"use strict";
+// What a sweep's figures do beyond plotly's own: choices of what is drawn. And a box
+// above long tables that keeps the rows with some words.
+
+{
+  const element = (id) => document.getElementById(id);
+  const escape = (text) =>
+    String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+  const short = (value) => String(+Number(value).toPrecision(4));
+
+  const show = function (place, spec, redraw, data, layout, words) {
+    spec.data = data;
+    spec.layout = layout;
+    place.setAttribute("aria-label", words);
+    redraw();
+  };
+
+  // --- one figure in several variants, all computed before -------------------------
+
+  page.hooks.variants = function (place, spec, redraw) {
+    const choice = element(`${place.id}-choice`);
+    choice.addEventListener("change", () => {
+      const { data, layout, alt } = spec.extra.variants[choice.value];
+      show(place, spec, redraw, data, layout, alt);
+    });
+  };
+
+  // --- the summary, and figures that are computed from it ---------------------------
+
+  let summary;
+  const read = function () {
+    summary ??= JSON.parse(element("sweep-data").textContent);
+    return summary;
+  };
+
+  const chosen = (figure, name) => Number(element(`${figure}-${name}`).value);
+
+  const valuesOf = (metric, world) =>
+    read()
+      .values.filter((value) => value[0] === metric && value[1] === world)
+      .map(([, , group, mean, spread, count]) => {
+        const [place, protocol, request, status, claim, epsilon, holds] =
+          read().groups[group];
+        return {
+          group, place: read().places[place], protocol, request, status, claim, epsilon,
+          holds, mean, spread, count,
+        };
+      });
+
+  const pointWords = (point) =>
+    read()
+      .axes.map((axis, k) => [axis, point.place[k]])
+      .filter(([, value]) => value !== "")
+      .map(([axis, value]) => `${axis} = ${value}`);
+
+  const wide = (values) =>
+    values.length > 0 && Math.min(...values) > 0 &&
+    Math.max(...values) / Math.min(...values) >= 20;
+
+  const numericAxis = function (values, title) {
+    const log = wide(values);
+    return { type: log ? "log" : "linear", title: { text: escape(title) }, ...(log ? { dtick: "D2" } : {}) };
+  };
+
+  const orderOf = (values) =>
+    [...new Set(values)].sort((a, b) =>
+      typeof a === "number" && typeof b === "number" ? a - b : 0,
+    );
+
+  // What stands across: protocol, epsilon, an axis, or another metric after the request.
+  const across = function (number) {
+    const { axes, metrics } = read();
+    if (number === 0) return { name: "protocol", of: (point) => point.protocol };
+    if (number === 1) return { name: "epsilon", of: (point) => point.epsilon };
+    const axis = number - 2;
+    if (axis < axes.length) return { name: axes[axis], of: (point) => point.place[axis] };
+    const metric = axis - axes.length;
+    const found = new Map(valuesOf(metric, 1).map((point) => [point.group, point.mean]));
+    return { name: metrics[metric][0], of: (point) => found.get(point.group) ?? null };
+  };
+
+  const colouring = function (number) {
+    const { axes } = read();
+    if (number === 0) return (point) => point.protocol;
+    if (number === 1) return (point) => point.claim.split(" at ε")[0].split(": ε")[0];
+    return (point) => `${axes[number - 2]} = ${point.place[number - 2]}`;
+  };
+
+  const trace = function (name, points, x, colour, numeric) {
+    const { symbols, grey } = read();
+    const sorted = numeric ? [...points].sort((a, b) => x.of(a) - x.of(b)) : points;
+    const places = sorted.map((point) => x.of(point));
+    const single = new Set(sorted.map((p) => `${p.protocol} ${p.request}`)).size === 1;
+    const line = numeric && single && new Set(places).size === places.length;
+    const colours = sorted.map((point) => (point.holds ? colour : grey));
+    return {
+      type: "scatter",
+      mode: line ? "lines+markers" : "markers",
+      name: escape(name),
+      x: places.map((value) => (numeric ? value : escape(value))),
+      y: sorted.map((point) => point.mean),
+      error_y: { array: sorted.map((point) => point.spread), thickness: 1, width: 3, color: colours[0] },
+      line: { color: colours[0], width: 1.5, dash: sorted[0].holds ? "solid" : "dot" },
+      marker: {
+        size: 9,
+        symbol: sorted.map((point) => symbols[point.status]),
+        color: colours,
+        line: { width: 1.5, color: colours },
+      },
+      text: sorted.map((point) =>
+        [
+          point.protocol,
+          ...pointWords(point),
+          `${short(point.mean)}${point.spread === null ? "" : ` ± ${short(point.spread)}`}` +
+            `, ${point.count} seed${point.count === 1 ? "" : "s"}`,
+          point.claim,
+        ].map(escape).join("<br>"),
+      ),
+      hovertemplate: "%{text}<extra></extra>",
+    };
+  };
+
+  const rangeWords = function (title, points) {
+    if (points.length === 0) return `${title}: no values.`;
+    const ranges = new Map();
+    for (const point of points) {
+      const [low, high, count] = ranges.get(point.protocol) ?? [Infinity, -Infinity, 0];
+      ranges.set(point.protocol, [
+        Math.min(low, point.mean), Math.max(high, point.mean), count + 1,
+      ]);
+    }
+    const words = [...ranges].map(
+      ([protocol, [low, high, count]]) =>
+        `${protocol} ${short(low)} to ${short(high)} over ${count} point${count === 1 ? "" : "s"}`,
+    );
+    return `${title}: ${words.join("; ")}.`;
+  };
+
+  page.hooks.sweepExplorer = function (place, spec, redraw) {
+    const { metrics, worlds, colours } = read();
+    const names = ["metric", "world", "x", "colour"];
+    const draw = function () {
+      const [metric, world, by, colour] = names.map((name) => chosen("explorer", name));
+      const x = across(by);
+      const points = valuesOf(metric, world).filter(
+        (point) => x.of(point) !== null && x.of(point) !== "",
+      );
+      const values = points.map(x.of);
+      const numeric = values.length > 0 && values.every((value) => typeof value === "number");
+      const groups = new Map();
+      for (const point of points) {
+        const name = colouring(colour)(point);
+        groups.set(name, [...(groups.get(name) ?? []), point]);
+      }
+      const data = [...groups].map(([name, inside], k) =>
+        trace(name, inside, x, colours[k % colours.length], numeric),
+      );
+      const [name, unit] = metrics[metric];
+      const title = `${name}, ${worlds[world]}`;
+      const layout = {
+        xaxis: numeric
+          ? numericAxis(values, x.name)
+          : { type: "category", title: { text: escape(x.name) }, categoryorder: "array",
+              categoryarray: orderOf(values).map(escape) },
+        yaxis: {
+          ...numericAxis(points.map((point) => point.mean), unit && unit !== "fraction" ? `${name}, ${unit}` : name),
+          ...(unit === "fraction" ? { type: "linear", tickformat: ".1~%", dtick: null } : {}),
+        },
+        showlegend: data.length > 1,
+        legend: { orientation: "h", y: -0.25, yanchor: "top" },
+        hovermode: "closest",
+      };
+      const words =
+        points.length === 0
+          ? `${title} has no values against ${x.name}; choose another metric, world or axis.`
+          : rangeWords(title, points);
+      element("explorer-words").textContent = words;
+      show(place, spec, redraw, data, layout, words);
+    };
+    for (const name of names) element(`explorer-${name}`).addEventListener("change", draw);
+    draw();
+  };
+
+  page.hooks.sweepHeat = function (place, spec, redraw) {
+    const { axes, metrics, worlds } = read();
+    const names = ["metric", "world", "x", "y"];
+    const draw = function () {
+      const [metric, world, right, down] = names.map((name) => chosen("heat", name));
+      const wanted = element("heat-protocol").selectedOptions[0].textContent;
+      const points = valuesOf(metric, world).filter((point) => point.protocol === wanted);
+      const xs = orderOf(points.map((point) => point.place[right]));
+      const ys = orderOf(points.map((point) => point.place[down]));
+      const cells = ys.map((y) =>
+        xs.map((x) =>
+          points.filter((point) => point.place[right] === x && point.place[down] === y)
+            .map((point) => point.mean),
+        ),
+      );
+      const means = cells.map((row) =>
+        row.map((cell) => (cell.length ? cell.reduce((a, b) => a + b) / cell.length : null)),
+      );
+      const percent = metrics[metric][1] === "fraction";
+      const written = (value) => (percent ? `${(100 * value).toFixed(1)} %` : short(value));
+      const several = cells.some((row) => row.some((cell) => cell.length > 1));
+      const data = [
+        {
+          type: "heatmap",
+          x: xs.map((value) => escape(value)),
+          y: ys.map((value) => escape(value)),
+          z: means,
+          text: cells.map((row, i) =>
+            row.map((cell, k) =>
+              cell.length === 0 ? "" :
+              written(means[i][k]) + (several ? `<br>${cell.length} point${cell.length === 1 ? "" : "s"}` : ""),
+            ),
+          ),
+          texttemplate: xs.length <= 12 ? "%{text}" : "",
+          colorscale: "Cividis",
+          colorbar: { tickformat: percent ? ".0%" : "", thickness: 12, outlinewidth: 0 },
+          hovertemplate: `${escape(axes[right])} = %{x}<br>${escape(axes[down])} = %{y}<br>%{text}<extra></extra>`,
+          xgap: 2,
+          ygap: 2,
+        },
+      ];
+      const layout = {
+        xaxis: { type: "category", title: { text: escape(axes[right]) }, showgrid: false },
+        yaxis: { type: "category", title: { text: escape(axes[down]) }, showgrid: false, autorange: "reversed" },
+      };
+      let words = rangeWords(`${metrics[metric][0]}, ${worlds[world]}`, points);
+      if (right === down) words = "Choose two different axes. " + words;
+      element("heat-words").textContent = words;
+      show(place, spec, redraw, data, layout, words);
+    };
+    for (const name of [...names, "protocol"]) element(`heat-${name}`).addEventListener("change", draw);
+    draw();
+  };
+
+  // --- tables: keep the rows that have all the words --------------------------------
+
+  const addFilter = function (frame) {
+    const table = frame.querySelector("table");
+    const rows = [...table.tBodies[0].rows];
+    const texts = new Map(rows.map((row) => [row, row.textContent.toLowerCase()]));
+    const box = document.createElement("input");
+    box.type = "search";
+    box.id = `${frame.id}-filter`;
+    const label = document.createElement("label");
+    label.htmlFor = box.id;
+    label.textContent = "Keep rows with";
+    const told = document.createElement("span");
+    told.className = "soft";
+    told.setAttribute("role", "status");
+    const bar = document.createElement("div");
+    bar.className = "controls";
+    bar.append(label, box, told);
+    frame.prepend(bar);
+    box.addEventListener("input", () => {
+      const words = box.value.toLowerCase().split(/\s+/).filter(Boolean);
+      let kept = 0;
+      for (const [row, text] of texts) {
+        row.hidden = !words.every((word) => text.includes(word));
+        kept += row.hidden ? 0 : 1;
+      }
+      told.textContent = words.length ? `${kept} of ${rows.length} rows` : "";
+    });
+  };
+
+  document.addEventListener("DOMContentLoaded", () => {
+    document.querySelectorAll(".filtered").forEach(addFilter);
+  });
+}
