@@ -551,8 +551,8 @@ def report(
     figures: Annotated[
         str,
         typer.Option(
-            help="Formats of the figures, png, svg, or both as png,svg; gif adds the "
-            "influence moving through the network."
+            help="Formats of the figures: png, svg, pdf, or several as png,pdf; gif "
+            "adds the influence moving through the network."
         ),
     ] = "png",
     runs: Runs = None,
@@ -571,9 +571,9 @@ def report(
 
     formats = tuple(part.strip() for part in figures.split(","))
     for kind in formats:
-        if kind not in ("png", "svg", "gif"):
+        if kind not in ("png", "svg", "pdf", "gif"):
             raise InvalidArgumentError(
-                "--figures: must be png, svg, gif or several of them with commas, got "
+                "--figures: must be png, svg, pdf, gif or several with commas, got "
                 f"{show(kind)}"
             )
     trained = load_run(folder_of(run_name))

@@ -128,7 +128,7 @@ class ReportSection:
         html: Whether ``report.html`` is written.
     """
 
-    figures: tuple[Literal["png", "svg", "gif"], ...] = ("png",)
+    figures: tuple[Literal["png", "svg", "pdf", "gif"], ...] = ("png",)
     html: bool = True
 
 

@@ -260,7 +260,7 @@ def test_every_kind_is_listed_with_help(kind, capsys):
         ("unlearn demo --peer 1 --all --protocol newton", 2, "'newton-fisher'"),
         ("unlearn demo --peer 1 --all residual_cap=1e-9", 4, "nothing was sent"),
         ("unlearn nothing --peer 1 --all", 2, "must be a run folder"),
-        ("report demo --figures pdf", 2, "--figures: must be png, svg, gif"),
+        ("report demo --figures eps", 2, "--figures: must be png, svg, pdf, gif"),
         ("unlearn demo --peer 3 --fraction 0.2 --screen", 4, "above max_share 10%"),
         ("ledger demo --observer node:1", 2, "got 'node:1'"),
         ("ledger demo --owner 3", 2, "owner: must be"),

@@ -23,6 +23,15 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 DPI = 150
 
+Format = Literal["png", "svg", "pdf"]
+FORMATS: tuple[Format, ...] = ("png", "svg", "pdf")
+# No dates and no programs: equal figures give equal bytes.
+_STAMPS: dict[Format, dict[str, None]] = {
+    "png": {"Software": None},
+    "svg": {"Date": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
+
 
 class Plot(Protocol):
     """Draws one figure; a registered function has this signature."""
@@ -59,14 +68,13 @@ def draw(name: str, view: "ResultsView") -> "Figure":
     return figure
 
 
-def render(
-    figure: "Figure", format: Literal["png", "svg"] = "png", dpi: int = DPI
-) -> bytes:
+def render(figure: "Figure", format: Format = "png", dpi: int = DPI) -> bytes:
     """Return a figure as a picture; equal figures give equal bytes.
 
     Args:
         figure: The figure.
-        format: ``png`` or ``svg``.
+        format: ``png``, ``svg`` or ``pdf``; the last two are vectors, and a PDF holds
+            its fonts as TrueType, as publishers ask for.
         dpi: Dots per inch of a PNG.
 
     Returns:
@@ -76,10 +84,9 @@ def render(
 
     from dfl_unlearn.plots._style import STYLE
 
-    stamp = {"Date": None} if format == "svg" else {"Software": None}
     buffer = io.BytesIO()
     with rc_context(STYLE):
-        figure.savefig(buffer, format=format, dpi=dpi, metadata=stamp)
+        figure.savefig(buffer, format=format, dpi=dpi, metadata=_STAMPS[format])
     return buffer.getvalue()
 
 
@@ -87,7 +94,7 @@ def save_figures(
     view: "ResultsView",
     folder: str | Path,
     names: Sequence[str] | Literal["all"] = "all",
-    formats: Sequence[Literal["png", "svg"]] = ("png",),
+    formats: Sequence[Format] = ("png",),
 ) -> tuple[Path, ...]:
     """Draw figures into a folder, ``<name>.<format>`` each.
 
@@ -95,7 +102,7 @@ def save_figures(
         view: What to draw.
         folder: Where they go; made if it does not exist.
         names: Registered names; ``"all"`` leaves out those whose input is absent.
-        formats: Any of ``png`` (150 dpi) and ``svg``.
+        formats: Any of ``png`` (150 dpi), ``svg`` and ``pdf``.
 
     Returns:
         The files, in the order of ``names``.
@@ -110,7 +117,7 @@ def save_figures(
             f"give [{names!r}]"
         )
     for format in formats:
-        _validate.one_of(("png", "svg"), format=format)
+        _validate.one_of(FORMATS, format=format)
     folder = Path(folder)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)

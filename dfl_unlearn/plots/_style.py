@@ -78,6 +78,7 @@ STYLE: Any = {
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
     "svg.hashsalt": "dfl-unlearn",
+    "pdf.fonttype": 42,  # TrueType: Type 3, the default, is refused by publishers
     "figure.constrained_layout.h_pad": 0.06,
     "figure.constrained_layout.w_pad": 0.06,
 }

@@ -12,7 +12,7 @@ from dfl_unlearn.errors import (
     StoreWriteError,
     UnknownNameError,
 )
-from dfl_unlearn.plots import draw, plots, save_figures
+from dfl_unlearn.plots import draw, plots, render, save_figures
 from dfl_unlearn.plots._style import (
     CURVES,
     INFLUENCE,
@@ -37,21 +37,33 @@ def texts(figure):
     return [t.get_text() for t in figure.findobj(lambda a: hasattr(a, "get_text"))]
 
 
-def test_figures_are_saved_under_their_names_in_both_formats(view, tmp_path):
-    paths = save_figures(
-        view, tmp_path / "figures", ["accuracy", "topology"], ("png", "svg")
-    )
+def test_figures_are_saved_under_their_names_in_every_format(view, tmp_path):
+    formats = ("png", "svg", "pdf")
+    paths = save_figures(view, tmp_path / "figures", ["accuracy", "topology"], formats)
     assert [p.name for p in paths] == [
-        "accuracy.png",
-        "accuracy.svg",
-        "topology.png",
-        "topology.svg",
+        f"{name}.{format}" for name in ("accuracy", "topology") for format in formats
     ]
     assert paths[0].read_bytes().startswith(b"\x89PNG")
     assert b"<svg" in paths[1].read_bytes()
+    assert paths[2].read_bytes().startswith(b"%PDF")
     assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == sorted(
         p.name for p in paths
     )
+
+
+@pytest.mark.parametrize("format", ["png", "svg", "pdf"])
+def test_equal_figures_give_equal_bytes(view, format):
+    one, two = (render(draw("methods", view), format) for _ in range(2))
+    assert one == two
+    assert one != render(draw("consensus", view), format)
+
+
+def test_a_pdf_holds_its_fonts_as_truetype_and_no_date(view):
+    pdf = render(draw("methods", view), "pdf")
+    assert b"/Subtype /Type0" in pdf or b"/FontFile2" in pdf
+    assert b"/Type3" not in pdf
+    for stamp in (b"CreationDate", b"ModDate", b"matplotlib"):
+        assert stamp not in pdf
 
 
 def test_all_leaves_out_what_has_no_input_and_a_named_plot_says_why(tmp_path):
