@@ -119,6 +119,27 @@ def numbers(values: ArrayLike, digits: int = 5) -> list[float | None]:
     return [float(f"{v:.{digits}g}") if math.isfinite(v) else None for v in flat]
 
 
+def log_axis(low: float, high: float) -> dict[str, Any]:
+    """Return a logarithmic axis with readable ticks: 1, 2, 5, or powers of ten.
+
+    Args:
+        low: Lower end, > 0.
+        high: Upper end, > ``low``.
+
+    Returns:
+        Settings of a plotly axis.
+    """
+    steps = (1, 2, 5) if high / low < 300 else (1,)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [float(f"{step}e{power}") for power in powers for step in steps]
+    return {
+        "type": "log",
+        "tickvals": [tick for tick in ticks if low <= tick <= high],
+        "tickformat": "~s" if low >= 1 else "~g",
+        "range": [round(math.log10(low), 4), round(math.log10(high), 4)],
+    }
+
+
 def document(title: str, body: Html, *, scripts: Sequence[str] = ()) -> str:
     """Return a whole page that asks nothing of the network.
 

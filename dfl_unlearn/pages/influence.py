@@ -7,7 +7,7 @@ from matplotlib.colors import to_hex
 
 from dfl_unlearn import _html as h
 from dfl_unlearn._html import Html
-from dfl_unlearn.pages.document import Chart, chart, numbers
+from dfl_unlearn.pages.document import Chart, chart, log_axis, numbers
 from dfl_unlearn.pages.network import (
     MOST_FRAMES,
     MOST_SOURCES,
@@ -118,7 +118,7 @@ def _heat_map(trace: InfluenceTrace) -> Chart:
             }
         ],
         layout={
-            "xaxis": {"type": "log", "title": {"text": "round"}, **_log_ticks(edges)},
+            "xaxis": {"title": {"text": "round"}, **log_axis(edges[0], edges[-1])},
             "yaxis": {
                 "autorange": "reversed",
                 "title": {"text": axis},
@@ -181,7 +181,7 @@ def _by_hop(trace: InfluenceTrace) -> Chart:
         ),
         data=data,
         layout={
-            "xaxis": {"type": "log", "title": {"text": "round"}, **_log_ticks(ends)},
+            "xaxis": {"title": {"text": "round"}, **log_axis(ends[0], ends[1])},
             "yaxis": {
                 "type": "log",
                 "title": {"text": "mean share per peer"},
@@ -241,6 +241,7 @@ def _front(view: ResultsView, trace: InfluenceTrace) -> Chart:
         }
     )
     gap = view.topology.spectral_gap
+    latest = max([far, 1, *(max(line["y"], default=1) for line in data)])
     return Chart(
         name="influence-front",
         title="When the influence arrives",
@@ -256,21 +257,9 @@ def _front(view: ResultsView, trace: InfluenceTrace) -> Chart:
                 "range": [-0.4, far + 0.4],
                 **({"dtick": 1} if far <= 12 else {}),
             },
-            "yaxis": {"type": "log", "title": {"text": "first round"}},
+            "yaxis": {"title": {"text": "first round"}, **log_axis(0.8, 1.6 * latest)},
         },
         caption=f"Nothing can lie below the light cone: at least one round per hop. "
         f"The spectral gap of this network is {gap:.4g}; the larger, the faster gossip "
         "mixes.",
     )
-
-
-def _log_ticks(span: list[int]) -> dict[str, Any]:
-    """Return readable round numbers on a logarithmic axis, and its range."""
-    low, high = span[0], span[-1]
-    steps = [m * 10**k for k in range(12) for m in (1, 2, 5)]
-    if high / low > 300:
-        steps = [10**k for k in range(12)]
-    return {
-        "tickvals": [s for s in steps if low <= s <= high],
-        "range": np.log10([low, high]).round(4).tolist(),
-    }

@@ -7,7 +7,7 @@ from typing import Any
 from dfl_unlearn import _html as h
 from dfl_unlearn._html import Html
 from dfl_unlearn.pages import wording
-from dfl_unlearn.pages.document import Chart, chart, numbers, plot_text
+from dfl_unlearn.pages.document import Chart, chart, log_axis, numbers, plot_text
 from dfl_unlearn.plots.methods import peer_values
 from dfl_unlearn.results.view import ResultsView
 
@@ -72,7 +72,8 @@ def _gap_and_cost(view: ResultsView, metric: str) -> Chart:
     points = _points(view, metric)
     data: list[dict[str, Any]] = []
     told = []
-    for label, outcome, point in zip(view.labels, view.outcomes, points, strict=True):
+    tried = zip(view.labels, view.outcomes, points, strict=True)
+    for k, (label, outcome, point) in enumerate(tried):
         cost, claim = outcome.cost, wording.status(outcome.certificate)
         told.append(f"{label} {point.text} for {cost.gradient_evaluations:,} gradients")
         data.append(
@@ -84,7 +85,7 @@ def _gap_and_cost(view: ResultsView, metric: str) -> Chart:
                 "x": [max(cost.gradient_evaluations, 1)],
                 "y": numbers([point.mean]),
                 "error_y": _whiskers(point, claim),
-                "marker": {"size": 12, "line": {"width": 2}, **wording.mark(claim)},
+                "marker": wording.mark(claim, k),
                 "hovertemplate": f"<b>{plot_text(label)}</b> ({wording.CLAIMS[claim]})"
                 f"<br>{metric}: {point.text}"
                 f"<br>{cost.gradient_evaluations:,} gradient evaluations"
@@ -92,6 +93,8 @@ def _gap_and_cost(view: ResultsView, metric: str) -> Chart:
                 f"<br>{cost.rounds:,} rounds<extra></extra>",
             }
         )
+    evaluations = [outcome.cost.gradient_evaluations for outcome in view.outcomes]
+    costs, zero = [max(count, 1) for count in evaluations], 0 in evaluations
     return Chart(
         name="methods",
         title="Gap to retraining against work",
@@ -99,10 +102,8 @@ def _gap_and_cost(view: ResultsView, metric: str) -> Chart:
         data=data,
         layout={
             "xaxis": {
-                "type": "log",
-                "title": {"text": "gradient evaluations (0 drawn at 1)"},
-                "exponentformat": "SI",
-                "dtick": 1,
+                "title": {"text": "gradient evaluations" + (" (0 drawn at 1)" * zero)},
+                **log_axis(min(costs) / 1.6, max(costs) * 1.6),
             },
             "yaxis": {"title": {"text": _unit(view, metric)}, "zeroline": True},
             "hovermode": "closest",
@@ -116,7 +117,8 @@ def _differences(view: ResultsView, metric: str) -> Chart:
     points = _points(view, metric)
     data: list[dict[str, Any]] = []
     told = []
-    for label, outcome, point in zip(view.labels, view.outcomes, points, strict=True):
+    tried = zip(view.labels, view.outcomes, points, strict=True)
+    for k, (label, outcome, point) in enumerate(tried):
         claim = wording.status(outcome.certificate)
         told.append(f"{label} {point.text}")
         data.append(
@@ -126,7 +128,7 @@ def _differences(view: ResultsView, metric: str) -> Chart:
                 "x": numbers([point.mean]),
                 "y": [plot_text(label)],
                 "error_x": _whiskers(point, claim),
-                "marker": {"size": 12, "line": {"width": 2}, **wording.mark(claim)},
+                "marker": wording.mark(claim, k),
                 "hovertemplate": f"<b>{plot_text(label)}</b> ({wording.CLAIMS[claim]})"
                 f"<br>{metric}: {point.text}<extra></extra>",
             }

@@ -90,7 +90,7 @@ page.hooks.network = function (place, spec, redraw) {
       const same = known.ownMeasured === known.pairsMeasured;
       const measured = isOwn(state.peer) ? known.ownMeasured : known.pairsMeasured;
       words.textContent =
-        `Left: parts of peer ${state.peer}'s influence, by ${measured}. Right: which ` +
+        `First list: parts of peer ${state.peer}'s influence, by ${measured}. Second list: which ` +
         `part of each other peer's influence peer ${state.peer} holds, by ` +
         `${known.pairsMeasured}.` +
         (same ? "" : " The two scales are not the same measure.");

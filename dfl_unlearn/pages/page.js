@@ -36,9 +36,10 @@ page.themed = function (layout) {
     automargin: true,
     fixedrange: true,
   };
+  const named = (own) => (own.title ? { title: { standoff: 12, ...own.title } } : {});
   const own = Object.fromEntries(
     Object.entries(layout).map(([key, value]) =>
-      /^[xy]axis\d*$/.test(key) ? [key, { ...axis, ...value }] : [key, value],
+      /^[xy]axis\d*$/.test(key) ? [key, { ...axis, ...value, ...named(value) }] : [key, value],
     ),
   );
   return page.resolve({

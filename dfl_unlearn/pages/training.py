@@ -9,11 +9,12 @@ from dfl_unlearn._html import Html
 from dfl_unlearn.engine.run import History
 from dfl_unlearn.errors import MissingInputError
 from dfl_unlearn.pages import wording
-from dfl_unlearn.pages.document import Chart, chart, numbers, plot_text
+from dfl_unlearn.pages.document import Chart, chart, log_axis, numbers, plot_text
 from dfl_unlearn.plots.training import history_of, worlds
 from dfl_unlearn.results.view import ResultsView
 
 _MOST_POINTS = 600
+_YARDSTICK = {"color": "var(--ink)", "symbol": "line-ns-open", "size": 14}
 
 
 def training(view: ResultsView) -> Html:
@@ -94,8 +95,8 @@ def _in_the_end(view: ResultsView, history: History) -> Chart:
     data: list[dict[str, Any]] = []
     told = []
     compared = worlds(view, history)
-    for name, values, _ in compared:
-        mark = wording.mark(claims[name]) if name in claims else {"color": "var(--ink)"}
+    for k, (name, values, _) in enumerate(compared):
+        mark = wording.mark(claims[name], k - 1) if name in claims else _YARDSTICK
         low, mean, high = values.min(), values.mean(), values.max()
         texts = [
             f"{v:.4g}" if regression else f"{100 * v:.2f} %" for v in (mean, low, high)
@@ -115,7 +116,7 @@ def _in_the_end(view: ResultsView, history: History) -> Chart:
                     "color": mark["color"],
                     "thickness": 2,
                 },
-                "marker": {"size": 11, "line": {"width": 2}, **mark},
+                "marker": mark,
                 "hovertemplate": f"{plot_text(name)}<br>mean {texts[0]}<br>"
                 f"worst {texts[1]}, best {texts[2]}<extra></extra>",
             }
@@ -164,9 +165,8 @@ def _consensus(view: ResultsView, history: History) -> Chart:
             "hovertemplate": "training, round %{x}: %{y:.3g}<extra></extra>",
         }
     ]
-    for name, distance, certificate in zip(
-        view.labels, distances, view.certificates, strict=True
-    ):
+    tried = zip(view.labels, distances, view.certificates, strict=True)
+    for k, (name, distance, certificate) in enumerate(tried):
         nothing = distance == 0
         data.append(
             {
@@ -175,11 +175,7 @@ def _consensus(view: ResultsView, history: History) -> Chart:
                 "name": plot_text(name) + (": 0" if nothing else ""),
                 "x": [int(history.rounds[-1])],
                 "y": numbers([np.nan if nothing and logarithmic else distance]),
-                "marker": {
-                    "size": 10,
-                    "line": {"width": 2},
-                    **wording.mark(wording.status(certificate)),
-                },
+                "marker": wording.mark(wording.status(certificate), k),
                 "hovertemplate": f"after {plot_text(name)}: %{{y:.3g}}<extra></extra>",
             }
         )
@@ -200,9 +196,11 @@ def _consensus(view: ResultsView, history: History) -> Chart:
             "xaxis": {"title": {"text": "round"}},
             "yaxis": {
                 "title": {"text": "mean squared distance"},
-                "type": "log" if logarithmic else "linear",
-                "exponentformat": "power",
-                **({} if logarithmic else {"rangemode": "tozero"}),
+                **(
+                    log_axis(finite.min() / 1.6, finite.max() * 1.6)
+                    if logarithmic
+                    else {"rangemode": "tozero"}
+                ),
             },
         },
         height=360,

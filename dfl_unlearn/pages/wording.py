@@ -1,6 +1,7 @@
 """The words and marks that every section of a page uses."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from dfl_unlearn import _html as h
 from dfl_unlearn._html import Html
@@ -86,16 +87,28 @@ def run_name(view: ResultsView) -> str:
     return folder.name if folder is not None else f"run {view.run.digest[:12]}"
 
 
-def mark(status: str) -> Mapping[str, str]:
-    """Return how a figure marks a claim: only what is certified is full and blue."""
-    return _MARKS.get(status, _MARKS["heuristic"])
+_SHAPES = ("circle", "square", "diamond", "triangle-up", "star", "hexagon")
 
 
-_MARKS = {
-    "exact": {"color": "var(--exact)", "symbol": "circle"},
-    "certified": {"color": "var(--certified)", "symbol": "circle"},
-    "certified_conditional": {"color": "var(--conditional)", "symbol": "circle-open"},
-    "heuristic": {"color": "var(--heuristic)", "symbol": "x-thin-open"},
-    "pending": {"color": "var(--heuristic)", "symbol": "square-open"},
-    "none": {"color": "var(--heuristic)", "symbol": "diamond-open"},
-}
+def mark(status: str, place: int = 0) -> dict[str, Any]:
+    """Return how a figure marks a claim: only what is certified is full and blue.
+
+    Args:
+        status: Of the certificate, or ``none``.
+        place: Among the outcomes; neighbours get different shapes.
+
+    Returns:
+        plotly's colour, symbol, size and line of a marker.
+    """
+    colour = {
+        "exact": "var(--exact)",
+        "certified": "var(--certified)",
+        "certified_conditional": "var(--conditional)",
+    }.get(status, "var(--heuristic)")
+    full = status in ("exact", "certified")
+    return {
+        "color": colour,
+        "symbol": _SHAPES[place % len(_SHAPES)] + ("" if full else "-open"),
+        "size": 11,
+        "line": {"width": 0 if full else 2.2, "color": colour},
+    }
