@@ -68,7 +68,7 @@ def test_a_sweep_tells_what_it_did_and_goes_on(file, tmp_path, capsys):
     assert (tmp_path / "rings/sweep.json").read_bytes() != before
     assert call(*words, "--quiet", "training.rounds=2") == 2
     err = capsys.readouterr().err
-    assert "holds another sweep" in err
+    assert "got another sweep" in err
     assert "base differs in training.rounds" in err
 
 

@@ -18,9 +18,9 @@ from dfl_unlearn.experiment import (
     resume_experiment,
     run_experiment,
 )
+from dfl_unlearn.results.sweep import CASE
 from dfl_unlearn.store.files import from_json
 from dfl_unlearn.store.folder import RunFolder
-from dfl_unlearn.sweeps.failures import CASE
 from dfl_unlearn.sweeps.plan import name_of_config
 
 _log = logging.getLogger(__name__)

@@ -1,19 +1,16 @@
 """Cases that failed, as lines of ``failures.jsonl`` in the sweep's folder."""
 
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from dfl_unlearn import _validate
-from dfl_unlearn.errors import ResourceError
-from dfl_unlearn.results.sweep import CASES, FAILURES
+from dfl_unlearn.errors import ResourceError, RunLockedError
+from dfl_unlearn.results.sweep import CASE, CASES, FAILURES
 from dfl_unlearn.store.lines import LineFile
 from dfl_unlearn.store.understood import understood
-
-CASE = "case.json"
-"""Written last into a case's folder: it is complete."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,14 +56,23 @@ def failed_cases(folder: str | Path) -> dict[str, Failure]:
         Case -> its last failure.
     """
     root = Path(folder)
-    lines = LineFile(root / FAILURES, nullcontext)
-    with understood(root / FAILURES):
+    lines = LineFile(root / FAILURES, _reading)
+    with understood(lines.place):
         found = {record["case"]: Failure(**record) for record in lines.records()}
     return {
         name: failure
         for name, failure in found.items()
         if not (root / CASES / name / CASE).is_file()
     }
+
+
+def _reading() -> AbstractContextManager[None]:
+    """Leave a line that is cut short to the program that may be writing it.
+
+    Raises:
+        RunLockedError: Always.
+    """
+    raise RunLockedError("failures are read only")
 
 
 def described(error: BaseException) -> tuple[str, str, int]:

@@ -15,8 +15,8 @@ from dfl_unlearn.errors import (
 )
 from dfl_unlearn.experiment import read_experiment, to_config
 from dfl_unlearn.results.sweep import FORMAT, PLAN, shown
-from dfl_unlearn.store.files import from_json, to_json, write_file
-from dfl_unlearn.store.understood import understood
+from dfl_unlearn.results.sweep_cases import read_plan
+from dfl_unlearn.store.files import to_json, write_file
 from dfl_unlearn.sweeps.axes import plain_value
 from dfl_unlearn.sweeps.plan import PlannedCase, Sweep
 
@@ -84,26 +84,21 @@ def check_plan(root: Path, plan: Mapping[str, Any]) -> None:
                 f"no {PLAN}; give another name"
             )
         return
-    with understood(place):
-        old = from_json(place.read_text("utf-8"))
-        named = {entry["case"]: entry for entry in old["cases"]}
-        gone = [
-            named[name] for name in named.keys() - {c["case"] for c in plan["cases"]}
-        ]
-        if not gone:
-            return
-        gone.sort(key=lambda entry: list(named).index(entry["case"]))
-        differences = _differences(old, plan)
-        first = " ".join(
-            [f"{axis}={shown(v)}" for axis, v in gone[0]["point"].items()]
-            + [f"seed={gone[0]['seed']}"]
-        )
+    old = read_plan(root)
+    kept = {entry["case"] for entry in plan["cases"]}
+    gone = [entry for entry in old["cases"] if entry["case"] not in kept]
+    if not gone:
+        return
+    first = " ".join(
+        [f"{axis}={shown(value)}" for axis, value in gone[0]["point"].items()]
+        + [f"seed={gone[0]['seed']}"]
+    )
     raise ConfigMismatchError(
         _validate.clean(
-            f"{root}: holds another sweep: {len(gone)} of its {len(named)} cases are "
-            f"not in this one, the first is {first}; {'; '.join(differences)}. More "
-            "values or seeds may be added to a sweep, for anything else give another "
-            "name"
+            f"{root}: must be this sweep's folder or a new one, got another sweep: "
+            f"{len(gone)} of its {len(old['cases'])} cases are not in this one, the "
+            f"first is {first}; {'; '.join(_differences(old, plan))}. More values or "
+            "seeds may be added to a sweep, for anything else give another name"
         )
     )
 
