@@ -17,6 +17,8 @@ from scipy.optimize import isotonic_regression
 from dfl_unlearn import _validate
 
 WIDTH = 7.6  # inches: 1140 pixels, the width of a page
+COLUMN, TWO_COLUMNS = 3.3, 6.9  # inches: what a figure fills in most journals
+SMALLEST = 8  # points; less is not readable in print
 
 BLUE, ORANGE, GREEN, RED, SKY, PINK = (
     "#0072B2",

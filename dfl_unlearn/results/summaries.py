@@ -21,6 +21,7 @@ _LINE = ("protocol", "request", "world", "set", "metric", "unit")
 _SAME = ("case", "protocol", "request", "set", "metric", "unit", "peer")
 VALUES = (
     "claim",
+    "nominal_epsilon",
     "mean",
     "spread",
     "count",
@@ -45,7 +46,8 @@ def summarize(
         rows: Metric rows, texts as categories.
         point_of: Case -> number of its point; all cases that were asked for.
         points: Columns to put in front, one row per point.
-        claims: Columns ``case``, ``protocol``, ``request`` and ``claim``.
+        claims: Columns ``case``, ``protocol``, ``request``, ``claim`` and ``epsilon``
+            (claimed or nominal).
 
     Returns:
         The columns of ``points``, ``protocol``, ``request``, ``world``, ``set``,
@@ -63,7 +65,7 @@ def summarize(
     lines = groups["value"].agg(mean="mean", spread="std", count="count")
     lines["rows"] = groups.size()
     lines["withheld"] = groups["withheld"].any()
-    lines["claim"] = _least_claim(network, claims, by)
+    lines = lines.join(_claimed(network, claims, by))
     lines["worst"] = _worst(network, by)
     each = peers.groupby(["case", *by], sort=False, observed=True)["value"]
     spreads = each.std(ddof=0).groupby(by, sort=False, observed=True).mean()
@@ -76,7 +78,9 @@ def summarize(
     complete = lines["count"] == lines["rows"]
     lines["mean"] = lines["mean"].mask(largest, np.where(complete, bound, np.nan))
     lines["spread"] = lines["spread"].mask(largest)
-    lines["claim"] = lines["claim"].where(lines["world"] == "after", "")
+    after = lines["world"] == "after"
+    lines["claim"] = lines["claim"].where(after, "")
+    lines["nominal_epsilon"] = lines["nominal_epsilon"].where(after)
     lines["note"] = np.where(lines["withheld"], "no reference", "")
     lines["asked"] = lines["point"].map(pd.Series(point_of).value_counts())
     front = points.loc[lines["point"]].reset_index(drop=True)
@@ -123,13 +127,18 @@ def _worst(rows: "pd.DataFrame", by: list[str]) -> "pd.Series[float]":
     return first.drop_duplicates(by).set_index(by)["value"]
 
 
-def _least_claim(
+def _claimed(
     network: "pd.DataFrame", claims: "pd.DataFrame", by: list[str]
-) -> "pd.Series[str]":
-    """Return the least that the seeds' certificates claim; "" where one is unknown."""
+) -> "pd.DataFrame":
+    """Return the least that the seeds' certificates claim, and the largest epsilon."""
+    import pandas as pd
+
     rank = {claim: k for k, claim in enumerate(CLAIMS, start=1)}
     key = ["case", "protocol", "request"]
-    texts = network[key].astype("str").merge(claims, on=key, how="left")
-    ranks = texts["claim"].map(rank).fillna(0).to_numpy()
-    least = network.assign(rank=ranks).groupby(by, sort=False, observed=True)["rank"]
-    return least.min().map(lambda k: CLAIMS[int(k) - 1] if k else "")
+    told = network[key].astype("str").merge(claims, on=key, how="left")
+    ranks = told["claim"].map(rank).fillna(0).to_numpy()
+    groups = network.assign(rank=ranks, epsilon=told["epsilon"].to_numpy()).groupby(
+        by, sort=False, observed=True
+    )
+    least = groups["rank"].min().map(lambda k: CLAIMS[int(k) - 1] if k else "")
+    return pd.DataFrame({"claim": least, "nominal_epsilon": groups["epsilon"].max()})

@@ -22,6 +22,7 @@ from dfl_unlearn.results.sweep_cases import (
     Case,
     Refused,
     Status,
+    family_of,
     point_key,
     read_cases,
     read_plan,
@@ -224,6 +225,8 @@ class SweepView:
         - ``claim``: what is claimed of the network after the request; the least of
           the seeds', ``"none"`` without a certificate, "" where it is not known and
           in the other worlds
+        - ``nominal_epsilon``: the largest epsilon of the certificates, claimed or not:
+          of a heuristic one it is what would follow if its assumptions held
         - ``mean``; of ``epsilon-spent``, which is a bound and no random quantity, the
           largest, and NaN unless every seed has one (``how`` is then ``max``)
         - ``spread``: sample standard deviation over the seeds, NaN below two
@@ -242,6 +245,10 @@ class SweepView:
         Returns:
             A new frame, in the order in which the cases name their rows.
         """
+        return self._summary.copy()
+
+    @cached_property
+    def _summary(self) -> "pd.DataFrame":
         numbers: dict[str, int] = {}
         point_of = {
             case.name: numbers.setdefault(point_key(case), len(numbers))
@@ -251,6 +258,20 @@ class SweepView:
             self._points.index.map(point_of), sort=False
         ).first()
         return summarize(self._rows, point_of, points, self._claims)
+
+    @cached_property
+    def networks(self) -> "pd.DataFrame":
+        """One row per complete case: ``sweep``, the axes, ``family`` and ``peers``.
+
+        ``family`` is what ``topology.use`` names; ``peers`` is 0 where nothing is
+        measured per peer.
+        """
+        done = [case for case in self.cases if case.status == "done"]
+        largest = self._rows.groupby("case", observed=True)["peer"].max()
+        frame = self._points.loc[[case.name for case in done]].copy()
+        frame["family"] = [family_of(case) for case in done]
+        frame["peers"] = [int(largest.get(case.name, -1)) + 1 for case in done]
+        return frame.reset_index(drop=True)
 
     def write_tables(self, folder: str | Path | None = None) -> tuple[Path, ...]:
         """Write the summary, all rows and the cases as CSV, and as Parquet.
@@ -295,9 +316,10 @@ class SweepView:
         import pandas as pd
 
         found = [
-            (case, attempt.name, attempt.request, attempt.claim)
+            (case, a.name, a.request, a.claim, a.epsilon)
             for case, attempts in self.attempts.items()
-            for attempt in attempts
+            for a in attempts
         ]
-        columns = ["case", "protocol", "request", "claim"]
-        return pd.DataFrame(found, columns=columns, dtype="str")
+        texts = ["case", "protocol", "request", "claim"]
+        frame = pd.DataFrame(found, columns=[*texts, "epsilon"])
+        return frame.astype({**dict.fromkeys(texts, "str"), "epsilon": "float64"})

@@ -94,6 +94,15 @@ def point_key(case: Case) -> str:
     return to_json("point", [case.setting, values])
 
 
+def family_of(case: Case) -> str:
+    """Return what ``topology.use`` names in a case, a file by its name alone."""
+    place = case.folder / "config.json"
+    with understood(place):
+        use = from_json(place.read_text("utf-8"))["topology"]["use"]
+        _expect(str, use=use)
+    return Path(use).stem
+
+
 def shown(value: Any) -> Any:
     """Return an axis value as one cell: a table as ``use key=value``, a list joined."""
     if isinstance(value, Mapping):

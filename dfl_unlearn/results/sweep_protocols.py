@@ -49,6 +49,14 @@ class Attempt:
         """The certificate's status, or ``"none"``."""
         return NO_CLAIM if self.certificate is None else self.certificate.status
 
+    @property
+    def epsilon(self) -> float | None:
+        """The certificate's epsilon: claimed, or what would follow if it held."""
+        known = self.certificate
+        if known is None:
+            return None
+        return known.nominal_epsilon if known.epsilon is None else known.epsilon
+
 
 def read_attempts(case: Case) -> tuple[Attempt, ...]:
     """Read which requests were carried out in a case, and what is claimed.
