@@ -1,7 +1,7 @@
 """Small cases side by side against one process: cases per second, and their ratio.
 
-Both are measured in this run, on the same cases in fresh folders, start of the workers
-and tables included; then it is checked that digests and rows are the same.
+Both are measured in this run, in turn, on the same cases in fresh folders, start of the
+workers and tables included; and it is checked that digests and rows are the same.
 
     python benchmarks/sweep.py --cases 200 --jobs 2
 """
@@ -37,7 +37,7 @@ def measured(cases: int, folder: Path, jobs: int):
     began = time.perf_counter()
     table = run_sweep(sweep_of(cases), folder, jobs)
     seconds = time.perf_counter() - began
-    print(f"jobs={jobs}: {seconds:7.1f} s, {cases / seconds:5.2f} cases/s", flush=True)
+    print(f"jobs={jobs}: {seconds:6.1f} s, {cases / seconds:5.2f} cases/s", flush=True)
     rows = [row for row in table.rows if row["metric"] != "cost-wall-seconds"]
     digests = [case.digest for case in SweepView.open(folder).cases]
     return seconds, digests, sorted(repr(dict(row)) for row in rows)
@@ -47,14 +47,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=200)
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--turns", type=int, default=2)
     args = parser.parse_args()
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before the start")
+    seconds, same = {1: 0.0, args.jobs: 0.0}, True
     with tempfile.TemporaryDirectory() as place:
         run_sweep(sweep_of(2), Path(place) / "warm")  # libraries are loaded
-        one = measured(args.cases, Path(place) / "one", 1)
-        many = measured(args.cases, Path(place) / "many", args.jobs)
-    same = one[1:] == many[1:]
-    print(f"ratio {one[0] / many[0]:.2f}, results are {'the same' if same else 'NOT'}")
+        for turn in range(args.turns):
+            found = {
+                jobs: measured(args.cases, Path(place) / f"{jobs}-{turn}", jobs)
+                for jobs in seconds
+            }
+            for jobs, (spent, *_) in found.items():
+                seconds[jobs] += spent
+            same &= found[1][1:] == found[args.jobs][1:]
+            print(f"ratio {found[1][0] / found[args.jobs][0]:.2f}", flush=True)
+    print(
+        f"ratio of all {args.turns} turns {seconds[1] / seconds[args.jobs]:.2f}, "
+        f"results are {'the same' if same else 'NOT the same'}"
+    )
     return 0 if same else 1
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -334,3 +335,12 @@ def test_a_word_without_key_or_value_is_refused(tmp_path, word):
 )
 def test_values_are_split_at_commas_outside_of_everything(text, parts):
     assert split_values(text) == parts
+
+
+def test_the_file_that_the_document_shows_is_a_sweep(tmp_path):
+    text = (Path(__file__).parents[1] / "docs" / "sweeps.md").read_text()
+    file = tmp_path / "rings.toml"
+    file.write_text(text.split("```toml\n")[1].split("```")[0])
+    assert len(load_sweep(file).cases()) == 2 * 3 * 3
+    words = ["training.rounds=50,100"]
+    assert len(load_sweep(file, words, seeds=(0, 1), name="rounds").cases()) == 24

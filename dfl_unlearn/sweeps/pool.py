@@ -30,6 +30,7 @@ from dfl_unlearn.sweeps.plan import PlannedCase
 LOOK_S = 0.5
 """Seconds between two looks at the clock while workers work."""
 
+_STILLBORN = 3  # workers in a row that end before they can take a case
 _PATIENCE_S = _stopping.GRACE_S + 5.0
 _THREADS = (
     "OMP_NUM_THREADS",
@@ -64,6 +65,7 @@ class _Worker:
     process: Any
     pipe: Connection
     ready: bool = False
+    dead: bool = False
     case: PlannedCase | None = None
     began: float = 0.0
 
@@ -82,10 +84,11 @@ def side_by_side(
         Every case as it ends, and None now and then while all work.
 
     Raises:
-        ResourceError: If a worker cannot begin at all.
+        ResourceError: If no worker can begin at all.
     """
     left = deque(cases)
     workers: list[_Worker] = []
+    stillborn = 0
     try:
         while left or any(worker.case for worker in workers):
             busy = sum(worker.case is not None for worker in workers)
@@ -94,11 +97,21 @@ def side_by_side(
             for worker in workers:
                 if left and worker.ready and worker.case is None:
                     _give(worker, left.popleft(), task_of)
-            heard = wait([w.pipe for w in workers], timeout=LOOK_S)
-            for worker in [w for w in workers if w.pipe in heard]:
+            heard = wait([worker.pipe for worker in workers], timeout=LOOK_S)
+            for worker in [worker for worker in workers if worker.pipe in heard]:
                 ended = _hear(worker)
-                if not worker.ready:
+                stillborn = 0 if worker.ready else stillborn + 1
+                if worker.dead:
                     workers.remove(worker)
+                    worker.pipe.close()
+                if stillborn == _STILLBORN:
+                    raise ResourceError(
+                        "jobs: must start worker processes, got "
+                        f"{worker.process.exitcode} from the last {stillborn} before "
+                        "they took a case; a program that runs a sweep with jobs > 1 "
+                        "must be a file and do so under if __name__ == '__main__':, "
+                        "or use jobs=1"
+                    )
                 if ended is not None:
                     yield ended
             if not heard:
@@ -157,30 +170,21 @@ def _give(worker: _Worker, case: PlannedCase, task_of: TaskOf) -> None:
 
 
 def _hear(worker: _Worker) -> Ended | None:
-    """Take what a worker says; one that died is no longer ``ready``.
+    """Take what a worker says, or note that it died.
 
     Args:
         worker: Has said something, or has died.
 
     Returns:
         Its case, if that has ended.
-
-    Raises:
-        ResourceError: If it died before it could take a case.
     """
     case, seconds = worker.case, time.monotonic() - worker.began
     try:
         answer = json.loads(worker.pipe.recv_bytes())
     except (EOFError, OSError):
         worker.process.join()
+        worker.dead = True
         code = worker.process.exitcode
-        if not worker.ready:
-            raise ResourceError(
-                f"jobs: a worker process ended with {code} before its first case; a "
-                "script that runs a sweep with jobs > 1 must do so under if __name__ "
-                "== '__main__':, and be a file; or use jobs=1"
-            ) from None
-        worker.ready = False
         return None if case is None else _death(case, code, seconds)
     worker.ready, worker.case = True, None
     if case is None:
