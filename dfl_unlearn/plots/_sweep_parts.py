@@ -21,6 +21,8 @@ CERTIFIED = ("exact", "certified", "certified_conditional")
 BASELINES = ("dp-gossip",)
 """Train privately instead of forgetting; drawn with long dashes."""
 
+UTILITY = ("test-accuracy", "test-mse")
+"""What says how good the networks are, of classes and of numbers."""
 PALETTE = (*CURVES, "#8c6d31", "#7f3c8d", INK)
 SHAPES = ("o", "s", "^", "D", "v", "P", "X", "*", "h")
 _MOST_TICKS = 8
@@ -44,28 +46,34 @@ class Scale:
         found = [self.values.index(v) if named else v for v in values]
         return np.array(found, dtype=np.float64)
 
-    def apply(self, axes: Axes, name: str) -> None:
-        """Set scale, ticks and name of a panel's horizontal axis."""
-        places = self.of(self.values)
-        texts = [
-            label(str(v) if isinstance(v, str) else f"{v:g}", 22)
-            if v is not None
-            else "-"
+    @property
+    def texts(self) -> list[str]:
+        """The values as they are written."""
+        return [
+            "-" if v is None else label(v if isinstance(v, str) else f"{v:g}", 22)
             for v in self.values
         ]
+
+    def apply(self, axes: Axes, name: str) -> None:
+        """Set scale, ticks and name of a panel's horizontal axis."""
+        places, texts = self.of(self.values), self.texts
         if self.kind == "log":
             axes.set_xscale("log")
         step = -(-len(texts) // _MOST_TICKS) if self.kind != "names" else 1
-        turned = self.kind == "names" and sum(map(len, texts)) > 36
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xticks(places[::step], texts[::step])
-        if turned:
-            axes.tick_params(axis="x", labelrotation=40)
-            for text in axes.get_xticklabels():
-                text.set(ha="right", rotation_mode="anchor")
-        axes.set_xlabel(label(name, 48))
         if self.kind == "names":
-            axes.set_xlim(-0.4, len(texts) - 0.6)
+            turn_names(axes, texts, 36)
+            axes.set_xlim(-0.5, len(texts) - 0.5)
+        axes.set_xlabel(label(name, 48))
+
+
+def turn_names(axes: Axes, texts: Sequence[str], room: int) -> None:
+    """Turn the names below a panel where they are longer than its room, in letters."""
+    if sum(map(len, texts)) > room:
+        axes.tick_params(axis="x", labelrotation=40)
+        for text in axes.get_xticklabels():
+            text.set(ha="right", rotation_mode="anchor")
 
 
 def scale_of(values: Sequence[Any]) -> Scale:
@@ -209,19 +217,20 @@ def _words(columns: Sequence[str], values: Sequence[Any]) -> Iterator[str]:
             yield f"{column.split('.')[-1]}={value:g}"
 
 
-def draw_lines(axes: Axes, lines: Sequence[Line], scale: float = 1.0) -> list[Line2D]:
+def draw_lines(axes: Axes, lines: Sequence[Line], kind: str) -> list[Line2D]:
     """Draw lines with a band of one spread to both sides.
 
     Args:
-        axes: The panel; its horizontal scale is set.
+        axes: The panel.
         lines: What to draw.
-        scale: Factor of the values.
+        kind: Of the scale: between names there is nothing, so marks stand alone there,
+            side by side.
 
     Returns:
         The handles of a legend.
     """
     handles, colour, grey = [], 0, 0
-    for line in lines:
+    for k, line in enumerate(lines):
         if line.own:
             ink, shape = PALETTE[colour % len(PALETTE)], SHAPES[colour % len(SHAPES)]
             colour += 1
@@ -230,33 +239,28 @@ def draw_lines(axes: Axes, lines: Sequence[Line], scale: float = 1.0) -> list[Li
             grey += 1
         base = line.protocol.startswith(BASELINES)
         dashes: Any = (0, (6, 2)) if base else "-" if line.own else (0, (2, 2))
-        x, mean = line.rows["x"].to_numpy(), scale * line.rows["mean"].to_numpy()
-        spread = scale * line.rows["spread"].fillna(0).to_numpy()
-        axes.plot(x, mean, color=ink, linewidth=1.3, linestyle=dashes, zorder=2)
-        if len(x) > 1:
-            axes.fill_between(
-                x, mean - spread, mean + spread, color=ink, alpha=0.13, linewidth=0
-            )
+        look: Any = {"color": ink, "linewidth": 1.3, "linestyle": dashes}
+        x, mean = line.rows["x"].to_numpy(), line.rows["mean"].to_numpy()
+        spread = line.rows["spread"].fillna(0).to_numpy()
+        if kind == "names":
+            x = x + 0.7 * ((k + 0.5) / len(lines) - 0.5)
+            look["linestyle"] = ""
+        if kind == "names" or len(x) == 1:
+            axes.errorbar(x, mean, spread, color=ink, linestyle="", elinewidth=0.9)
         else:
-            axes.errorbar(x, mean, spread, color=ink, linewidth=1, capsize=2)
-        for mark in dict.fromkeys(line.rows["claim"]):
-            at = (line.rows["claim"] == mark).to_numpy()
-            style = mark_of(mark if line.protocol else "certified", ink, shape)
-            axes.plot(x[at], mean[at], linestyle="", zorder=3, **style)
-        claims = line.rows["claim"].tolist()
-        claim = next((c for c in CERTIFIED if c in claims), claims[-1])
-        style = mark_of(claim if line.protocol else "certified", ink, shape)
-        handles.append(
-            Line2D(
-                [],
-                [],
-                linewidth=1.3,
-                color=ink,
-                linestyle=dashes,
-                label=label(line.name, 34),
-                **style,
-            )
+            axes.plot(x, mean, zorder=2, **look)
+            band: Any = {"color": ink, "alpha": 0.13, "linewidth": 0}
+            axes.fill_between(x, mean - spread, mean + spread, **band)
+        claims = (
+            line.rows["claim"].tolist() if line.protocol else ["certified"] * len(x)
         )
+        for claim in dict.fromkeys(claims):
+            at = np.array([other == claim for other in claims])
+            style = mark_of(claim, ink, shape)
+            axes.plot(x[at], mean[at], linestyle="", zorder=3, **style)
+        most = next((c for c in CERTIFIED if c in claims), claims[-1])
+        style = mark_of(most, ink, shape)
+        handles.append(Line2D([], [], label=label(line.name, 34), **look, **style))
     return handles
 
 

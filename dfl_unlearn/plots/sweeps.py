@@ -21,292 +21,51 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from scipy.stats import spearmanr
 
 from dfl_unlearn import _validate
 from dfl_unlearn.errors import InvalidArgumentError, MissingInputError
 from dfl_unlearn.plots import FORMATS, Format, render
 from dfl_unlearn.plots._style import (
     COLUMN,
-    GREY,
     INFLUENCE,
     INK,
     SMALLEST,
     STYLE,
     TWO_COLUMNS,
     label,
-    log_axis,
-    percent,
 )
 from dfl_unlearn.plots._sweep_parts import (
     BASELINES,
-    PALETTE,
-    SHAPES,
+    UTILITY,
+    Scale,
     draw_lines,
     lines_of,
-    mark_of,
     rows_of,
     scale_of,
     seeds_in,
+    turn_names,
     value_axis,
     world_of,
 )
+from dfl_unlearn.plots.sweep_networks import front_against_gap
+from dfl_unlearn.plots.sweep_privacy import privacy_utility
 from dfl_unlearn.results.sweep import SweepView
 from dfl_unlearn.store.files import make_folder, write_file
 
 if TYPE_CHECKING:
     import pandas as pd
 
+__all__ = [
+    "axis_lines",
+    "draw_sweep",
+    "front_against_gap",
+    "heat",
+    "privacy_utility",
+    "save_sweep_figures",
+]
+
 _LOG = logging.getLogger(__name__)
-UTILITY = ("test-accuracy", "test-mse")
-_CLAIM_WORDS = {
-    "certified": "certified",
-    "certified_conditional": "certified, conditional",
-    "heuristic": "heuristic, nominal ε",
-    "none": "no claim",
-}
-
-
-def privacy_utility(view: SweepView, figure: Figure) -> None:
-    """Draw what is kept against the guarantee: accuracy over epsilon, per protocol.
-
-    Epsilon is the certificates' (the largest of the seeds'). What is heuristic stands
-    in grey at the epsilon that would follow if its assumptions held; a protocol
-    without any epsilon is a grey line over the whole width. Shaded are the accuracies
-    before forgetting and after retraining, over all settings of the sweep. Protocols
-    that train privately (``dp-gossip``) have long dashes.
-
-    Args:
-        view: Has ``test-accuracy`` or ``test-mse``, and ``epsilon-spent``.
-        figure: The figure to fill.
-
-    Raises:
-        MissingInputError: If the sweep has not two values of epsilon.
-    """
-    metric, rows = _utility(view)
-    after = rows[rows["world"] == "after"].copy()
-    after["x"] = _epsilons(view, after)
-    known = after[(after["x"] > 0) & after["mean"].notna()]
-    if known["x"].nunique() < 2:
-        raise MissingInputError(
-            "privacy-utility: needs outcomes with at least two values of epsilon, got "
-            f"{known['x'].nunique()}; sweep over the epsilon of a protocol"
-        )
-    over = [a for a in view.axes if a.split(".")[-1] == "epsilon"]
-    lines = lines_of(view, known, over)
-    figure.set_size_inches(TWO_COLUMNS, max(2.9, 1.3 + 0.17 * len(lines)))
-    axes = figure.subplots()
-    scale = scale_of(known["x"].tolist())
-    handles = draw_lines(axes, lines)
-    flat = after[after["x"].isna() & after["mean"].notna()]
-    for k, (name, own) in enumerate(flat.groupby("protocol", sort=False)):
-        handles.append(_level(axes, own, str(name), SHAPES[k % len(SHAPES)]))
-    handles += _references(axes, rows)
-    scale.apply(axes, "epsilon of the certificate")
-    value_axis(axes, rows, metric)
-    axes.set_title(f"Utility against the guarantee ({seeds_in(after)})")
-    figure.legend(handles=handles, loc="outside right upper", fontsize=SMALLEST)
-    _claim_key(figure, after)
-
-
-def _utility(view: SweepView) -> tuple[str, "pd.DataFrame"]:
-    """Return what a sweep says of accuracy, or of the error of a regression.
-
-    Raises:
-        MissingInputError: If it says nothing.
-    """
-    for metric in UTILITY:
-        rows = rows_of(view, metric)
-        if rows["mean"].notna().any():
-            return metric, rows
-    raise MissingInputError(
-        f"sweep: needs one of the metrics {' and '.join(UTILITY)}, got no value of a "
-        "complete case; run the sweep, or measure it"
-    )
-
-
-def _epsilons(view: SweepView, after: "pd.DataFrame") -> "pd.Series[float]":
-    """Return each line's epsilon: its certificates', else the metric's."""
-    spent = rows_of(view, "epsilon-spent")
-    key = ["sweep", *view.axes, "protocol", "request"]
-    known = spent[[*key, "mean"]].rename(columns={"mean": "spent"})
-    joined = after.merge(known, on=key, how="left")
-    found = joined["nominal_epsilon"].fillna(joined["spent"])
-    return found.set_axis(after.index)
-
-
-def _level(axes: Axes, rows: "pd.DataFrame", name: str, shape: str) -> Line2D:
-    """Draw a protocol without any epsilon as a line over the whole width."""
-    low, high = rows["mean"].min(), rows["mean"].max()
-    middle = rows["mean"].mean()
-    axes.axhspan(low, high, color=GREY, alpha=0.13, linewidth=0)
-    axes.axhline(middle, color=GREY, linewidth=1.1, linestyle=(0, (1, 2)))
-    style = mark_of("none", GREY, shape)
-    axes.plot(
-        [0.985], [middle], transform=axes.get_yaxis_transform(), zorder=3, **style
-    )
-    words = label(f"{name}, no ε", 34)
-    return Line2D([], [], color=GREY, linestyle=(0, (1, 2)), label=words, **style)
-
-
-def _references(axes: Axes, rows: "pd.DataFrame") -> list[Line2D]:
-    """Shade the values before forgetting and after retraining, over all settings."""
-    handles = []
-    rows = rows[~rows["protocol"].str.startswith(BASELINES)]
-    looks = (("reference", "retrained", (0, (5, 2))), ("before", "before", ":"))
-    for world, name, dashes in looks:
-        means = rows.loc[rows["world"] == world, "mean"].dropna()
-        if means.empty:
-            continue
-        look: Any = {"color": INK, "linewidth": 1, "linestyle": dashes}
-        axes.axhspan(means.min(), means.max(), color=INK, alpha=0.07, linewidth=0)
-        axes.axhline(means.median(), zorder=1, **look)
-        handles.append(Line2D([], [], label=name, **look))
-    return handles
-
-
-def _claim_key(figure: Figure, rows: "pd.DataFrame") -> None:
-    """Explain the marks below a figure, those that are in it."""
-    shown = [claim for claim in _CLAIM_WORDS if (rows["claim"] == claim).any()]
-    handles = [
-        Line2D(
-            [],
-            [],
-            linestyle="",
-            label=_CLAIM_WORDS[claim],
-            **mark_of(claim, INK, "o"),
-        )
-        for claim in shown
-    ]
-    if handles:
-        figure.legend(
-            handles=handles,
-            loc="outside lower left",
-            ncols=4,
-            fontsize=SMALLEST,
-            handletextpad=0.1,
-            columnspacing=1.2,
-        )
-
-
-def front_against_gap(view: SweepView, figure: Figure) -> None:
-    """Draw front time and effective spread against the spectral gap of the network.
-
-    A mark is a network: its family has a colour and a shape, its number of peers a
-    size. Spearman's rank correlation over all of them stands above.
-
-    Args:
-        view: Has ``spectral-gap``, and ``front-time`` or ``effective-spread``.
-        figure: The figure to fill.
-
-    Raises:
-        MissingInputError: If these metrics, or different gaps, are absent.
-    """
-    gaps = _per_network(view, "spectral-gap")
-    panels = [
-        (metric, gaps.join(found, rsuffix=" y", how="inner"))
-        for metric in ("front-time", "effective-spread")
-        if len(found := _per_network(view, metric))
-    ]
-    if len(gaps) < 2 or not panels:
-        raise MissingInputError(
-            "front-against-gap: needs spectral-gap and one of front-time and "
-            f"effective-spread of at least two networks, got {len(gaps)} with a gap; "
-            "name these metrics under evaluation.metrics"
-        )
-    figure.set_size_inches(TWO_COLUMNS if len(panels) > 1 else COLUMN, 3.4)
-    families = list(dict.fromkeys(gaps["family"]))
-    sizes = sorted(gaps["peers"].unique())
-    all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axes, (metric, rows) in zip(all_axes, panels, strict=True):
-        for (family, peers), own in rows.groupby(["family", "peers"], sort=False):
-            k = families.index(family)
-            axes.errorbar(
-                own["mean"],
-                own["mean y"],
-                own["spread y"].fillna(0),
-                own["spread"].fillna(0),
-                linestyle="",
-                color=PALETTE[k % len(PALETTE)],
-                elinewidth=0.7,
-                marker=SHAPES[k % len(SHAPES)],
-                markersize=_size(peers, sizes),
-                markeredgecolor="white",
-                markeredgewidth=0.6,
-            )
-        axes.set_xlabel("spectral gap")
-        for which, column in (("x", "mean"), ("y", "mean y")):
-            if (rows[column] > 0).all() and rows[column].nunique() > 1:
-                log_axis(axes, which, lambda value: f"{value:g}")
-        value_axis(axes, rows.rename(columns={"unit y": "unit"}), metric)
-        axes.set_title(_correlation(rows["mean"], rows["mean y"]))
-    handles = [
-        Line2D(
-            [],
-            [],
-            linestyle="",
-            color=PALETTE[k % len(PALETTE)],
-            marker=SHAPES[k % len(SHAPES)],
-            markersize=5,
-            label=label(family, 22),
-        )
-        for k, family in enumerate(families)
-    ] + [
-        Line2D(
-            [],
-            [],
-            linestyle="",
-            color=GREY,
-            marker="o",
-            markersize=_size(peers, sizes),
-            label=f"N = {peers}",
-        )
-        for peers in sizes
-    ]
-    figure.legend(
-        handles=handles,
-        loc="outside lower left",
-        ncols=5 if len(panels) > 1 else 2,
-        fontsize=SMALLEST,
-        handletextpad=0.2,
-        columnspacing=1,
-    )
-
-
-def _per_network(view: SweepView, metric: str) -> "pd.DataFrame":
-    """Return a metric's mean and spread per network, with its family and size.
-
-    All protocols of a case measure one network, so the first one's lines count.
-
-    Args:
-        view: The sweep.
-        metric: The metric.
-
-    Returns:
-        Columns ``mean``, ``spread``, ``count``, ``unit``, ``family``, ``peers``, a row
-        per point of the sweep; lines without a finite mean are left out.
-    """
-    rows = rows_of(view, metric)
-    if rows.size:
-        rows = rows[rows["world"] == world_of(rows)]
-    key = ["sweep", *view.axes]
-    rows = rows.drop_duplicates(key).set_index(key)
-    networks = view.networks.drop_duplicates(key).set_index(key)
-    kept = rows.loc[rows["mean"].notna(), ["mean", "spread", "count", "unit"]]
-    return kept.join(networks[["family", "peers"]], how="inner")
-
-
-def _size(peers: int, sizes: Sequence[int]) -> float:
-    """Return a mark's size in points: its area grows with the number of peers."""
-    return 4 + 5 * float(np.sqrt(peers / max(sizes)))
-
-
-def _correlation(one: "pd.Series[float]", other: "pd.Series[float]") -> str:
-    """Return Spearman's rank correlation in words."""
-    if len(one) < 3 or one.nunique() < 2 or other.nunique() < 2:
-        return "too few networks to rank"
-    rho = spearmanr(one, other).statistic
-    return f"rank correlation {rho:.2f} (Spearman, {len(one)} networks)"
+MOST_LINES = 12
 
 
 def axis_lines(
@@ -338,17 +97,53 @@ def axis_lines(
     here = rows[(rows["world"] == world) & rows["mean"].notna()]
     scale = scale_of(here[axis].tolist())
     lines = lines_of(view, here.assign(x=scale.of(here[axis].tolist())), [axis])
-    figure.set_size_inches(COLUMN, 2.6 + 0.17 * len(lines))
+    if len(lines) > MOST_LINES:
+        raise InvalidArgumentError(
+            f"axis: must give at most {MOST_LINES} lines, got {len(lines)}, because "
+            "other axes vary too; fix one with where={axis: value}, or draw a heat map"
+        )
+    split = len(lines) > here["protocol"].nunique()
+    figure.set_size_inches(COLUMN, 2.6)
     axes = figure.subplots()
-    handles = draw_lines(axes, lines)
-    if world == "after" and len(lines) > 1:
-        handles += _references(axes, rows)
+    handles = draw_lines(axes, lines, scale.kind)
+    if world == "after" and not split:
+        handles += _retrained(axes, rows, axis, scale)
     scale.apply(axes, axis)
     value_axis(axes, rows, metric)
     words = "" if world == "after" else f", {world}"
-    axes.set_title(f"{metric.replace('-', ' ')}{words} ({seeds_in(here)})")
+    axes.set_title(f"{seeds_in(here)}{words}", fontsize=SMALLEST, fontweight="normal")
     if len(handles) > 1:
-        figure.legend(handles=handles, loc="outside lower left", fontsize=SMALLEST)
+        longest = max(len(str(handle.get_label())) for handle in handles)
+        columns = 1 if longest > 20 else 2
+        down = -(-len(handles) // columns)
+        tall = 0.5 if scale.kind == "names" else 0.0
+        figure.set_size_inches(COLUMN, 2.4 + tall + 0.17 * down)
+        figure.legend(
+            handles=handles,
+            loc="outside lower left",
+            fontsize=SMALLEST,
+            ncols=columns,
+            columnspacing=1,
+        )
+
+
+def _retrained(
+    axes: Axes, rows: "pd.DataFrame", axis: str, scale: Scale
+) -> list[Line2D]:
+    """Draw the retrained networks' values along an axis, those of one protocol."""
+    rows = rows[(rows["world"] == "reference") & rows["mean"].notna()]
+    rows = rows[~rows["protocol"].str.startswith(BASELINES)]
+    rows = rows[rows["protocol"] == rows["protocol"].min()].drop_duplicates(axis)
+    if rows.empty:
+        return []
+    x = scale.of(rows[axis].tolist())
+    order = np.argsort(x, kind="stable")
+    look: Any = {"color": INK, "linewidth": 1, "linestyle": (0, (5, 2))}
+    if scale.kind == "names":
+        axes.hlines(rows["mean"], x - 0.4, x + 0.4, zorder=1, **look)
+    else:
+        axes.plot(x[order], rows["mean"].to_numpy()[order], zorder=1, **look)
+    return [Line2D([], [], label="retrained", **look)]
 
 
 def heat(
@@ -390,7 +185,7 @@ def heat(
     columns = min(3, len(cells))
     down = -(-len(cells) // columns)
     width = COLUMN if columns == 1 else TWO_COLUMNS
-    figure.set_size_inches(width, 0.7 + 2.1 * down)
+    figure.set_size_inches(width, 1.0 + 1.9 * down)
     panels = figure.subplots(down, columns, squeeze=False, sharex=True, sharey=True)
     low, high = rows["mean"].min(), rows["mean"].max()
     image = None
@@ -408,11 +203,8 @@ def heat(
         _in_cells(panel, grid.to_numpy(dtype=np.float64), low, high, rows)
         panel.set_title(label(line.name or "network", 26), fontsize=SMALLEST + 0.5)
         for axis, scale in zip((panel.xaxis, panel.yaxis), scales, strict=True):
-            texts = [
-                label(f"{v:g}" if not isinstance(v, str) else v, 14)
-                for v in scale.values
-            ]
-            axis.set_ticks(range(len(texts)), texts)
+            axis.set_ticks(range(len(scale.values)), scale.texts)
+        turn_names(panel, scales[0].texts, 40 // columns)
         panel.tick_params(length=0)
         panel.spines[:].set_visible(False)
     for panel in list(panels.flat)[len(lines) :]:
@@ -438,7 +230,7 @@ def _in_cells(panel: Axes, grid: Any, low: float, high: float, rows: Any) -> Non
             panel.text(
                 i,
                 j,
-                percent(value).removesuffix(" %") if fraction else f"{value:.3g}",
+                f"{100 * value:.1f}" if fraction else f"{value:.3g}",
                 ha="center",
                 va="center",
                 fontsize=SMALLEST,
