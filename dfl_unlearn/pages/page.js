@@ -49,6 +49,7 @@ page.themed = function (layout) {
     plot_bgcolor: "rgba(0,0,0,0)",
     margin: { l: 55, r: 15, t: 15, b: 45 },
     dragmode: false,
+    autosize: true,
     legend: { orientation: "h", x: 0, y: -0.2, yanchor: "top" },
     ...own,
     font: { family: "system-ui, sans-serif", size: 12, color: "var(--ink)", ...own.font },
@@ -120,6 +121,7 @@ page.fitToPaper = function (printing) {
   page.charts.forEach((spec, place) => {
     const layout = printing ? { ...spec.layout, width, autosize: false } : spec.layout;
     page.draw(place, { ...spec, layout });
+    if (!printing) Plotly.Plots.resize(place);
   });
 };
 

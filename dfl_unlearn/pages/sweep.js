@@ -7,6 +7,19 @@
   const escape = (text) =>
     String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
   const short = (value) => String(+Number(value).toPrecision(4));
+  const written = (value, unit) =>
+    unit === "fraction" ? `${(100 * value).toFixed(1)} %` : short(value);
+
+  // A long name on several lines: a small screen shows 36 letters.
+  const legendName = function (name) {
+    const lines = [""];
+    for (const word of name.split(" ")) {
+      const last = lines.at(-1);
+      if (last && last.length + word.length >= 36) lines.push(word);
+      else lines[lines.length - 1] = last ? `${last} ${word}` : word;
+    }
+    return lines.map(escape).join("<br>");
+  };
 
   const show = function (place, spec, redraw, data, layout, words) {
     spec.data = data;
@@ -67,7 +80,20 @@
       typeof a === "number" && typeof b === "number" ? a - b : 0,
     );
 
-  // What stands across: protocol, epsilon, an axis, or another metric after the request.
+  // The worlds in which a metric has values, after the request first.
+  const worldsOf = (metric) =>
+    [1, 0, 2].filter((world) => read().values.some((v) => v[0] === metric && v[1] === world));
+
+  // A metric that has no values in the chosen world is shown in one where it has.
+  const settle = function (figure) {
+    const metric = chosen(figure, "metric");
+    const worlds = worldsOf(metric);
+    const choice = element(`${figure}-world`);
+    for (const option of choice.options) option.disabled = !worlds.includes(Number(option.value));
+    if (!worlds.includes(Number(choice.value))) choice.value = worlds[0];
+  };
+
+  // What stands across: protocol, epsilon, an axis, or another metric.
   const across = function (number) {
     const { axes, metrics } = read();
     if (number === 0) return { name: "protocol", of: (point) => point.protocol };
@@ -75,7 +101,8 @@
     const axis = number - 2;
     if (axis < axes.length) return { name: axes[axis], of: (point) => point.place[axis] };
     const metric = axis - axes.length;
-    const found = new Map(valuesOf(metric, 1).map((point) => [point.group, point.mean]));
+    const [world] = worldsOf(metric);
+    const found = new Map(valuesOf(metric, world).map((point) => [point.group, point.mean]));
     return { name: metrics[metric][0], of: (point) => found.get(point.group) ?? null };
   };
 
@@ -86,17 +113,19 @@
     return (point) => `${axes[number - 2]} = ${point.place[number - 2]}`;
   };
 
-  const trace = function (name, points, x, colour, numeric) {
-    const { symbols, grey } = read();
+  const trace = function (name, points, x, colour, numeric, unit) {
+    const { symbols, grey, ink } = read();
     const sorted = numeric ? [...points].sort((a, b) => x.of(a) - x.of(b)) : points;
     const places = sorted.map((point) => x.of(point));
     const single = new Set(sorted.map((p) => `${p.protocol} ${p.request}`)).size === 1;
     const line = numeric && single && new Set(places).size === places.length;
-    const colours = sorted.map((point) => (point.holds ? colour : grey));
+    const colours = sorted.map((point) =>
+      point.status === "exact" ? ink : point.holds ? colour : grey,
+    );
     return {
       type: "scatter",
       mode: line ? "lines+markers" : "markers",
-      name: escape(name),
+      name: legendName(name),
       x: places.map((value) => (numeric ? value : escape(value))),
       y: sorted.map((point) => point.mean),
       error_y: { array: sorted.map((point) => point.spread), thickness: 1, width: 3, color: colours[0] },
@@ -111,7 +140,7 @@
         [
           point.protocol,
           ...pointWords(point),
-          `${short(point.mean)}${point.spread === null ? "" : ` ± ${short(point.spread)}`}` +
+          `${written(point.mean, unit)}${point.spread === null ? "" : ` ± ${written(point.spread, unit)}`}` +
             `, ${point.count} seed${point.count === 1 ? "" : "s"}`,
           point.claim,
         ].map(escape).join("<br>"),
@@ -120,7 +149,7 @@
     };
   };
 
-  const rangeWords = function (title, points) {
+  const rangeWords = function (title, points, unit) {
     if (points.length === 0) return `${title}: no values.`;
     const ranges = new Map();
     for (const point of points) {
@@ -131,7 +160,7 @@
     }
     const words = [...ranges].map(
       ([protocol, [low, high, count]]) =>
-        `${protocol} ${short(low)} to ${short(high)} over ${count} point${count === 1 ? "" : "s"}`,
+        `${protocol} ${written(low, unit)} to ${written(high, unit)} over ${count} point${count === 1 ? "" : "s"}`,
     );
     return `${title}: ${words.join("; ")}.`;
   };
@@ -140,7 +169,9 @@
     const { metrics, worlds, colours } = read();
     const names = ["metric", "world", "x", "colour"];
     const draw = function () {
+      settle("explorer");
       const [metric, world, by, colour] = names.map((name) => chosen("explorer", name));
+      const [name, unit] = metrics[metric];
       const x = across(by);
       const points = valuesOf(metric, world).filter(
         (point) => x.of(point) !== null && x.of(point) !== "",
@@ -153,9 +184,8 @@
         groups.set(name, [...(groups.get(name) ?? []), point]);
       }
       const data = [...groups].map(([name, inside], k) =>
-        trace(name, inside, x, colours[k % colours.length], numeric),
+        trace(name, inside, x, colours[k % colours.length], numeric, unit),
       );
-      const [name, unit] = metrics[metric];
       const title = `${name}, ${worlds[world]}`;
       const layout = {
         xaxis: numeric
@@ -167,13 +197,13 @@
           ...(unit === "fraction" ? { type: "linear", tickformat: ".1~%", dtick: null } : {}),
         },
         showlegend: data.length > 1,
-        legend: { orientation: "h", y: -0.25, yanchor: "top" },
+        legend: { orientation: "h", y: 1.02, yanchor: "bottom" },
         hovermode: "closest",
       };
       const words =
         points.length === 0
           ? `${title} has no values against ${x.name}; choose another metric, world or axis.`
-          : rangeWords(title, points);
+          : rangeWords(title, points, unit);
       element("explorer-words").textContent = words;
       show(place, spec, redraw, data, layout, words);
     };
@@ -185,6 +215,7 @@
     const { axes, metrics, worlds } = read();
     const names = ["metric", "world", "x", "y"];
     const draw = function () {
+      settle("heat");
       const [metric, world, right, down] = names.map((name) => chosen("heat", name));
       const wanted = element("heat-protocol").selectedOptions[0].textContent;
       const points = valuesOf(metric, world).filter((point) => point.protocol === wanted);
@@ -199,8 +230,7 @@
       const means = cells.map((row) =>
         row.map((cell) => (cell.length ? cell.reduce((a, b) => a + b) / cell.length : null)),
       );
-      const percent = metrics[metric][1] === "fraction";
-      const written = (value) => (percent ? `${(100 * value).toFixed(1)} %` : short(value));
+      const unit = metrics[metric][1];
       const several = cells.some((row) => row.some((cell) => cell.length > 1));
       const data = [
         {
@@ -211,12 +241,12 @@
           text: cells.map((row, i) =>
             row.map((cell, k) =>
               cell.length === 0 ? "" :
-              written(means[i][k]) + (several ? `<br>${cell.length} point${cell.length === 1 ? "" : "s"}` : ""),
+              written(means[i][k], unit) + (several ? `<br>${cell.length} point${cell.length === 1 ? "" : "s"}` : ""),
             ),
           ),
           texttemplate: xs.length <= 12 ? "%{text}" : "",
           colorscale: "Cividis",
-          colorbar: { tickformat: percent ? ".0%" : "", thickness: 12, outlinewidth: 0 },
+          colorbar: { tickformat: unit === "fraction" ? ".1~%" : "", thickness: 12, outlinewidth: 0 },
           hovertemplate: `${escape(axes[right])} = %{x}<br>${escape(axes[down])} = %{y}<br>%{text}<extra></extra>`,
           xgap: 2,
           ygap: 2,
@@ -226,7 +256,7 @@
         xaxis: { type: "category", title: { text: escape(axes[right]) }, showgrid: false },
         yaxis: { type: "category", title: { text: escape(axes[down]) }, showgrid: false, autorange: "reversed" },
       };
-      let words = rangeWords(`${metrics[metric][0]}, ${worlds[world]}`, points);
+      let words = rangeWords(`${metrics[metric][0]}, ${worlds[world]}`, points, unit);
       if (right === down) words = "Choose two different axes. " + words;
       element("heat-words").textContent = words;
       show(place, spec, redraw, data, layout, words);

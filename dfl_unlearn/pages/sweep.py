@@ -119,7 +119,7 @@ def _question(sweep: SweepLines) -> Html:
     plans = sweep.view.plans
     for plan in plans:
         facts: list[tuple[str, object]] = [
-            *((h.tag("code", axis), _values(v)) for axis, v in plan["axes"].items()),
+            ("Varied", _varied(plan["axes"])),
             ("Seeds", ", ".join(map(str, plan["seeds"]))),
             ("Combined", _mode(plan)),
             ("Protocols", _protocols(sweep, plan)),
@@ -128,6 +128,14 @@ def _question(sweep: SweepLines) -> Html:
             parts.append(h.tag("h3", plan["name"]))
         parts += [h.facts(facts), _again(plan)]
     return h.section("What was asked", *parts)
+
+
+def _varied(axes: Mapping[str, Any]) -> Html:
+    """Return the axes with their values."""
+    return h.items(
+        h.join(h.tag("code", axis.replace(",", ", ")), ": ", _values(values))
+        for axis, values in axes.items()
+    )
 
 
 def _values(values: Any) -> str:

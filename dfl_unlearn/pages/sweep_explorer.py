@@ -14,6 +14,7 @@ from dfl_unlearn.pages.sweep_lines import Group, Line, Place, SweepLines, cell_t
 from dfl_unlearn.pages.sweep_marks import (
     COLOURS,
     GREY,
+    INK,
     SYMBOLS,
     claim_words,
     data_script,
@@ -56,7 +57,8 @@ def explorer_of(sweep: SweepLines) -> Explorer | None:
     kinds = _kinds(sweep.lines)
     if not kinds:
         return None
-    kept, used = [], 0
+    kept: list[tuple[str, str, str]] = []
+    used = 0
     for kind, lines in kinds.items():
         used += sum(len(line.worlds) for line in lines)
         if kept and used > MOST_VALUES:
@@ -77,7 +79,7 @@ def explorer_of(sweep: SweepLines) -> Explorer | None:
         "bars are their standard deviation. The form of a mark says what is claimed, "
         "and grey that no guarantee is.",
         controls=_controls(sweep, names, start),
-        below=h.tag("p", "", id="explorer-words", class_="soft", aria_live="polite"),
+        below=h.tag("figcaption", "", id="explorer-words", aria_live="polite"),
     )
     heat = _heat(sweep, names, start, kinds[kept[start]])
     return Explorer(
@@ -149,7 +151,7 @@ def _data(
     protocols = list(dict.fromkeys(group[1] for group in groups))
     claims = [sweep.claim(group) for group in groups]
     return {
-        "axes": list(sweep.axes),
+        "axes": list(sweep.axis_names),
         "metrics": [[name, kind[2]] for name, kind in zip(names, kinds, strict=True)],
         "worlds": list(_WORLD_WORDS),
         "places": [[_plain(value) for value in place] for place in places],
@@ -170,6 +172,7 @@ def _data(
         "symbols": dict(SYMBOLS),
         "colours": list(COLOURS),
         "grey": GREY,
+        "ink": INK,
     }
 
 
@@ -181,8 +184,8 @@ def _plain(value: Any) -> Any:
 
 
 def _controls(sweep: SweepLines, names: Sequence[str], start: int) -> Html:
-    across = ["protocol", "epsilon", *sweep.axes, *names]
-    colours = ["protocol", "claim", *sweep.axes]
+    across = ["protocol", "epsilon", *sweep.axis_names, *names]
+    colours = ["protocol", "claim", *sweep.axis_names]
     return h.tag(
         "div",
         h.tag("span", select("explorer-metric", "Metric", names, start)),
@@ -223,11 +226,11 @@ def _heat(
             h.tag("span", select("heat-metric", "Metric", names, start)),
             h.tag("span", select("heat-world", "when", _WORLD_WORDS, 1)),
             h.tag("span", select("heat-protocol", "of", protocols)),
-            h.tag("span", select("heat-x", "across", sweep.axes, varied[0])),
-            h.tag("span", select("heat-y", "down", sweep.axes, varied[1])),
+            h.tag("span", select("heat-x", "across", sweep.axis_names, varied[0])),
+            h.tag("span", select("heat-y", "down", sweep.axis_names, varied[1])),
             class_="controls",
         ),
-        below=h.tag("p", "", id="heat-words", class_="soft", aria_live="polite"),
+        below=h.tag("figcaption", "", id="heat-words", aria_live="polite"),
     )
     return chart(figure)
 

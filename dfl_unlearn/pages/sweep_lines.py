@@ -115,6 +115,15 @@ class SweepLines:
         return (*(("sweep",) if several else ()), *self.view.axes)
 
     @cached_property
+    def axis_names(self) -> tuple[str, ...]:
+        """The axes as figures and tables head them; of several fields the first."""
+        names = []
+        for axis in self.axes:
+            first, *others = axis.split(",")
+            names.append(f"{first.strip()} +{len(others)}" if others else first)
+        return tuple(names)
+
+    @cached_property
     def place_of(self) -> Mapping[str, Place]:
         """Case -> the point that it belongs to."""
         frame = self.view.case_frame
@@ -228,12 +237,12 @@ class SweepLines:
             for group, values in groups.items()
         }
 
-    def point_words(self, place: Place, *, without: Sequence[str] = ()) -> str:
-        """Return a point in words: ``axis = value`` of every axis but some."""
+    def point_words(self, place: Place) -> str:
+        """Return a point in words: ``axis = value`` of every axis that it has."""
         return ", ".join(
             f"{axis} = {cell_text(value)}"
-            for axis, value in zip(self.axes, place, strict=True)
-            if axis not in without and value != ""
+            for axis, value in zip(self.axis_names, place, strict=True)
+            if value != ""
         )
 
 

@@ -1,6 +1,7 @@
 """How a sweep's figures tell claims apart, and numbers and choices in their words."""
 
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,9 +13,9 @@ from dfl_unlearn.pages.document import plot_text
 from dfl_unlearn.pages.sweep_lines import Claim, Value
 
 COLOURS = tuple(
-    f"var(--{name})" for name in ("certified", "orange", "good", "plum", "conditional")
+    f"var(--{name})" for name in ("certified", "orange", "good", "plum", "bad")
 )
-"""Of protocols whose claims hold; all others are grey."""
+"""Of protocols whose claims hold; all others are grey, exact ones as the text."""
 GREY = "var(--heuristic)"
 INK = "var(--ink)"
 
@@ -53,7 +54,10 @@ def holds(claim: Claim) -> bool:
 
 def marker(status: str, colour: str, size: int = 10) -> dict[str, Any]:
     """Return a plotly marker: its form says what is claimed, and so does grey."""
-    colour = colour if status in CLAIMED else GREY
+    if status == "exact":
+        colour = INK
+    elif status not in CLAIMED:
+        colour = GREY
     return {
         "symbol": SYMBOLS[status],
         "size": size,
@@ -100,6 +104,14 @@ def hover(*lines: str) -> str:
     return "<br>".join(plot_text(line) for line in lines if line)
 
 
+def legend_name(name: str) -> str:
+    """Return a name for a legend, on several lines where it is long."""
+    return "<br>".join(map(plot_text, textwrap.wrap(name, _LEGEND_LETTERS) or [""]))
+
+
+_LEGEND_LETTERS = 36  # of a line: what a small screen shows
+
+
 def number_text(value: float | None, unit: str) -> str:
     """Return a value as tables show it; "-" without one."""
     if value is None:
@@ -119,7 +131,9 @@ def rounded(value: float | None) -> float | None:
 def select(name: str, text: str, options: Sequence[str], chosen: int = 0) -> Html:
     """Return a labelled choice; the value of an option is its place in the list."""
     inner = (
-        h.tag("option", option, value=str(k), **({"selected": ""} if k == chosen else {}))
+        h.tag(
+            "option", option, value=str(k), **({"selected": ""} if k == chosen else {})
+        )
         for k, option in enumerate(options)
     )
     return h.join(

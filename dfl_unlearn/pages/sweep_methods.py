@@ -1,16 +1,18 @@
 """What the protocols of a sweep leave of the gap to retraining, and what they cost."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from dfl_unlearn import _html as h
-from dfl_unlearn.pages.document import Chart, plot_text
+from dfl_unlearn.pages.document import Chart
 from dfl_unlearn.pages.sweep_lines import Group, SweepLines
 from dfl_unlearn.pages.sweep_marks import (
     LEGEND,
     STATUS_WORDS,
     claim_words,
     hover,
+    legend_name,
     marker,
     palette,
     percent,
@@ -23,6 +25,8 @@ COSTS = (
     ("cost-payload-bytes", "bytes sent"),
     ("cost-wall-seconds", "seconds, measured"),
 )
+LEAST_GAP = 1e-3
+"""A smaller gap is drawn there: the axis is logarithmic."""
 
 
 def methods_chart(sweep: SweepLines) -> Chart | None:
@@ -51,7 +55,8 @@ def methods_chart(sweep: SweepLines) -> Chart | None:
         caption="One mark per point of the sweep. The gap is the absolute difference "
         "of test accuracy to the network that was retrained without the data, taken "
         "seed by seed and then averaged; bars are the standard deviation over seeds. A "
-        f"cost of 0 stands at the left edge. {LEGEND}",
+        "cost of 0 stands at the left edge, a gap below 0.1 points at 0.1. "
+        f"{LEGEND}",
         hook="variants" if several else "",
         extra={"variants": variants} if several else None,
         controls=h.tag(
@@ -81,16 +86,20 @@ def _variant(sweep: SweepLines, metric: str, words: str) -> dict[str, Any] | Non
     data = []
     for (protocol, status), groups in by_trace.items():
         look = marker(status, colours[protocol])
-        name = protocol if status in ("exact", "certified") else (
-            f"{protocol} ({STATUS_WORDS[status]})"
+        name = (
+            protocol
+            if status in ("exact", "certified")
+            else (f"{protocol} ({STATUS_WORDS[status]})")
         )
         data.append(
             {
                 "type": "scatter",
                 "mode": "markers",
-                "name": plot_text(name),
+                "name": legend_name(name),
                 "x": [rounded(costs[group] or least) for group in groups],
-                "y": [rounded(sweep.gaps[group][0]) for group in groups],
+                "y": [
+                    rounded(max(sweep.gaps[group][0], LEAST_GAP)) for group in groups
+                ],
                 "error_y": {
                     "array": [rounded(sweep.gaps[group][1]) for group in groups],
                     "thickness": 1,
@@ -102,6 +111,8 @@ def _variant(sweep: SweepLines, metric: str, words: str) -> dict[str, Any] | Non
                 "hovertemplate": "%{text}<extra></extra>",
             }
         )
+    tops = (gap + (spread or 0.0) for gap, spread, _ in sweep.gaps.values())
+    highest = max(LEAST_GAP, *tops)
     layout = {
         "xaxis": {
             "type": "log",
@@ -111,8 +122,10 @@ def _variant(sweep: SweepLines, metric: str, words: str) -> dict[str, Any] | Non
         },
         "yaxis": {
             "title": {"text": "gap to retraining"},
-            "tickformat": ".1%",
-            "rangemode": "tozero",
+            "type": "log",
+            "tickformat": "~%",
+            "dtick": "D2" if highest / LEAST_GAP < 100 else 1,
+            "range": [math.log10(LEAST_GAP / 1.5), math.log10(highest * 1.5)],
         },
         "legend": {"orientation": "h", "y": -0.2, "yanchor": "top"},
         "hovermode": "closest",

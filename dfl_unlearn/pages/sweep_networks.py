@@ -51,7 +51,7 @@ def networks_of(sweep: SweepLines) -> tuple[Network, ...]:
     for metric in (GAP, FRONT, SPREAD):
         for line in sweep.of(metric):
             value = line.after or next(iter(line.worlds.values()), None)
-            if value is not None and value.count == max(value.asked, value.count):
+            if value is not None:
                 found.setdefault(metric, {}).setdefault(line.group[0], value)
     if GAP not in found:
         return ()
@@ -70,10 +70,16 @@ def networks_of(sweep: SweepLines) -> tuple[Network, ...]:
             family=str(topology["use"]),
             peers=count,
             gap=gap.mean,
-            front=found.get(FRONT, {}).get(place),
-            spread=found.get(SPREAD, {}).get(place),
+            front=_whole(found.get(FRONT, {}).get(place), gap),
+            spread=_whole(found.get(SPREAD, {}).get(place), gap),
         )
-        key = (network.family, count, gap.mean, _mean(network.front), _mean(network.spread))
+        key = (
+            network.family,
+            count,
+            gap.mean,
+            _mean(network.front),
+            _mean(network.spread),
+        )
         networks.setdefault(key, network)
     return tuple(networks.values())
 
@@ -83,18 +89,34 @@ def rank_words(networks: Sequence[Network]) -> str:
     words = []
     for name, text in (("front", "front time"), ("spread", "effective spread")):
         pairs = _pairs(networks, name)
-        if len(pairs) < FEWEST:
-            continue
         rank = _rank(pairs)
-        if rank is not None:
-            words.append(
-                f"{text} and spectral gap have a rank correlation of {rank:.2f} over "
-                f"{len(pairs)} networks"
-            )
+        if rank is None:
+            continue
+        said = (
+            f"{text} and spectral gap have a rank correlation of {_signed(rank)} over "
+        )
+        said += f"{len(pairs)} networks"
+        left = len(networks) - len(pairs)
+        if left:
+            said += f" (left out: {left} without a value in every seed)"
+        within = [
+            found
+            for size in dict.fromkeys(network.peers for network in networks)
+            if (found := _rank(_pairs([n for n in networks if n.peers == size], name)))
+            is not None
+        ]
+        if len(within) > 1:
+            said += f", and of {_signed(min(within))} to {_signed(max(within))} among "
+            said += "those of one size"
+        words.append(said)
     if not words:
         return ""
     text = "; ".join(words)
     return f"{text[0].upper()}{text[1:]}."
+
+
+def _signed(value: float) -> str:
+    return f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
 
 
 def front_chart(networks: Sequence[Network]) -> Chart | None:
@@ -128,7 +150,6 @@ def front_chart(networks: Sequence[Network]) -> Chart | None:
             ]
             if mine:
                 data.append(_family(mine, name, k, number, largest))
-    never = sum(network.front is None for network in networks)
     logs = {name: _wide([y for _, y in _pairs(networks, name)]) for name, _ in shown}
     layout: dict[str, Any] = {
         "legend": {"orientation": "h", "y": -0.2, "yanchor": "top"},
@@ -156,17 +177,15 @@ def front_chart(networks: Sequence[Network]) -> Chart | None:
         "front time is the round in which the farthest peer holds half its even share "
         "of the requester's influence."
     )
-    if never:
-        caption += f" Not shown: {never} whose front did not arrive in every seed."
-    few = "Too few networks for a rank correlation."
+    words = rank_words(networks) or "Too few networks for a rank correlation."
     return Chart(
         name="front-against-gap",
         title="How fast influence spreads, against the spectral gap",
-        alt=f"{rank_words(networks) or few} {_range_words(networks)}",
+        alt=f"{words} {_range_words(networks)}",
         data=data,
         layout=layout,
         height=440,
-        caption=f"{caption} {rank_words(networks) or few}",
+        caption=f"{caption} {words}",
     )
 
 
@@ -227,9 +246,14 @@ def _pairs(networks: Sequence[Network], name: str) -> list[tuple[float, float]]:
 
 
 def _rank(pairs: Sequence[tuple[float, float]]) -> float | None:
-    """Return Spearman's rank correlation; None where one side is constant."""
+    """Return Spearman's rank correlation; None where it says nothing.
+
+    That is: of few networks, or where one side is constant.
+    """
     from scipy.stats import spearmanr
 
+    if len(pairs) < FEWEST:
+        return None
     if min(len({x for x, _ in pairs}), len({y for _, y in pairs})) < 2:
         return None
     return float(spearmanr(*zip(*pairs, strict=True)).statistic)
@@ -245,6 +269,11 @@ def _range_words(networks: Sequence[Network]) -> str:
             text += f" and front time {network.front.mean:.3g} rounds"
         words.append(text)
     return f"{'; '.join(words)}."
+
+
+def _whole(value: Value | None, gap: Value) -> Value | None:
+    """Return a value that every seed with a gap has, else None."""
+    return value if value is not None and value.count >= gap.count else None
 
 
 def _wide(values: Sequence[float]) -> bool:

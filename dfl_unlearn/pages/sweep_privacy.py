@@ -27,6 +27,7 @@ from dfl_unlearn.pages.sweep_marks import (
     claim_words,
     holds,
     hover,
+    legend_name,
     marker,
     palette,
     percent,
@@ -54,11 +55,11 @@ class Curve:
 
     @property
     def claimed(self) -> tuple[tuple[float, Claim, Value], ...]:
-        """Epsilon, claim and accuracy where a guarantee with an epsilon is claimed."""
+        """Epsilon, claim and accuracy where a guarantee above epsilon 0 is claimed."""
         return tuple(
             (claim.epsilon, claim, line.worlds["after"])
             for claim, line in self.points
-            if holds(claim) and claim.epsilon is not None
+            if holds(claim) and claim.epsilon
         )
 
 
@@ -114,7 +115,7 @@ def panels_of(sweep: SweepLines) -> tuple[Panel, ...]:
                 name = f"{protocol} {request}" if several else protocol
                 curves.append(Curve(protocol=name, points=_points(sweep, mine)))
         name = ", ".join(
-            f"{sweep.axes[axis]} = {cell_text(value)}"
+            f"{sweep.axis_names[axis]} = {cell_text(value)}"
             for axis, value in zip(chosen, setting, strict=True)
         )
         if curves:
@@ -129,15 +130,9 @@ def privacy_chart(panels: Sequence[Panel]) -> Chart | None:
         panels: As ``panels_of`` gives them.
 
     Returns:
-        The figure, or None if no protocol has an epsilon.
+        The figure, or None if no setting has two epsilons to compare.
     """
-    shown = [
-        panel
-        for panel in panels
-        if any(
-            claim.position is not None for curve in panel.curves for claim, _ in curve.points
-        )
-    ]
+    shown = [panel for panel in panels if len(_positions(panel)) > 1]
     if not shown:
         return None
     colours = palette([curve.protocol for panel in shown for curve in panel.curves])
@@ -151,7 +146,8 @@ def privacy_chart(panels: Sequence[Panel]) -> Chart | None:
         height=460,
         caption="Mean over the seeds; bars are one standard deviation over them, and "
         f"absent with a single seed. {LEGEND} Their epsilon is nominal. Protocols "
-        "without any stand at the right. Click a name to hide it.",
+        "without any stand at the right. A click on a name hides it, and the axis then "
+        "fits what is left.",
         hook="variants" if len(shown) > 1 else "",
         extra={"variants": variants} if len(shown) > 1 else None,
         controls=h.tag(
@@ -218,9 +214,7 @@ def _in_panel(
     return mine
 
 
-def _points(
-    sweep: SweepLines, lines: Sequence[Line]
-) -> tuple[tuple[Claim, Line], ...]:
+def _points(sweep: SweepLines, lines: Sequence[Line]) -> tuple[tuple[Claim, Line], ...]:
     """Return lines with their claims by epsilon, equal results once."""
     found: dict[tuple[Any, ...], tuple[Claim, Line]] = {}
     for line in lines:
@@ -234,14 +228,21 @@ def _points(
     )
 
 
+def _positions(panel: Panel) -> list[float]:
+    """Return the epsilons in a panel, in order, claimed and nominal ones."""
+    return sorted(
+        {
+            claim.position
+            for curve in panel.curves
+            for claim, _ in curve.points
+            if claim.position is not None
+        }
+    )
+
+
 def _drawn(panel: Panel, colours: Mapping[str, str]) -> dict[str, Any]:
-    placed = [
-        claim.position
-        for curve in panel.curves
-        for claim, _ in curve.points
-        if claim.position is not None
-    ]
-    ends = (min(placed) / 1.3, max(placed) * 1.3) if placed else (0.1, 10.0)
+    placed = _positions(panel)
+    ends = (placed[0] / 1.3, placed[-1] * 1.3)
     data: list[dict[str, Any]] = [*_yardsticks(panel, ends)]
     apart = False
     for curve in panel.curves:
@@ -260,8 +261,7 @@ def _drawn(panel: Panel, colours: Mapping[str, str]) -> dict[str, Any]:
             "type": "log",
             "title": {"text": "epsilon (smaller guarantees more)"},
             "domain": [0, 0.84] if apart else [0, 1],
-            "dtick": "D2",
-            "showgrid": True,
+            **_ticks(placed),
         },
         "yaxis": {"title": {"text": "test accuracy"}, "tickformat": ".0%"},
         "legend": {"orientation": "h", "y": -0.22, "yanchor": "top"},
@@ -283,6 +283,17 @@ def _drawn(panel: Panel, colours: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
+def _ticks(placed: Sequence[float]) -> dict[str, Any]:
+    """Return ticks at the epsilons themselves, where they are few."""
+    values = sorted({float(f"{value:.3g}") for value in placed})
+    if not 1 < len(values) <= _MOST_TICKS:
+        return {"dtick": "D2"}
+    return {"tickvals": values, "ticktext": [f"{value:g}" for value in values]}
+
+
+_MOST_TICKS = 10
+
+
 def _trace(
     protocol: str, status: str, points: Sequence[tuple[Claim, Line]], colour: str
 ) -> dict[str, Any]:
@@ -295,7 +306,7 @@ def _trace(
     return {
         "type": "scatter",
         "mode": "lines+markers" if is_curve else "markers",
-        "name": plot_text(f"{protocol}{words}"),
+        "name": legend_name(f"{protocol}{words}"),
         "x": [rounded(x) for x in at] if None not in at else ["no ε"] * len(at),
         "xaxis": "x" if None not in at else "x2",
         "y": [rounded(value.mean) for value in values],
@@ -347,6 +358,7 @@ def _yardsticks(panel: Panel, ends: tuple[float, float]) -> list[dict[str, Any]]
     """
     found = []
     for world, words, colour, dash in _YARDSTICKS:
+        paths = 0
         level: dict[float | None, list[str]] = {}
         for curve in panel.curves:
             points = [
@@ -362,9 +374,12 @@ def _yardsticks(panel: Panel, ends: tuple[float, float]) -> list[dict[str, Any]]
                 name = f"{words} ({curve.protocol}, by epsilon)"
                 path = ([rounded(x) for x in at], [mean for _, mean in points])
                 found.append(_yardstick(world, name, colour, dash, *path))
+                paths += 1
         for mean, protocols in level.items():
-            of = ", ".join(dict.fromkeys(protocols))
-            name = words if len(level) == 1 and not found else f"{words} ({of})"
+            of = list(dict.fromkeys(protocols))
+            more = f" and {len(of) - 1} more" if len(of) > 2 else ""
+            names = f"{of[0]}{more}" if more else " and ".join(of)
+            name = words if len(level) + paths == 1 else f"{words} ({names})"
             across = [rounded(end) for end in ends]
             found.append(_yardstick(world, name, colour, dash, across, [mean, mean]))
     return found
@@ -387,7 +402,7 @@ def _yardstick(
     return {
         "type": "scatter",
         "mode": "lines",
-        "name": plot_text(name),
+        "name": legend_name(name),
         "x": x,
         "y": y,
         "line": {"color": colour, "dash": dash, "width": 1.3},
@@ -414,9 +429,7 @@ def panel_words(panel: Panel) -> str:
             f"({claim_words(low)})"
         )
         if len(placed) > 1:
-            text += (
-                f" to {percent(at_high.worlds['after'].mean)} ({claim_words(high)})"
-            )
+            text += f" to {percent(at_high.worlds['after'].mean)} ({claim_words(high)})"
         words.append(text)
     retrained = {
         percent(line.worlds["reference"].mean)

@@ -36,7 +36,7 @@ def summary_table(sweep: SweepLines) -> Html:
         return h.tag("p", "No case has results yet.")
     requests = len({line.group[2] for line in lines}) > 1
     head = [
-        *sweep.axes,
+        *sweep.axis_names,
         "protocol",
         "claim",
         *(["request"] if requests else []),
@@ -82,7 +82,7 @@ def cases_table(sweep: SweepLines, page_folder: Path | None) -> Html:
         The table.
     """
     cases = sweep.view.cases[:MOST_CASES]
-    head = [*sweep.axes, "seed", "case", "status", "seconds", "digest"]
+    head = [*sweep.axis_names, "seed", "case", "status", "seconds", "digest"]
     rows = [
         [
             *map(cell_text, sweep.place_of[case.name]),
@@ -90,7 +90,7 @@ def cases_table(sweep: SweepLines, page_folder: Path | None) -> Html:
             _link(case, page_folder),
             case.status,
             "-" if case.seconds is None else f"{case.seconds:.2f}",
-            h.tag("code", case.digest[:16] or "-"),
+            h.tag("code", case.digest[:16] or "-", class_="whole"),
         ]
         for case in cases
     ]
@@ -114,13 +114,13 @@ def failures(sweep: SweepLines) -> Html:
         [
             *map(cell_text, sweep.place_of[case.name]),
             case.seed,
-            h.tag("code", case.name),
+            h.tag("code", case.name, class_="whole"),
             _cut(case.error),
             "-" if case.seconds is None else f"{case.seconds:.2f}",
         ]
         for case in failed[:MOST_CASES]
     ]
-    head = [*sweep.axes, "seed", "case", "error", "seconds until then"]
+    head = [*sweep.axis_names, "seed", "case", "error", "seconds until then"]
     again = [
         h.tag(
             "p",
@@ -223,7 +223,7 @@ def _fitting(lines: Sequence[Line]) -> tuple[list[Line], str]:
 
 
 def _link(case: Case, page_folder: Path | None) -> Html:
-    name = h.tag("code", case.name)
+    name = h.tag("code", case.name, class_="whole")
     if page_folder is None or not case.folder.is_dir():
         return name
     at = os.path.relpath(case.folder, page_folder).replace(os.sep, "/")

@@ -1,4 +1,4 @@
-"""The result of a sweep in a sentence or two, never saying more than its seeds carry."""
+"""The result of a sweep in a sentence or two, no more than its seeds carry."""
 
 import math
 from collections import Counter
@@ -14,7 +14,7 @@ from dfl_unlearn.pages.sweep_privacy import Panel
 def progress_words(sweep: SweepLines) -> str:
     """Return how many cases are complete, and what became of the others."""
     cases = sweep.view.cases
-    counts = Counter(case.status for case in cases)
+    counts: Counter[str] = Counter(case.status for case in cases)
     if counts["done"] == len(cases):
         return f"All {len(cases)} cases are complete."
     others = [
@@ -66,8 +66,8 @@ def _privacy_words(panels: Sequence[Panel]) -> str:
     panel, protocol, (epsilon, claim, value) = min(claimed, key=lambda c: c[2][0])
     setting = f" (with {panel.name})" if panel.name else ""
     return (
-        f"At the smallest epsilon that is claimed, ε = {round_up(epsilon):g}, {protocol} "
-        f"{_verb(claim)} {points_words(value)} test accuracy{setting}"
+        f"At the smallest epsilon that is claimed, ε = {round_up(epsilon):g}, "
+        f"{protocol} {_verb(claim)} {points_words(value)} test accuracy{setting}"
         f"{_retrained(panel, protocol)}."
     )
 
@@ -120,34 +120,53 @@ def _ranking(
     claim, value = protocols[winner]
     everywhere = len(set(best)) == 1
     others = ", ".join(
-        f"{name} {percent(v.mean)}" for name, (_, v) in protocols.items() if name != winner
+        f"{name} {percent(v.mean)}"
+        for name, (_, v) in protocols.items()
+        if name != winner
     )
     where = f" with {panel.name}" if panel.name else ""
     text = (
         f"At ε = {epsilon:g}{where}, {winner} {_verb(claim)} {points_words(value)} "
-        f"test accuracy, {others}{_retrained(panel, winner)}"
+        f"test accuracy; {others}{_retrained(panel, winner)}."
     )
-    single = any(v.spread is None for _, of in compared for _, v in of.values())
-    if single:
-        return (
-            f"{text}. Some values rest on a single seed, so nothing is said on how they "
-            "vary, and no protocol is called better."
-        )
     settings = len(compared)
-    if everywhere and all(clear):
-        among = "" if settings == 1 else f" in all {settings} settings"
-        return (
-            f"{text}: the most of the protocols with a claim{among}, by more than the "
-            "standard deviations over seeds."
+    if any(v.spread is None for _, of in compared for _, v in of.values()):
+        verdict = (
+            "Some values rest on a single seed, which says nothing on how they vary, "
+            "so no protocol is called better."
         )
-    if everywhere:
-        return (
-            f"{text}. It is ahead in {settings} of {settings} settings, but not by more "
-            "than the standard deviations over seeds in "
-            f"{clear.count(False)} of them, so no protocol is called better."
+    elif everywhere and all(clear):
+        among = "" if settings == 1 else f" in each of {settings} settings"
+        verdict = (
+            f"{winner} keeps the most of the protocols with a claim{among}, by more "
+            "than the standard deviations over seeds of both."
         )
-    counts = ", ".join(f"{name} in {count}" for name, count in Counter(best).items())
-    return f"{text}. Which is ahead depends on the setting: {counts} of {settings}."
+    elif everywhere:
+        here = "" if settings == 1 else f" in each of {settings} settings"
+        close = "" if settings == 1 else f" in {clear.count(False)} of them"
+        verdict = (
+            f"{winner} is ahead{here}, but{close} not by more than the standard "
+            "deviations over seeds, so no protocol is called better."
+        )
+    else:
+        counts = ", ".join(
+            f"{name} in {count}" for name, count in Counter(best).items()
+        )
+        verdict = f"Which is ahead depends on the setting: {counts} of {settings}."
+    return f"{text} {verdict}{_observers(compared)}"
+
+
+def _observers(
+    compared: Sequence[tuple[Panel, dict[str, tuple[Claim, Value]]]],
+) -> str:
+    """Return a warning where the claims guard against different observers."""
+    scopes = {
+        name: claim.scopes for _, of in compared for name, (claim, _) in of.items()
+    }
+    if len(set(scopes.values())) < 2:
+        return ""
+    words = ", ".join(f"{name} {'/'.join(scope)}" for name, scope in scopes.items())
+    return f" Their claims guard against different observers ({words})."
 
 
 def _apart(one: Value, other: Value) -> bool:
@@ -166,7 +185,7 @@ def _retrained(panel: Panel, protocol: str) -> str:
         if curve.protocol == protocol:
             for _, line in curve.points:
                 if "reference" in line.worlds:
-                    return f"; retrained, {percent(line.worlds['reference'].mean)}"
+                    return f" (retrained: {percent(line.worlds['reference'].mean)})"
     return ""
 
 
@@ -181,6 +200,4 @@ def _plain_words(sweep: SweepLines) -> str:
         span = percent(low)
     else:
         span = f"between {percent(low)} and {percent(high)}"
-    return (
-        f"No protocol makes a claim that holds; test accuracy after forgetting is {span}."
-    )
+    return f"No protocol makes a claim that holds; test accuracy afterwards is {span}."
