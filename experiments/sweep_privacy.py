@@ -45,6 +45,7 @@ from typing import Any
 
 import pandas as pd
 from privacy_table import SHOWN, blamed, refusals, released, summary, verdicts
+from scipy.optimize import brentq
 from settings import choose, folder_of, told_missing
 
 from dfl_unlearn.accounting.groups import group_curve
@@ -271,11 +272,8 @@ def noise_multipliers(settings: Settings) -> dict[float, float]:
 
     found = {}
     for epsilon in {*settings.epsilons, *settings.shown_epsilons}:
-        low, high = -3.0, 12.0
-        while high - low > 1e-3:
-            middle = (low + high) / 2
-            low, high = (low, middle) if spent(middle) <= epsilon else (middle, high)
-        found[epsilon] = round(math.exp(high), 6)
+        log_noise = brentq(lambda noise, e=epsilon: spent(noise) - e, -3.0, 12.0)
+        found[epsilon] = math.exp(log_noise + 1e-9)  # not above epsilon
     return found
 
 

@@ -86,7 +86,7 @@ class Settings:
         "random-regular",
         "complete",
     )
-    peers: tuple[int, ...] = (16, 36, 64)  # squares, so that a torus is square
+    peers: tuple[int, ...] = (9, 16, 36)  # squares, so that a torus is square
     seeds: tuple[int, ...] = (0, 1, 2)
     dataset: str = "digits"
     alpha: float = 1.0
