@@ -544,9 +544,14 @@ def sweep(
 
 @app.command()
 def report(
-    run_name: RunName,
+    run_name: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|SWEEP", help="A run's or a sweep's name, or its folder."
+        ),
+    ],
     out: Annotated[
-        Path | None, typer.Option(help="The page  [default: RUN/report.html]")
+        Path | None, typer.Option(help="The page  [default: report.html in the folder]")
     ] = None,
     figures: Annotated[
         str,
@@ -560,11 +565,13 @@ def report(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Draw the figures and the page of a run again, all its trials included."""
+    """Draw the figures and the page of a run or a sweep again, all trials included."""
     _set(runs, as_json, quiet, debug)
+    from dfl_unlearn.cli_sweeps import report_sweep
     from dfl_unlearn.conduct import write_results
     from dfl_unlearn.engine.run import load_run
     from dfl_unlearn.evaluation.view import evaluate
+    from dfl_unlearn.results.sweep import PLAN
     from dfl_unlearn.sections import ReportSection
     from dfl_unlearn.store.folder import RunFolder
     from dfl_unlearn.unlearning.store import load_outcomes
@@ -576,7 +583,11 @@ def report(
                 "--figures: must be png, svg, pdf, gif or several with commas, got "
                 f"{show(kind)}"
             )
-    trained = load_run(folder_of(run_name))
+    folder = folder_of(run_name)
+    if (folder / PLAN).is_file():
+        report_sweep(folder, formats, out)
+        return
+    trained = load_run(folder)
     outcomes = load_outcomes(trained)
     assert trained.folder is not None
     page = write_results(

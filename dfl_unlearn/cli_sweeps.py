@@ -169,3 +169,33 @@ def _document(
         ],
         "failed": failed,
     }
+
+
+def report_sweep(folder: Path, formats: Sequence[str], out: Path | None) -> None:
+    """Write a sweep's tables, figures and page again, and tell where they are.
+
+    Args:
+        folder: The sweep's folder.
+        formats: Of the figures, as given to ``--figures``.
+        out: The page; None is ``report.html`` in the folder.
+
+    Raises:
+        InvalidArgumentError: If a figure would have to move.
+    """
+    from dfl_unlearn.plots.sweeps import save_sweep_figures
+    from dfl_unlearn.report import write_report
+    from dfl_unlearn.results.sweep import SweepView
+
+    if "gif" in formats:
+        raise InvalidArgumentError(
+            "--figures: must be png, svg or pdf for a sweep, got gif; give the name of "
+            "one of its cases to see the influence moving"
+        )
+    view = SweepView.open(folder)
+    view.write_tables()
+    save_sweep_figures(view, folder / "figures", formats)  # type: ignore[arg-type]
+    page = write_report(view, folder / "report.html" if out is None else out)
+    if common.as_json:
+        put(json_text({"report": str(page), "cases": len(view.cases)}))
+    else:
+        put(str(page))

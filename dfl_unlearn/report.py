@@ -1,6 +1,7 @@
-"""Write one self-contained page about finished work: a run and its outcomes.
+"""Write one self-contained page about finished work: a run and its outcomes, a sweep.
 
-What stands on it is in ``pages``: ``pages.run`` has the order, one module a section.
+What stands on it is in ``pages``: ``pages.run`` and ``pages.sweep`` have the order, one
+module a section.
 """
 
 from collections.abc import Sequence
@@ -8,12 +9,14 @@ from pathlib import Path
 
 from dfl_unlearn.engine.run import TrainedRun, load_run
 from dfl_unlearn.pages.run import run_page
+from dfl_unlearn.pages.sweep import sweep_page
+from dfl_unlearn.results.sweep import PLAN, SweepView
 from dfl_unlearn.results.view import ResultsView
 from dfl_unlearn.store.files import write_file, writing
 from dfl_unlearn.unlearning.contracts import Outcome
 from dfl_unlearn.unlearning.store import load_outcomes
 
-Source = Outcome | Sequence[Outcome] | TrainedRun | ResultsView | str | Path
+Source = Outcome | Sequence[Outcome] | TrainedRun | ResultsView | SweepView | str | Path
 
 
 def write_report(source: Source, path: str | Path) -> Path:
@@ -24,29 +27,36 @@ def write_report(source: Source, path: str | Path) -> Path:
 
     Args:
         source: An outcome, several outcomes of one run, a run alone, a view, or the
-            folder of a run with all that was tried on it.
-        path: The file, e.g. ``"report.html"``; its folder is made.
+            folder of a run with all that was tried on it; or a sweep, complete or not,
+            as a view or its folder.
+        path: The file, e.g. ``"report.html"``; its folder is made. The page of a sweep
+            links to the cases that lie below that folder.
 
     Returns:
         The path.
     """
     path = Path(path)
-    page = report_page(source)
+    page = report_page(source, folder=path.parent)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, page.encode())
     return path
 
 
-def report_page(source: Source) -> str:
+def report_page(source: Source, *, folder: Path | None = None) -> str:
     """Return the page as text.
 
     Args:
         source: What to report on, as for ``write_report``.
+        folder: Where the page will lie, for its links; None is without links.
 
     Returns:
         A whole HTML document.
     """
+    if isinstance(source, str | Path) and (Path(source) / PLAN).is_file():
+        source = SweepView.open(source)
+    if isinstance(source, SweepView):
+        return sweep_page(source, folder=folder)
     if isinstance(source, str | Path):
         run = load_run(source)
         source = load_outcomes(run) or run

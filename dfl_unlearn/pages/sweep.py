@@ -32,7 +32,6 @@ from dfl_unlearn.pages.sweep_tables import (
 )
 from dfl_unlearn.pages.sweep_words import progress_words, result_words
 from dfl_unlearn.results.sweep import SweepView, shown
-from dfl_unlearn.store.files import write_file, writing
 
 _MOST_VALUES = 40  # of an axis, in words
 _LIMITS = (
@@ -42,29 +41,6 @@ _LIMITS = (
     "request, noise), not over other data sets",
     "a heuristic result is no guarantee, however small its nominal epsilon",
 )
-
-
-def write_sweep_report(source: SweepView | str | Path, path: str | Path) -> Path:
-    """Write the page of a sweep, whole or not at all.
-
-    Args:
-        source: A sweep folder, or a view of one or of several.
-        path: The file, e.g. ``runs/topology/report.html``; its folder is made. Cases
-            that lie below that folder are linked.
-
-    Returns:
-        The path.
-
-    Raises:
-        InputFileError: If the folder is no sweep folder.
-    """
-    view = source if isinstance(source, SweepView) else SweepView.open(source)
-    path = Path(path)
-    page = sweep_page(view, folder=path.parent)
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, page.encode())
-    return path
 
 
 def sweep_page(view: SweepView, *, folder: Path | None = None) -> str:

@@ -127,9 +127,7 @@ class SweepLines:
     def place_of(self) -> Mapping[str, Place]:
         """Case -> the point that it belongs to."""
         frame = self.view.case_frame
-        columns = [map(_cell, frame[axis].tolist()) for axis in self.axes]
-        places = zip(*columns, strict=True) if columns else [()] * len(frame)
-        return dict(zip(frame["case"].tolist(), places, strict=True))
+        return dict(zip(frame["case"].tolist(), self._places(frame), strict=True))
 
     @cached_property
     def places(self) -> tuple[Place, ...]:
@@ -142,11 +140,9 @@ class SweepLines:
         """All lines, in the order of the summary."""
         frame = self.view.summary()
         columns = {name: frame[name].tolist() for name in frame.columns}
-        axes = [list(map(_cell, columns[axis])) for axis in self.axes]
-        places = list(zip(*axes, strict=True)) if axes else [()] * len(frame)
         found: dict[tuple[Any, ...], dict[World, Value]] = {}
         notes: dict[tuple[Any, ...], str] = {}
-        for k, place in enumerate(places):
+        for k, place in enumerate(self._places(frame)):
             group = (place, columns["protocol"][k], columns["request"][k])
             names = (columns["metric"][k], columns["set"][k], columns["unit"][k])
             worlds = found.setdefault((group, *names), {})
@@ -190,18 +186,17 @@ class SweepLines:
         """Return what is claimed for a point, protocol and request."""
         return self.claims.get(group, _NOTHING)
 
-    @cached_property
-    def _rows(self) -> "pd.DataFrame":
-        return self.view.frame
+    def _places(self, frame: "pd.DataFrame") -> list[Place]:
+        """Return the point of every row of a frame with the axes as columns."""
+        columns = [map(_cell, frame[axis].tolist()) for axis in self.axes]
+        return list(zip(*columns, strict=True)) if columns else [()] * len(frame)
 
     @cached_property
-    def peers(self) -> Mapping[Place, int]:
-        """Point -> number of peers, the largest of its cases."""
-        counts: dict[Place, int] = {}
-        for case, peer in self._rows.groupby("case")["peer"].max().items():
-            place = self.place_of[case]
-            counts[place] = max(counts.get(place, 0), int(peer) + 1)
-        return counts
+    def networks(self) -> Mapping[Place, tuple[str, int]]:
+        """Point -> family of its network, and number of peers."""
+        frame = self.view.networks
+        families = zip(frame["family"], frame["peers"].tolist(), strict=True)
+        return dict(zip(self._places(frame), families, strict=True))
 
     @cached_property
     def gaps(self) -> Mapping[Group, tuple[float, float | None, int]]:
@@ -212,7 +207,7 @@ class SweepLines:
         """
         import numpy as np
 
-        frame = self._rows
+        frame = self.view.frame
         frame = frame[(frame["metric"] == "test-accuracy") & (frame["peer"] == NETWORK)]
         spread = frame.pivot_table(
             index=["case", "protocol", "request"],

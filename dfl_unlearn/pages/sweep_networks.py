@@ -7,8 +7,6 @@ from typing import Any
 from dfl_unlearn.pages.document import Chart, plot_text
 from dfl_unlearn.pages.sweep_lines import Place, SweepLines, Value
 from dfl_unlearn.pages.sweep_marks import COLOURS, hover, rounded
-from dfl_unlearn.store.folder import RunFolder
-from dfl_unlearn.store.understood import understood
 
 GAP, FRONT, SPREAD = "spectral-gap", "front-time", "effective-spread"
 FEWEST = 4
@@ -55,27 +53,20 @@ def networks_of(sweep: SweepLines) -> tuple[Network, ...]:
                 found.setdefault(metric, {}).setdefault(line.group[0], value)
     if GAP not in found:
         return ()
-    first: dict[Place, Any] = {}
-    for case in sweep.view.cases:
-        if case.status == "done":
-            first.setdefault(sweep.place_of[case.name], case)
     networks: dict[Any, Network] = {}
     for place, gap in found[GAP].items():
-        folder = RunFolder(first[place].folder)
-        with understood(folder.root):
-            topology = folder.read_json("config.json")["topology"]
-        count = sweep.peers[place]
+        family, peers = sweep.networks[place]
         network = Network(
             place=place,
-            family=str(topology["use"]),
-            peers=count,
+            family=str(family),
+            peers=peers,
             gap=gap.mean,
             front=_whole(found.get(FRONT, {}).get(place), gap),
             spread=_whole(found.get(SPREAD, {}).get(place), gap),
         )
         key = (
             network.family,
-            count,
+            peers,
             gap.mean,
             _mean(network.front),
             _mean(network.spread),
