@@ -87,8 +87,8 @@ page.hooks.network = function (place, spec, redraw) {
     if (pairs) {
       const words = document.createElement("p");
       words.className = "soft";
-      const same = known.ownMeasured === known.pairsMeasured;
       const measured = isOwn(state.peer) ? known.ownMeasured : known.pairsMeasured;
+      const same = measured === known.pairsMeasured;
       words.textContent =
         `First list: parts of peer ${state.peer}'s influence, by ${measured}. Second list: which ` +
         `part of each other peer's influence peer ${state.peer} holds, by ` +

@@ -71,7 +71,6 @@ def _exact(
 def _mixed(run: TrainedRun, rounds: NDArray[np.int64]) -> PairwiseInfluence:
     """Let every peer add one unit in every round, and mix what was added so far."""
     n = run.topology.n
-    schedule = run.config.schedule or run.topology
     mixing = mixing_of(run, "mixing_power")
     boxes, unit = Inboxes(), np.eye(n)
     held = np.zeros((n, n))  # row: the holder, column: who added it
@@ -80,7 +79,7 @@ def _mixed(run: TrainedRun, rounds: NDArray[np.int64]) -> PairwiseInfluence:
     wanted = {int(t): f for f, t in enumerate(rounds)}
     for t in range(1, int(rounds[-1]) + 1):
         if mixing is None:
-            held = schedule.at(t - 1).weights @ (held + unit)
+            held = run.schedule.at(t - 1).weights @ (held + unit)
         else:
             held = boxes.mix(mixing(t - 1), held + unit)
         shares = (held / held.sum(axis=0)).T
