@@ -41,6 +41,7 @@ Complete cases are skipped when the script is started again, after a kill too. W
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -50,7 +51,8 @@ from settings import choose, folder_of, told_missing
 
 from dfl_unlearn.accounting.groups import group_curve
 from dfl_unlearn.accounting.mechanisms import SampledGaussianMechanism
-from dfl_unlearn.plots.sweeps import save_sweep_figures
+from dfl_unlearn.plots import render
+from dfl_unlearn.plots.sweeps import draw_sweep, privacy_utility, save_sweep_figures
 from dfl_unlearn.report import write_report
 from dfl_unlearn.results.sweep import SweepView
 from dfl_unlearn.sweeps import Sweep, run_sweep
@@ -126,7 +128,11 @@ def main(arguments: list[str] | None = None) -> None:
     for line in (*verdicts(table), *refusals(rows), *blamed(table)):
         print(line)
     joined = SweepView.join([folder / name for name in CURVES])
-    save_sweep_figures(joined, folder / "figures", ("png", "pdf"))
+    (folder / "figures").mkdir(exist_ok=True)
+    figure = draw_sweep(partial(privacy_utility, joined))
+    for kind in ("png", "pdf"):
+        place = folder / "figures" / f"privacy-utility.{kind}"
+        place.write_bytes(render(figure, kind))
     for name in ("caps", "clips"):
         save_sweep_figures(views[name], folder / name / "figures", ("png", "pdf"))
     write_report(joined, folder / "report.html")
