@@ -183,8 +183,9 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 def verdicts(table: pd.DataFrame) -> Iterator[str]:
     """Yield per protocol where it keeps what retraining keeps, loses, or is noise.
 
-    ``loses`` is by more than a point and by more than two standard errors over the
-    seeds; with one seed the errors are unknown, and the line says so.
+    Worse is by more than a point and by more than two standard errors over the seeds;
+    between the two the seeds do not tell. With one seed the errors are unknown, and
+    the line says so.
     """
     for (sweep, protocol, setting), part in table.groupby(KEYS[:3], sort=False):
         said: dict[str, list[str]] = {}
@@ -207,11 +208,13 @@ def verdict(row: Any) -> str:
     if row.mean < GUESSING + NOTHING:
         return "leaves noise"
     error = 0.0 if math.isnan(row.lost_std) else row.lost_std / math.sqrt(row.seeds)
-    if row.lost > max(1.0, 2 * error):
+    if abs(row.lost) <= 1:
+        return "as good as retraining"
+    if abs(row.lost) <= 2 * error:
+        return "not told apart from retraining by these seeds"
+    if row.lost > 0:
         return "worse than retraining"
-    if row.lost < -max(1.0, 2 * error):
-        return "more accurate than retraining, as it trains further"
-    return "as good as retraining"
+    return "more accurate than retraining, as it trains further"
 
 
 def refusals(rows: pd.DataFrame) -> Iterator[str]:
