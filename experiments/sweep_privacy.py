@@ -66,7 +66,7 @@ class Settings:
     """What is trained, what is forgotten, and at which guarantees.
 
     ``name`` is that of the results' folder; change it with any other setting. Caps and
-    clipping norms are varied at ``shown_epsilons``.
+    clipping norms are varied at ``shown_epsilon``.
     """
 
     name: str
@@ -89,10 +89,9 @@ class Settings:
     descent_cap: float = 0.01
     dp_rounds: int = 100
     dp_clip: float = 1.0
-    caps: tuple[float, ...] = (1e-3, 1e-2, 1e-1)
-    view_caps: tuple[float, ...] = (0.03, 0.1, 0.3)
+    caps: tuple[float, ...] = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1)
     clips: tuple[float, ...] = (0.3, 1.0, 3.0)
-    shown_epsilons: tuple[float, ...] = (4.0,)
+    shown_epsilon: float = 4.0
     jobs: int = 2
 
 
@@ -102,7 +101,6 @@ QUICK = Settings(
     epsilons=(0.1, 1.0, 8.0),
     seeds=(0,),
     caps=(1e-3, 1e-1),
-    view_caps=(0.03, 0.3),
     clips=(0.3, 3.0),
 )
 
@@ -158,7 +156,7 @@ def sweeps_of(settings: Settings) -> dict[str, Sweep]:
     }
     capped = {**newton, "residual_cap": settings.newton_cap}
     epsilons, noises = list(settings.epsilons), noise_multipliers(settings)
-    shown = list(settings.shown_epsilons)
+    shown = settings.shown_epsilon
     found = {
         "rewinding": (
             training(settings, "atc"),
@@ -186,22 +184,17 @@ def sweeps_of(settings: Settings) -> dict[str, Sweep]:
         ),
         "caps": (
             training(settings, "atc"),
-            [capped],
+            [{**capped, "epsilon": shown}, {**private, "epsilon": shown}],
             {
-                "unlearning.0": [
-                    *({**newton, "residual_cap": cap} for cap in settings.caps),
-                    *({**private, "residual_cap": cap} for cap in settings.view_caps),
-                ],
-                "unlearning.0.epsilon": shown,
+                "unlearning.0.residual_cap,unlearning.1.residual_cap": list(
+                    settings.caps
+                )
             },
         ),
         "clips": (
-            noisy_training(settings),
+            noisy_training(settings, noises[shown]),
             [{"use": "dp-gossip", "delta": delta}],
-            {
-                "training.trainer.clip_norm": list(settings.clips),
-                "training.trainer.noise_multiplier": [noises[e] for e in shown],
-            },
+            {"training.trainer.clip_norm": list(settings.clips)},
         ),
     }
     return {
@@ -255,13 +248,18 @@ def training(settings: Settings, form: str) -> dict[str, Any]:
     }
 
 
-def noisy_training(settings: Settings) -> dict[str, Any]:
-    """Return the training that hides every row, at a noise to be set."""
+def noisy_training(settings: Settings, noise: float = 1.0) -> dict[str, Any]:
+    """Return the training that hides every row."""
     return {
         "rounds": settings.dp_rounds,
         "dtype": "float64",
         "evaluate_every": 0,
-        "trainer": {"use": "dp-gossip", "rate": 1.0, "clip_norm": settings.dp_clip},
+        "trainer": {
+            "use": "dp-gossip",
+            "rate": 1.0,
+            "clip_norm": settings.dp_clip,
+            "noise_multiplier": noise,
+        },
         "local": {"learning_rate": settings.rate, "lr_schedule": "cosine"},
     }
 
@@ -277,7 +275,7 @@ def noise_multipliers(settings: Settings) -> dict[float, float]:
         return curve.to_epsilon(settings.delta).epsilon
 
     found = {}
-    for epsilon in {*settings.epsilons, *settings.shown_epsilons}:
+    for epsilon in {*settings.epsilons, settings.shown_epsilon}:
         log_noise = brentq(lambda noise, e=epsilon: spent(noise) - e, -3.0, 12.0)
         found[epsilon] = math.exp(log_noise + 1e-9)  # not above epsilon
     return found

@@ -17,7 +17,7 @@ EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 TINY = {
     "name": "tiny",
     "epsilons": (8.0,),
-    "shown_epsilons": (8.0,),
+    "shown_epsilon": 8.0,
     "seeds": (0,),
     "peers": 4,
     "degree": 2,
@@ -25,7 +25,6 @@ TINY = {
     "descent_rounds": 20,
     "dp_rounds": 10,
     "caps": (1e-3,),
-    "view_caps": (0.1,),
     "clips": (1.0,),
     "jobs": 1,
 }

@@ -19,14 +19,13 @@ SMALL = {
     ),
     "sweep_privacy": (
         "epsilons=[1.0,8.0]",
-        "shown_epsilons=[8.0]",
+        "shown_epsilon=8.0",
         "peers=4",
         "degree=2",
         "rounds=60",
         "descent_rounds=20",
         "dp_rounds=10",
         "caps=[0.001]",
-        "view_caps=[0.1]",
         "clips=[1.0]",
     ),
 }
