@@ -21,12 +21,13 @@ The rate is small, so that the influence of the first rounds is not forgotten by
 training itself before it has crossed the network, and rounds are few enough that the
 influence is the exact derivative of training in every case.
 
-Why networks are out of order. The gap is about the slowest average of all peers; the
-front is about one requester and the last peer. In a star everybody is two hops away,
-but the hub mixes all leaves alike with weight 1/N: the front is as late as the gap
-says, and then arrives everywhere at once. A torus has a gap like that of a random graph
-but a larger diameter, so its last peer waits longer. An ``inf`` is a front that did not
-arrive within the rounds trained; it counts as the latest.
+Why networks are out of order. The gap is about the slowest way to average; the front is
+about one requester and the last peer, the spread about how much stays where it was. In
+a star a leaf keeps 1 - 1/N of itself in every round: all are two hops apart, so that
+the front is not late, but most of the influence stays at the requester, and the spread
+is below that of a ring with a smaller gap. A torus has a larger gap than a sparse
+random graph and a larger diameter, too: its last peer waits longer. An ``inf`` is a
+front that did not arrive within the rounds trained; it counts as the latest.
 
 Cases that are complete are skipped when the script is started again, after a kill too.
 Writes ``runs/sweep_topology/<name>``, which is a sweep folder: tables, ``families.csv``
