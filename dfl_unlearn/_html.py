@@ -92,10 +92,11 @@ def table(
     right = set(numbers)
 
     def line(cells: Sequence[object], kind: str) -> Html:
+        scope = {"scope": "col"} if kind == "th" else {}
         return tag(
             "tr",
             *(
-                tag(kind, cell, class_="n") if k in right else tag(kind, cell)
+                tag(kind, cell, **scope, **({"class_": "n"} if k in right else {}))
                 for k, cell in enumerate(cells)
             ),
         )

@@ -119,7 +119,7 @@ def conduct_sweep(
         run_sweep(
             sweep,
             folder,
-            len(os.sched_getaffinity(0)) if jobs is None else jobs,
+            _cores() if jobs is None else jobs,
             retry_failed=retry_failed,
             progress=not common.quiet,
             engine=how,
@@ -146,6 +146,12 @@ def conduct_sweep(
     if failed:
         complain("try again with: --retry-failed")
         sys.exit(failed[0].exit_code)
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _document(

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import psutil
 import pytest
 from sweep_base import forgetting, tiny
 
@@ -15,6 +16,7 @@ from dfl_unlearn.errors import (
     ResourceError,
     RunLockedError,
     StoreCorruptError,
+    StoreWriteError,
     UnsafeFormatError,
 )
 from dfl_unlearn.results.sweep import SweepView
@@ -293,6 +295,44 @@ def test_two_processes_give_what_one_does_and_outlive_a_killed_one(
     assert untimed(folder) == untimed(tmp_path / "one")
 
 
+def test_cases_that_use_ray_themselves_run_one_by_one(tmp_path, monkeypatch):
+    """Whatever jobs and engine say: never cases and blocks side by side at once."""
+    places = []
+    monkeypatch.setattr(run, "run_case", lambda place, *_, **__: places.append(place))
+    monkeypatch.setattr(run, "side_by_side", None)
+    base = tiny(execution={"engine": "ray", "workers": 2})
+    for engine in ("processes", "ray"):
+        alone = Sweep(base=base, axes={}, seeds=(0, 1))
+        run_sweep(alone, tmp_path / engine, jobs=2, engine=engine)
+    assert len(places) == 4
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_ray_tasks_give_what_one_process_does(tmp_path, clean):
+    networks = [{"use": "ring", "n": 4}, {"use": "torus", "n": 7}]
+    folder = tmp_path / "a"
+    run_sweep(sweep(), folder, jobs=2, engine="ray")
+    assert facts(folder) == facts(clean)
+    failing = Sweep(base=tiny(), axes={"topology": networks})
+    run_sweep(failing, tmp_path / "b", jobs=2, engine="ray")
+    (failure,) = failed_cases(tmp_path / "b").values()
+    assert failure.error == "InvalidArgumentError"
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_program_that_cannot_go_on(tmp_path, monkeypatch):
+    def full(*_):
+        raise StoreWriteError("no space left")
+
+    monkeypatch.setattr(run, "write_failure", full)
+    failing = Sweep(base=tiny(), axes=NETWORKS, seeds=(0, 1))
+    with pytest.raises(StoreWriteError):
+        run_sweep(failing, tmp_path / "a", jobs=2)
+    held = [c for c in psutil.Process().children() if "spawn_main" in str(c.cmdline())]
+    assert not held
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [({"jobs": 0}, "jobs: must be"), ({"engine": "dask"}, "engine: must be one of")],
@@ -303,6 +343,7 @@ def test_arguments_are_checked_first(tmp_path, arguments, words):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_pages_are_written_where_they_are_asked_for(tmp_path):
     base = forgetting(report={"figures": [], "html": True})
     run_sweep(Sweep(base=base, axes={}), tmp_path / "a", pages=True)
@@ -310,7 +351,7 @@ def test_pages_are_written_where_they_are_asked_for(tmp_path):
 
 
 def test_progress_is_a_line_per_tenth_with_an_estimate(capsys):
-    bar = SweepProgress(45, 5, 0, jobs=2, show=True)
+    bar = SweepProgress(45, [3.0] * 5, 0, jobs=2, show=True)
     for k in range(40):
         bar.ended(3.0, failed=k == 0)
     bar.close()
@@ -320,8 +361,15 @@ def test_progress_is_a_line_per_tenth_with_an_estimate(capsys):
     assert lines[-1] == "sweep: 45 of 45 cases, 1 failed"
 
 
+def test_what_is_complete_already_gives_the_first_estimate():
+    assert SweepProgress(9, [], 0, jobs=2, show=False).remaining() is None
+    bar = SweepProgress(9, [2.0, 4.0], 1, jobs=2, show=False)
+    assert bar.remaining() == 9.0  # six cases of 3 s, two at a time
+    assert SweepProgress(4, [2.0] * 3, 0, jobs=2, show=False).remaining() == 2.0
+
+
 def test_progress_says_nothing_unasked(capsys):
-    bar = SweepProgress(2, 0, 0, jobs=1, show=False)
+    bar = SweepProgress(2, [], 0, jobs=1, show=False)
     bar.ended(1.0, failed=False)
     assert bar.remaining() == 1.0
     assert capsys.readouterr() == ("", "")

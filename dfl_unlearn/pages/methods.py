@@ -126,7 +126,7 @@ def _differences(view: ResultsView, metric: str) -> Chart:
                 "type": "scatter",
                 "mode": "markers",
                 "x": numbers([point.mean]),
-                "y": [plot_text(label)],
+                "y": [k],
                 "error_x": _whiskers(point, claim),
                 "marker": wording.mark(claim, k),
                 "hovertemplate": f"<b>{plot_text(label)}</b> ({wording.CLAIMS[claim]})"
@@ -140,7 +140,7 @@ def _differences(view: ResultsView, metric: str) -> Chart:
         data=data,
         layout={
             "xaxis": {"title": {"text": _unit(view, metric)}, "zeroline": True},
-            "yaxis": {"autorange": "reversed", "type": "category"},
+            "yaxis": wording.rows(view.labels),
             "showlegend": False,
         },
         height=110 + 38 * len(points),

@@ -20,7 +20,7 @@ from dfl_unlearn.results.view import ResultsView
 MOST_FRAMES = 120
 MOST_SOURCES = 200
 _MOST_BYTES = 2_500_000  # of shares between all peers, one byte each
-_MOST_LINKS = 20_000
+_MOST_LINKS = 5_000  # all are drawn again in every round
 _LEVELS = 254  # of a share in a byte; 0 is exactly nothing
 _BAND = 0.06  # of the colour scale, for peers that were not reached
 _MEASURED = {
@@ -86,7 +86,7 @@ def network_chart(view: ResultsView) -> Chart:
             "hovermode": "closest",
         },
         height=560,
-        caption=_caption(n),
+        caption=_caption(n, len(network.edges)),
         hook="network",
         extra=extra,
         controls=_controls(trace, len(rows)),
@@ -138,7 +138,7 @@ def influence_bar(n: int, **more: Any) -> dict[str, Any]:
     Returns:
         Its settings, with the even share 1/N marked.
     """
-    ticks = [t for t in (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5) if t >= lowest_share(n)]
+    ticks = [t for t in (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5) if t > 2 * lowest_share(n)]
     ticks = [t for t in ticks if abs(np.log10(t * n)) > 0.4]
     nothing = _floor(n) * (1 - _BAND / 2)
     return {
@@ -193,6 +193,7 @@ def _traces(view: ResultsView, trace: InfluenceTrace, row: int) -> list[dict[str
                     "color": "var(--soft)",
                     "width": float(np.clip(60 / max(len(lines), 1), 0.25, 1.2)),
                 },
+                "opacity": float(np.clip(400 / max(len(lines), 1), 0.15, 1)),
                 "hoverinfo": "skip",
             }
         )
@@ -297,12 +298,14 @@ def _finding(view: ResultsView, trace: InfluenceTrace) -> str:
     )
 
 
-def _caption(n: int) -> str:
+def _caption(n: int, links: int) -> str:
     words = (
         "The ring is the chosen peer. Empty peers have not been reached by any message "
         "that could carry its data; the scale is logarithmic. A peer counts as reached "
         "from the round in which it holds a tenth of its even share, 1/N. "
     )
+    if links > _MOST_LINKS:
+        words += f"The {links:,} links are too many to be drawn. "
     if n <= MOST_SOURCES:
         return words + (
             "Click a peer, or choose it above, to see whom it reached and who reached "

@@ -18,6 +18,8 @@ from dfl_unlearn.record.round_weights import Inboxes
 FRONT = 0.1
 """A peer counts as reached at this part of its even share, 1/N."""
 
+_MOST_REPLAYED = 500  # rounds, over all sources: every source is a replay of its own
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PairwiseInfluence:
@@ -49,8 +51,10 @@ def pairwise_influence(run: TrainedRun, rounds: NDArray[np.int64]) -> PairwiseIn
         The exact derivative where it costs little for all peers together, else what
         the mixing matrices alone say, round by round.
     """
-    if influence_is_cheap(run, sources=run.topology.n):
-        traces = [best_influence(run, i) for i in range(run.topology.n)]
+    n = run.topology.n
+    few = n * run.config.rounds <= _MOST_REPLAYED
+    if few and influence_is_cheap(run, sources=n):
+        traces = [best_influence(run, i) for i in range(n)]
         if all(t.mode == "exact" and np.isin(rounds, t.rounds).all() for t in traces):
             return _exact(traces, rounds)
     return _mixed(run, rounds)

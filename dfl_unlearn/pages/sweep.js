@@ -265,34 +265,50 @@
     draw();
   };
 
-  // --- tables: keep the rows that have all the words --------------------------------
+  // --- tables: keep the rows that have all the words, and show the first ones ---------
+
+  const MOST_ROWS = 200; // laid out at once; more make sorting slow
+  const FEW_ROWS = 8; // are found without a box
 
   const addFilter = function (frame) {
     const table = frame.querySelector("table");
-    const rows = [...table.tBodies[0].rows];
-    const texts = new Map(rows.map((row) => [row, row.textContent.toLowerCase()]));
-    const box = document.createElement("input");
-    box.type = "search";
-    box.id = `${frame.id}-filter`;
-    const label = document.createElement("label");
-    label.htmlFor = box.id;
-    label.textContent = "Keep rows with";
-    const told = document.createElement("span");
-    told.className = "soft";
+    if (table.tBodies[0].rows.length <= FEW_ROWS) return;
+    const make = (tag, properties) => Object.assign(document.createElement(tag), properties);
+    const box = make("input", { type: "search", id: `${frame.id}-filter` });
+    const label = make("label", { htmlFor: box.id, textContent: "Keep rows with" });
+    const told = make("p", { className: "note" }); // printed, as the box is not
     told.setAttribute("role", "status");
-    const bar = document.createElement("div");
-    bar.className = "controls";
-    bar.append(label, box, told);
-    frame.prepend(bar);
-    box.addEventListener("input", () => {
+    const all = make("button", { type: "button", className: "button", textContent: "Show all" });
+    const bar = make("div", { className: "controls" });
+    bar.append(label, box, all);
+    frame.prepend(bar, told);
+
+    const texts = new Map();
+    const textOf = function (row) {
+      if (!texts.has(row)) texts.set(row, row.textContent.toLowerCase());
+      return texts.get(row);
+    };
+    let most = MOST_ROWS;
+    const apply = function () {
       const words = box.value.toLowerCase().split(/\s+/).filter(Boolean);
+      const rows = [...table.tBodies[0].rows];
       let kept = 0;
-      for (const [row, text] of texts) {
-        row.hidden = !words.every((word) => text.includes(word));
-        kept += row.hidden ? 0 : 1;
+      for (const row of rows) {
+        const keep = words.every((word) => textOf(row).includes(word));
+        kept += keep ? 1 : 0;
+        row.hidden = !keep || kept > most;
       }
-      told.textContent = words.length ? `${kept} of ${rows.length} rows` : "";
+      const found = kept === rows.length ? `${kept} rows` : `${kept} of ${rows.length} rows`;
+      told.textContent = kept > most ? `the first ${most} of ${found}` : found;
+      all.hidden = kept <= most;
+    };
+    box.addEventListener("input", apply);
+    all.addEventListener("click", () => {
+      most = Infinity;
+      apply();
     });
+    table.tHead.addEventListener("click", apply); // comes after the sorting itself
+    apply();
   };
 
   document.addEventListener("DOMContentLoaded", () => {

@@ -13,7 +13,7 @@ from typing import Any
 
 import dfl_unlearn
 from dfl_unlearn import _html as h
-from dfl_unlearn._configfile import to_toml
+from dfl_unlearn._configfile import to_toml, toml_value
 from dfl_unlearn._html import Html
 from dfl_unlearn.accounting.certificate import not_covered
 from dfl_unlearn.accounting.entries import NoiseMode
@@ -33,6 +33,8 @@ from dfl_unlearn.pages.sweep_tables import (
 from dfl_unlearn.pages.sweep_words import progress_words, result_words
 from dfl_unlearn.results.sweep import SweepView, shown
 
+MOST_BYTES = 3_000_000
+"""Of a page beside plotly's script, which is 4.8 MB: together below 8 MB."""
 _MOST_VALUES = 40  # of an axis, in words
 _LIMITS = (
     "the best of many: whoever picks a setting by its test accuracy has looked at the "
@@ -57,27 +59,29 @@ def sweep_page(view: SweepView, *, folder: Path | None = None) -> str:
     sweep = SweepLines(view)
     panels, networks = panels_of(sweep), networks_of(sweep)
     figures = [privacy_chart(panels), front_chart(networks), methods_chart(sweep)]
-    body = h.join(
+    before = h.join(
         _result(sweep, result_words(sweep, panels, networks)),
         _question(sweep),
         _progress(sweep),
         _figures([figure for figure in figures if figure], explorer_of(sweep)),
-        h.section("All numbers", summary_table(sweep)),
-        h.section("Cases", cases_table(sweep, folder)),
-        _limits(sweep),
         between="\n",
     )
+    cases = h.section("Cases", cases_table(sweep, folder))
+    room = MOST_BYTES - len(before) - len(cases)
+    numbers = h.section("All numbers", summary_table(sweep, room=room))
+    body = h.join(before, numbers, cases, _limits(sweep), between="\n")
     script = files("dfl_unlearn.pages").joinpath("sweep.js").read_text("utf-8")
     return document(f"dfl_unlearn: sweep {view.name}", body, scripts=(script,))
 
 
-def _result(sweep: SweepLines, words: str) -> Html:
+def _result(sweep: SweepLines, words: Sequence[str]) -> Html:
     seeds = len(sweep.view.seeds)
     counted = "a single seed" if seeds == 1 else f"{seeds} seeds"
     progress = progress_words(sweep)
     return h.join(
         h.tag("h1", f"Sweep {sweep.view.name}"),
-        h.tag("p", words, class_="lead") if words else Html(),
+        *(h.tag("p", text, class_="lead") for text in words[:1]),
+        h.tag("p", " ".join(words[1:])) if words[1:] else Html(),
         h.tag(
             "p",
             f"{progress} Each point was asked for with {counted}"
@@ -155,17 +159,22 @@ def _again(plan: Mapping[str, Any]) -> Html:
         return Html()
     asked = {
         key: plan[key]
-        for key in ("mode", "samples", "seeds", "axes")
+        for key in ("mode", "samples", "seeds")
         if plan.get(key) is not None
     }
     name = plan["name"]
-    text = to_toml({**plan["base"], "name": name, "sweep": asked})
+    lines = [
+        *to_toml({**plan["base"], "name": name, "sweep": asked}).splitlines(),
+        "",
+        "[sweep.axes]",  # in their order, which tables of a table would not keep
+        *(f"{toml_value(axis)} = {toml_value(v)}" for axis, v in plan["axes"].items()),
+    ]
     command = f"dfl-unlearn sweep {name}.toml --name {name}"
     return h.tag(
         "details",
         h.tag("summary", "The whole configuration, and how to run it again"),
         h.tag("p", f"Save this as {name}.toml, then: ", h.tag("code", command)),
-        h.tag("pre", text, tabindex="0"),
+        h.tag("pre", h.join(*lines, between="\n"), tabindex="0"),
     )
 
 

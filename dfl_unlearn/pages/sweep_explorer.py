@@ -25,8 +25,8 @@ from dfl_unlearn.pages.sweep_marks import (
 )
 from dfl_unlearn.store.table import WORLDS
 
-MOST_VALUES = 40_000
-"""Values in the explorer: about 2 MB of the page."""
+MOST_VALUES = 30_000
+"""Values in the explorer: about 1 MB of the page."""
 _WORLD_WORDS = ("before", "after", "retrained")
 
 

@@ -25,6 +25,8 @@ COSTS = (
     ("cost-payload-bytes", "bytes sent"),
     ("cost-wall-seconds", "seconds, measured"),
 )
+MOST_TOLD = 600
+"""With more marks, those have no hover text but their place."""
 LEAST_GAP = 1e-3
 """A smaller gap is drawn there: the axis is logarithmic."""
 
@@ -84,6 +86,13 @@ def _variant(sweep: SweepLines, metric: str, words: str) -> dict[str, Any] | Non
     positive = [cost for cost in costs.values() if cost > 0]
     least = min(positive, default=1.0) / 3
     data = []
+
+    def told(groups: Sequence[Group], marks: int) -> dict[str, Any]:
+        if marks > MOST_TOLD:
+            return {"hovertemplate": f"gap %{{y}}<br>%{{x}} {words}"}
+        text = [_told(sweep, group, costs[group], words) for group in groups]
+        return {"text": text, "hovertemplate": "%{text}<extra></extra>"}
+
     for (protocol, status), groups in by_trace.items():
         look = marker(status, colours[protocol])
         name = (
@@ -107,8 +116,7 @@ def _variant(sweep: SweepLines, metric: str, words: str) -> dict[str, Any] | Non
                     "color": look["color"],
                 },
                 "marker": look,
-                "text": [_told(sweep, group, costs[group], words) for group in groups],
-                "hovertemplate": "%{text}<extra></extra>",
+                **told(groups, len(costs)),
             }
         )
     tops = (gap + (spread or 0.0) for gap, spread, _ in sweep.gaps.values())

@@ -265,14 +265,23 @@ def _drawn(panel: Panel, colours: Mapping[str, str]) -> dict[str, Any]:
         },
         "yaxis": {"title": {"text": "test accuracy"}, "tickformat": ".0%"},
         "legend": {"orientation": "h", "y": -0.22, "yanchor": "top"},
-        "margin": {"l": 60, "r": 15, "t": 15, "b": 45},
+        "margin": {"l": 60, "r": 15, "t": 30 if panel.name else 15, "b": 45},
         "hovermode": "closest",
     }
+    if panel.name:  # on paper, where no choice is shown
+        layout["title"] = {
+            "text": plot_text(panel.name),
+            "font": {"size": 12},
+            "x": 0.02,
+            "y": 0.99,
+            "yanchor": "top",
+        }
     if apart:
         layout["xaxis2"] = {
             "type": "category",
             "domain": [0.88, 1],
-            "title": {"text": ""},
+            "title": {"text": "no ε"},
+            "showticklabels": False,
             "showgrid": False,
         }
     return {
@@ -307,7 +316,9 @@ def _trace(
         "type": "scatter",
         "mode": "lines+markers" if is_curve else "markers",
         "name": legend_name(f"{protocol}{words}"),
-        "x": [rounded(x) for x in at] if None not in at else ["no ε"] * len(at),
+        "x": [rounded(x) for x in at]
+        if None not in at
+        else [plot_text(protocol)] * len(at),
         "xaxis": "x" if None not in at else "x2",
         "y": [rounded(value.mean) for value in values],
         "error_y": {

@@ -16,22 +16,31 @@ from dfl_unlearn.results.sweep import Case
 from dfl_unlearn.store.table import WORLDS
 
 MOST_LINES = 5000
-MOST_CASES = 2000
+MOST_CASES = 1000
 OPEN = 60
 """A table with more rows is folded away until it is asked for."""
 _MESSAGE = 600  # letters of an error
 
 
-def summary_table(sweep: SweepLines) -> Html:
+def summary_table(sweep: SweepLines, *, room: int) -> Html:
     """Return the summary: a row per point, protocol, request, metric and set.
 
     Args:
         sweep: The sweep.
+        room: Most bytes; whole metrics are left out where it is exceeded.
 
     Returns:
         The table, with a sentence on what did not fit.
     """
-    lines, left_out = _fitting(sweep.lines)
+    lines, left_out = _fitting(sweep.lines, MOST_LINES)
+    table = _summary(sweep, lines, left_out)
+    if len(table) > room:
+        most = max(1, int(len(lines) * room / len(table)))
+        table = _summary(sweep, *_fitting(sweep.lines, most))
+    return table
+
+
+def _summary(sweep: SweepLines, lines: Sequence[Line], left_out: str) -> Html:
     if not lines:
         return h.tag("p", "No case has results yet.")
     requests = len({line.group[2] for line in lines}) > 1
@@ -203,19 +212,19 @@ def _seeds(value: Value) -> str:
     return f"{value.count} of {value.asked}"
 
 
-def _fitting(lines: Sequence[Line]) -> tuple[list[Line], str]:
+def _fitting(lines: Sequence[Line], most: int) -> tuple[list[Line], str]:
     """Return lines that fit on a page, whole metrics, and words for the others."""
     counts = Counter(line.metric for line in lines)
     kept: set[str] = set()
     used = 0
     for metric in sorted(counts, key=order_of):
-        if used + counts[metric] <= MOST_LINES:
+        if used + counts[metric] <= most:
             used += counts[metric]
             kept.add(metric)
     if kept:
         found = [line for line in lines if line.metric in kept]
     else:
-        found = list(lines[:MOST_LINES])
+        found = list(lines[:most])
     dropped = sorted(counts.keys() - kept)
     if len(found) == len(lines):
         return found, ""

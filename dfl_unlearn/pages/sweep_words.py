@@ -31,7 +31,7 @@ def progress_words(sweep: SweepLines) -> str:
 
 def result_words(
     sweep: SweepLines, panels: Sequence[Panel], networks: Sequence[Network]
-) -> str:
+) -> tuple[str, ...]:
     """Return the result, computed from the data.
 
     A protocol is called better only where it is so in every setting, by more than the
@@ -43,15 +43,15 @@ def result_words(
         networks: Spectral gaps and fronts.
 
     Returns:
-        One or two sentences.
+        Sentences, the most important one first.
     """
-    said = [_privacy_words(panels), rank_words(networks)]
+    said = (*_privacy_words(panels), rank_words(networks))
     if not any(said):
-        return _plain_words(sweep)
-    return " ".join(text for text in said if text)
+        said = (_plain_words(sweep),)
+    return tuple(text for text in said if text)
 
 
-def _privacy_words(panels: Sequence[Panel]) -> str:
+def _privacy_words(panels: Sequence[Panel]) -> tuple[str, ...]:
     shared = _compared(panels)
     if shared:
         return _ranking(*shared)
@@ -62,13 +62,13 @@ def _privacy_words(panels: Sequence[Panel]) -> str:
         for point in curve.claimed
     ]
     if not claimed:
-        return ""
+        return ()
     panel, protocol, (epsilon, claim, value) = min(claimed, key=lambda c: c[2][0])
-    setting = f" (with {panel.name})" if panel.name else ""
+    setting = f"with {panel.name}, " if panel.name else ""
     return (
         f"At the smallest epsilon that is claimed, ε = {round_up(epsilon):g}, "
-        f"{protocol} {_verb(claim)} {points_words(value)} test accuracy{setting}"
-        f"{_retrained(panel, protocol)}."
+        f"{setting}{protocol} {_verb(claim)} {points_words(value)} test accuracy"
+        f"{_retrained(panel, protocol)}.",
     )
 
 
@@ -102,7 +102,7 @@ def _key(epsilon: float) -> float:
 
 def _ranking(
     epsilon: float, compared: Sequence[tuple[Panel, dict[str, tuple[Claim, Value]]]]
-) -> str:
+) -> tuple[str, ...]:
     best = [
         max(protocols, key=lambda p, of=protocols: of[p][1].mean)  # type: ignore[misc]
         for _, protocols in compared
@@ -153,7 +153,7 @@ def _ranking(
             f"{name} in {count}" for name, count in Counter(best).items()
         )
         verdict = f"Which is ahead depends on the setting: {counts} of {settings}."
-    return f"{text} {verdict}{_observers(compared)}"
+    return text, verdict, _observers(compared)
 
 
 def _observers(
@@ -166,7 +166,7 @@ def _observers(
     if len(set(scopes.values())) < 2:
         return ""
     words = ", ".join(f"{name} {'/'.join(scope)}" for name, scope in scopes.items())
-    return f" Their claims guard against different observers ({words})."
+    return f"Their claims guard against different observers ({words})."
 
 
 def _apart(one: Value, other: Value) -> bool:

@@ -107,7 +107,7 @@ def _in_the_end(view: ResultsView, history: History) -> Chart:
                 "type": "scatter",
                 "mode": "markers",
                 "x": numbers([mean]),
-                "y": [plot_text(name)],
+                "y": [k],
                 "error_x": {
                     "type": "data",
                     "symmetric": False,
@@ -136,7 +136,7 @@ def _in_the_end(view: ResultsView, history: History) -> Chart:
                 "tickformat": "" if regression else ".1%",
                 "nticks": 6,
             },
-            "yaxis": {"autorange": "reversed", "type": "category"},
+            "yaxis": wording.rows([name for name, _, _ in compared]),
             "showlegend": False,
         },
         height=110 + 38 * len(compared),

@@ -6,6 +6,7 @@ from typing import Any
 from dfl_unlearn import _html as h
 from dfl_unlearn._html import Html
 from dfl_unlearn.accounting.certificate import Certificate
+from dfl_unlearn.pages.document import plot_text
 from dfl_unlearn.results.view import ResultsView
 from dfl_unlearn.unlearning.contracts import Outcome
 
@@ -87,6 +88,30 @@ def run_name(view: ResultsView) -> str:
     return folder.name if folder is not None else f"run {view.run.digest[:12]}"
 
 
+def rows(names: Sequence[str]) -> dict[str, Any]:
+    """Return an axis with a row per name from above, at 0, 1, ...
+
+    Args:
+        names: Of outcomes; settings go on a second line, and long lines are cut.
+
+    Returns:
+        Settings of a plotly axis.
+    """
+    texts = []
+    for name in names:
+        lines = [line for line in name.partition(" ")[::2] if line]
+        cut = [f"{x[: _LETTERS - 1]}…" if len(x) > _LETTERS else x for x in lines]
+        texts.append("<br>".join(map(plot_text, cut)))
+    return {
+        "tickvals": list(range(len(names))),
+        "ticktext": texts,
+        "range": [len(names) - 0.5, -0.5],
+        "tickfont": {"size": 11},
+        "zeroline": False,
+    }
+
+
+_LETTERS = 28  # more would leave no room for the figure on a telephone
 _SHAPES = ("circle", "square", "diamond", "triangle-up", "star", "hexagon")
 
 

@@ -87,14 +87,6 @@ def run_case(
     )
 
 
-def is_complete(folder: Path) -> bool:
-    """Tell whether a case is complete; its folder must then hold this very case."""
-    if not (folder / CASE).is_file():
-        return False
-    check_case(folder)
-    return True
-
-
 def check_case(folder: Path) -> None:
     """Check that a case's folder holds the experiment that it is named after.
 

@@ -1,6 +1,7 @@
 """How far a sweep is, and when the rest will be done."""
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -8,21 +9,21 @@ class SweepProgress:
     """A bar on a terminal, a plain line per tenth of what is to do elsewhere."""
 
     def __init__(
-        self, total: int, done: int, failed: int, *, jobs: int, show: bool
+        self, total: int, done: Sequence[float], failed: int, *, jobs: int, show: bool
     ) -> None:
         """Begin to count.
 
         Args:
             total: All cases.
-            done: Those that are complete already.
+            done: Seconds of those that are complete already.
             failed: Those that failed earlier and are not tried again.
             jobs: Cases side by side.
             show: Whether anything is shown.
         """
-        self.done, self.failed = done, failed
+        self.done, self.failed = len(done), failed
         self._total, self._jobs, self._show = total, jobs, show
-        self._before = done + failed
-        self._seconds: list[float] = []
+        self._before = self.done + failed
+        self._seconds = list(done)
         self._bar: Any = None
         if show and sys.stderr.isatty():
             from rich.console import Console

@@ -1,7 +1,8 @@
 """Carry out a sweep in a folder: what is missing, side by side, and then the tables."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +13,8 @@ from dfl_unlearn.store.files import make_folder, write_file
 from dfl_unlearn.store.folder import RunFolder
 from dfl_unlearn.store.lines import LineFile
 from dfl_unlearn.store.table import ResultsTable
-from dfl_unlearn.sweeps.cases import is_complete, run_case
-from dfl_unlearn.sweeps.failures import described, failed_cases, write_failure
+from dfl_unlearn.sweeps.cases import check_case, run_case
+from dfl_unlearn.sweeps.failures import described, write_failure
 from dfl_unlearn.sweeps.folder import check_plan, plan_of, write_plan
 from dfl_unlearn.sweeps.plan import PlannedCase, Sweep
 from dfl_unlearn.sweeps.pool import Ended, TaskOf, failed, side_by_side
@@ -73,10 +74,12 @@ def run_sweep(
         check_plan(root, plan)
         write_plan(root, plan)
         failures = LineFile(root / FAILURES, held.locked)
-        known = set() if retry_failed else set(failed_cases(root))
-        done = {c.name for c in cases if is_complete(root / CASES / c.name)}
-        left = [c for c in cases if c.name not in done | known]
-        earlier = len(cases) - len(done) - len(left)
+        before = {case.name: case for case in SweepView.open(root).cases}
+        skipped = ("done",) if retry_failed else ("done", "failed")
+        left = [c for c in cases if before[c.name].status not in skipped]
+        done = [case for case in before.values() if case.status == "done"]
+        for case in done:
+            check_case(case.folder)
         place = held.root / CASES
 
         def task_of(case: PlannedCase) -> dict[str, Any]:
@@ -86,15 +89,22 @@ def run_sweep(
                 "max_graph_mb": max_graph_mb,
             }
 
-        bar = SweepProgress(len(cases), len(done), earlier, jobs=jobs, show=progress)
+        bar = SweepProgress(
+            len(cases),
+            [case.seconds for case in done if case.seconds is not None],
+            len(cases) - len(done) - len(left),
+            jobs=jobs,
+            show=progress,
+        )
         try:
-            for ended in _all(left, jobs, engine, task_of):
-                if ended is None:
-                    bar.look()
-                    continue
-                if ended.failure is not None:
-                    write_failure(failures, ended.failure)
-                bar.ended(ended.seconds, failed=ended.failure is not None)
+            with closing(_all(left, jobs, engine, task_of)) as all_ended:
+                for ended in all_ended:
+                    if ended is None:
+                        bar.look()
+                        continue
+                    if ended.failure is not None:
+                        write_failure(failures, ended.failure)
+                    bar.ended(ended.seconds, failed=ended.failure is not None)
         finally:
             bar.close()
             view = SweepView.open(root)
@@ -104,7 +114,7 @@ def run_sweep(
 
 def _all(
     cases: Sequence[PlannedCase], jobs: int, engine: str, task_of: TaskOf
-) -> Iterator[Ended | None]:
+) -> Generator[Ended | None, None, None]:
     """Run cases, those that use Ray themselves one by one at the end.
 
     Args:

@@ -2,11 +2,14 @@ import base64
 
 import numpy as np
 import pytest
+from networks import blobs
 from results.handmade import made_outcome, made_run
 
+from dfl_unlearn import SimulationConfig, load_topology, simulate
 from dfl_unlearn.pages import network
 from dfl_unlearn.pages.network import network_chart, spaced_rows
 from dfl_unlearn.plots.topology import lowest_share
+from dfl_unlearn.report import report_page
 from dfl_unlearn.results.view import ResultsView
 
 
@@ -63,3 +66,12 @@ def test_the_finding_is_told_in_numbers_of_the_trace(view):
 def test_arrival_rounds_are_those_of_all_rounds_not_of_the_frames(view):
     front = view.influence().front(0.1)
     assert network_chart(view).extra["ownArrival"] == front.astype(int).tolist()
+
+
+def test_the_page_of_64_peers_and_200_rounds_stays_below_8_megabytes():
+    config = SimulationConfig(rounds=200)
+    run = simulate(load_topology("torus", n=64), blobs([4] * 64), "logistic", config)
+    figure = network_chart(ResultsView.of(run))
+    assert 50 < len(figure.extra["rounds"]) <= 120
+    assert "pairs" in figure.extra
+    assert len(report_page(run).encode()) < 8e6

@@ -1,11 +1,13 @@
 import re
 
+import networkx as nx
 import pytest
 from browser import launched, opened
 from results.handmade import made_outcome, made_run, three_outcomes
 
 from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.report import write_report
+from dfl_unlearn.topology.graph import Topology
 
 pytestmark = pytest.mark.browser
 
@@ -114,6 +116,20 @@ def test_a_click_on_a_peer_shows_whom_it_reached_and_who_reached_it(browser, fil
         assert sorted(rows) == [["peer 3", "1"], ["peer 5", "1"]]
         assert page.js(SHOWN) != colours
         assert page.js(SHOWN)[4] == max(page.js(SHOWN))
+
+
+def test_a_peer_s_label_stays_text_in_lists_and_beside_the_pointer(browser, tmp_path):
+    label = "<b>x</b><img src=x onerror=alert(3)>"
+    topology = Topology.from_graph(nx.path_graph(3), labels=("a", "b", label))
+    run = made_run(n=3)
+    file = write_report(run.replaced(topology=topology), tmp_path / "page.html")
+    with opened(browser, file) as page:
+        page.tab.locator(".round").focus()
+        page.tab.keyboard.press("End")
+        assert f"peer 2 ({label})" in page.tab.inner_text(".peers table.in")
+        click_peer(page, 2)
+        words = "document.querySelector('#network .hovertext').textContent"
+        assert f"peer 2 ({label})" in page.js(words)
 
 
 def test_the_choices_do_what_a_click_does_and_turn_the_question_round(browser, file):

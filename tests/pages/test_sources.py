@@ -47,6 +47,12 @@ def test_a_network_that_failed_is_followed_through_what_really_mixed():
         np.testing.assert_allclose(pairs.shares[:, source], trace.shares(), rtol=1e-12)
 
 
+def test_many_replays_are_not_made_for_a_page(monkeypatch):
+    monkeypatch.setattr(sources, "_MOST_REPLAYED", 39)
+    run = simulate("ring", blobs([6] * 5), "logistic", SimulationConfig(rounds=8))
+    assert pairwise_influence(run, np.array([1, 8])).mode == "mixing_power"
+
+
 def test_a_small_run_is_followed_exactly_from_every_peer():
     run = simulate("ring", blobs([6] * 5), "logistic", SimulationConfig(rounds=8))
     pairs = pairwise_influence(run, np.array([1, 3, 8]))
