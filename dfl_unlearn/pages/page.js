@@ -50,7 +50,7 @@ page.themed = function (layout) {
     margin: { l: 55, r: 15, t: 15, b: 45 },
     dragmode: false,
     autosize: true,
-    legend: { orientation: "h", x: 0, y: -0.2, yanchor: "top" },
+    legend: { orientation: "h", x: 0, y: -0.25, yanchor: "top" },
     ...own,
     font: { family: "system-ui, sans-serif", size: 12, color: "var(--ink)", ...own.font },
     hoverlabel: {
