@@ -226,6 +226,7 @@ def test_what_makes_no_sweep_is_refused(fields, words):
         ({"low": 0, "high": 2, "log": True}, "low must be > 0 with log, got 0"),
         ({"low": 1, "high": 2, "log": 1}, "log must be true or false, got 1"),
         ({"low": 1, "high": math.inf}, "high: must be a finite number"),
+        ({"low": 1, "high": 10**400}, "high: must be an integer .*got 1000"),
     ],
 )
 def test_a_range_must_make_sense(bounds, words):

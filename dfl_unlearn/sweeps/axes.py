@@ -75,7 +75,7 @@ def check_axes(axes: Mapping[str, Any], mode: Mode, samples: int | None) -> None
     if (mode == "random") != (samples is not None):
         raise ConfigError(
             f"samples: must be given for mode 'random' and left out otherwise, got "
-            f"{samples} for {mode!r}"
+            f"{show(samples)} for {mode!r}"
         )
     if samples is not None:
         integer(error=ConfigError, at_least=1, at_most=MAX_CASES, samples=samples)
@@ -92,8 +92,8 @@ def check_axes(axes: Mapping[str, Any], mode: Mode, samples: int | None) -> None
     if mode == "zip" and len({len(values) for values in axes.values()}) > 1:
         sizes = ", ".join(f"{axis}: {len(values)}" for axis, values in axes.items())
         raise ConfigError(
-            f"axes: must have equally many values in mode 'zip', got {sizes}; add the "
-            "missing ones or use mode 'grid'"
+            f"axes: must have equally many values in mode 'zip', got {sizes[:500]}; "
+            "add the missing ones or use mode 'grid'"
         )
     if mode == "grid":
         size = math.prod(len(values) for values in axes.values())
@@ -124,6 +124,10 @@ def _check_range(axis: str, bounds: Mapping[str, Any]) -> None:
             "list"
         )
     low, high, log = bounds["low"], bounds["high"], bounds.get("log", False)
+    for name, bound in (("low", low), ("high", high)):
+        if isinstance(bound, int):  # floats tell all integers up to there apart
+            named: dict[str, Any] = {f"{axis}: {name}": bound}
+            integer(error=ConfigError, at_least=-(2**53), at_most=2**53, **named)
     number(error=ConfigError, **{f"{axis}: low": low})
     number(error=ConfigError, above=low, **{f"{axis}: high": high})
     if not isinstance(log, bool):

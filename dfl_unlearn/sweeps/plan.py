@@ -42,9 +42,11 @@ class PlannedCase(NamedTuple):
     experiment: Experiment
 
     def __str__(self) -> str:
-        """Return point and seed in one line."""
-        said = [f"{axis}={shown(value)}" for axis, value in self.point.items()]
-        return _validate.clean(" ".join([*said, f"seed={self.seed}"]))
+        """Return point and seed in one line of at most 300 letters."""
+        said = [f"{axis}={_told_value(value)}" for axis, value in self.point.items()]
+        text = " ".join(said)
+        text = text if len(text) <= 280 else f"{text[:277]}..."
+        return _validate.clean(f"{text} seed={self.seed}".strip())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +98,8 @@ class Sweep:
             )
         if len(set(self.seeds)) != len(self.seeds):
             raise ConfigError(
-                f"seeds: must differ, got {list(self.seeds)}; a replicate with the "
-                "same seed is the same run"
+                f"seeds: must differ, got {_validate.show(list(self.seeds))}; a "
+                "replicate with the same seed is the same run"
             )
 
     @property
@@ -228,6 +230,13 @@ def _without_seeds(tables: dict[str, Any]) -> dict[str, Any]:
     if isinstance(found.get("forget"), list):
         found["forget"] = [kept(request) for request in found["forget"]]
     return found
+
+
+def _told_value(value: Any) -> str:
+    try:
+        return str(shown(value))
+    except ValueError:  # integers beyond Python's limit for decimal conversion
+        return _validate.show(value)
 
 
 def _told(errors: Mapping[str, Sequence[str]]) -> str:
