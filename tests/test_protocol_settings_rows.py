@@ -1,4 +1,4 @@
-"""One protocol with several settings in one experiment: every setting keeps its rows."""
+"""One protocol with several settings in an experiment: every setting keeps its rows."""
 
 import json
 
