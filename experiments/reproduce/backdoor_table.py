@@ -58,6 +58,52 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).round(2)
 
 
+def markdown(table: pd.DataFrame) -> str:
+    """Return the tables of all arms and what must hold, for a page.
+
+    Args:
+        table: One row per arm, seed and method.
+
+    Returns:
+        Markdown; the paper's numbers stand in brackets.
+    """
+
+    def number(mean: float, spread: float, paper: float = math.nan) -> str:
+        if math.isnan(mean):
+            return "-"
+        text = f"{mean:.1f}"
+        text += "" if math.isnan(spread) else f" ± {spread:.1f}"
+        return text + ("" if math.isnan(paper) else f" ({paper:g})")
+
+    lines = []
+    for arm, part in summary(table).groupby("arm", sort=False):
+        seeds = table[table.arm == arm].seed.nunique()
+        lines += [
+            f"### {arm}, mean ± standard deviation of {seeds} seeds, in per cent",
+            "",
+            "| method | status | attack ↓ | clean accuracy ↑ | "
+            "gradients, % of retrain | MB | seconds |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
+        ]
+        for row in part.to_dict("records"):
+            claim = row["status"]
+            if claim == "certified":
+                claim += f", ε = {row['epsilon']:.4g}"
+            cells = [
+                f"`{row['method']}`",
+                claim,
+                number(row["attack"], row["± attack"], row["paper's attack"]),
+                number(row["accuracy"], row["± accuracy"], row["paper's accuracy"]),
+                number(row["gradients, % of retrain"], math.nan),
+                number(row["MB"], math.nan),
+                number(row["seconds"], math.nan),
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+        lines.append("")
+    lines += ["### What must hold", "", *(f"- {line}" for line in shape(table)), ""]
+    return "\n".join(lines)
+
+
 def shape(table: pd.DataFrame) -> Iterator[str]:
     """Yield a line for each ordering of the paper's table: whether it holds here.
 

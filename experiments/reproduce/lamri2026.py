@@ -15,8 +15,8 @@ What must hold, and whether it does, is printed at the end; ``README.md`` has th
 paper's numbers, our deviations, and what the FULL run showed.
 
 Every arm and seed is a case of its own in ``runs/lamri2026/cases``, done once.
-``table.csv`` has a row per case and method, ``summary.csv`` mean and spread over seeds,
-``lamri2026.png`` the picture.
+``table.csv`` has a row per case and method, ``summary.csv`` and ``summary.md`` mean and
+spread over seeds, ``lamri2026.png`` the picture.
 """
 
 import sys
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from backdoor_table import draw, shape, summary
+from backdoor_table import draw, markdown, shape, summary
 from cases import run_cases
 from fewer_rows import fewer_rows
 
@@ -178,6 +178,7 @@ def main(arguments: list[str] | None = None) -> None:
     print("\nwhat must hold:")
     for line in shape(table):
         print(line)
+    (folder / "summary.md").write_text(markdown(table))
     draw(table, folder / "lamri2026.png")
     print(f"tables and figure: {folder}")
 

@@ -70,7 +70,7 @@ def draw_slopes(measured: pd.DataFrame, axes: Any) -> None:
     axes.set(
         xlabel="distance of the two minimizers",
         ylabel="error after one step",
-        title="Only the exact curvature is quadratic",
+        title="How far one correction misses",
     )
     handles = [axes.plot([], [], "s", color=c, label=k)[0] for k, c in colours.items()]
     handles += [
@@ -87,13 +87,13 @@ def draw_left(table: pd.DataFrame, axes: Any) -> None:
     colours = dict(zip(SHOWN, (INK, RED, ORANGE, GREEN, BLUE), strict=True))
     keys = ["model", "request"]
     places = {key: k for k, key in enumerate(table.groupby(keys, sort=False).groups)}
-    for method, colour in colours.items():
+    for step, (method, colour) in enumerate(colours.items()):
         rows = table[(table.method == method) & table.distance.notna()]
         for key, part in rows.groupby(keys, sort=False):
-            y = places[key]
+            y = places[key] + 0.13 * (step - 2)
             axes.hlines(y, part.distance.min(), part.distance.max(), color=colour)
             mean = np.exp(np.log(part.distance).mean())
-            axes.plot(mean, y, "o", ms=6, color=colour)
+            axes.plot(mean, y, "o", ms=4.5, color=colour)
         axes.plot([], [], "o", color=colour, label=method)
     axes.set_yticks(list(places.values()), [", ".join(key) for key in places])
     axes.invert_yaxis()
@@ -112,11 +112,12 @@ def draw_noise(table: pd.DataFrame, axes: Any) -> None:
     rows = table[table.method.str.startswith("certified, cap")]
     rows = rows[(rows.request == "samples") & rows.accuracy.notna()]
     caps = rows.method.str.rsplit(n=1).str[1].astype(float)
-    for colour, (network, part) in zip(
-        CURVES, rows.assign(cap=caps).groupby("network", sort=False), strict=False
+    looks = zip(CURVES, ("o-", "s--", "^:"), strict=False)
+    for (colour, look), (network, part) in zip(
+        looks, rows.assign(cap=caps).groupby("network", sort=False), strict=False
     ):
         means = part.groupby("cap").accuracy.agg(["mean", "min", "max"])
-        axes.plot(means.index, means["mean"], "o-", ms=4, color=colour, label=network)
+        axes.plot(means.index, means["mean"], look, ms=4, color=colour, label=network)
         axes.fill_between(means.index, means["min"], means["max"], alpha=0.15)
     yard = rows.retrained_accuracy.mean()
     axes.axhline(yard, color=GREY, lw=1, ls="--", label="retrain")

@@ -58,7 +58,7 @@ def ran_once(script, monkeypatch, capsys):
 
 
 def test_the_backdoor_table_is_made_once_and_says_what_is_claimed(ran_once):
-    written = ran_once("lamri2026", ("table.csv", "summary.csv"), cases=2)
+    written = ran_once("lamri2026", ("table.csv", "summary.csv", "summary.md"), cases=2)
     table = pd.read_csv(BytesIO(written["table.csv"])).set_index(["arm", "method"])
     status = table.status
     assert set(status[:, "retrain"]) == {"exact"}
@@ -212,6 +212,9 @@ def test_the_summary_has_the_worst_peer_and_the_papers_numbers(script):
     assert shown["worst accuracy"]["retrain"] == pytest.approx(98)
     assert shown["paper's attack"]["fine-tune"] == 18
     assert shown["gradients, % of retrain"]["fine-tune"] == pytest.approx(50)
+    page = script("backdoor_table").markdown(backdoor())
+    assert "| `fine-tune` | none | 20.0 ± 0.0 (18) | 99.0 ± 0.0 (99) | 50.0 |" in page
+    assert "- holds          small-cnn  the attack works first (95.0)" in page
 
 
 def measured(power):
