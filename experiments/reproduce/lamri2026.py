@@ -95,7 +95,7 @@ class Arm:
 ARMS = {
     "small-cnn": Arm(model="small-cnn"),
     "mlp": Arm(model="mlp", hidden=64, rate=0.2),
-    "logistic": Arm(model="logistic", l2=0.01, rate=0.3, patch=5, start_cap=None),
+    "logistic": Arm(model="logistic", l2=0.01, rate=0.3, patch=6, start_cap=None),
 }
 
 
