@@ -19,6 +19,7 @@ Every arm and seed is a case of its own in ``runs/lamri2026/cases``, done once.
 spread over seeds, ``lamri2026.png`` the picture.
 """
 
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -32,7 +33,6 @@ from fewer_rows import fewer_rows
 
 sys.path.append(str(Path(__file__).parents[1]))  # what all scripts share
 
-from privacy_utility import group_noise
 from settings import check_names, choose, folder_of
 
 from dfl_unlearn import (
@@ -45,6 +45,8 @@ from dfl_unlearn import (
     simulate,
     unlearn,
 )
+from dfl_unlearn.accounting.groups import group_curve
+from dfl_unlearn.accounting.mechanisms import SampledGaussianMechanism
 from dfl_unlearn.accounting.calibrate import noise_multiplier_for
 from dfl_unlearn.accounting.network import lamri_noise_std
 from dfl_unlearn.baselines.dp_gossip import DpGossipBaseline
@@ -203,6 +205,24 @@ def rows_of(case: Case) -> Iterator[dict[str, Any]]:
     for name, noise in (("one row", one), ("all rows", every)):
         private = train(case, data, noisy(case, noise))
         yield private_row(f"dp-gossip, {name}", private, request, settings.delta)
+
+
+def group_noise(settings: Settings, size: int, epsilon: float) -> float:
+    """Return the noise multiplier under which all forgotten rows cost epsilon."""
+
+    def spent(log_noise: float) -> float:
+        steps = SampledGaussianMechanism(
+            rate=settings.dp_share,
+            noise_multiplier=math.exp(log_noise),
+            steps=settings.dp_rounds,
+        )
+        return group_curve(steps, size).to_epsilon(settings.delta).epsilon
+
+    low, high = -3.0, 12.0
+    while high - low > 1e-3:
+        middle = (low + high) / 2
+        low, high = (low, middle) if spent(middle) <= epsilon else (middle, high)
+    return math.exp(high)
 
 
 def tried(case: Case) -> dict[str, UnlearningProtocol]:
