@@ -45,9 +45,9 @@ from dfl_unlearn import (
     simulate,
     unlearn,
 )
+from dfl_unlearn.accounting.calibrate import noise_multiplier_for
 from dfl_unlearn.accounting.groups import group_curve
 from dfl_unlearn.accounting.mechanisms import SampledGaussianMechanism
-from dfl_unlearn.accounting.calibrate import noise_multiplier_for
 from dfl_unlearn.accounting.network import lamri_noise_std
 from dfl_unlearn.baselines.dp_gossip import DpGossipBaseline
 from dfl_unlearn.data.poison import Trigger, backdoored
