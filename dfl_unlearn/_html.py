@@ -62,6 +62,11 @@ def section(title: str, *content: object) -> Html:
     return tag("section", tag("h2", title), *content)
 
 
+def text_block(text: str) -> Html:
+    """Return text with its lines and spaces as they are."""
+    return tag("pre", join(*text.splitlines(), between="\n"), tabindex="0")
+
+
 def facts(pairs: Iterable[tuple[str, object]]) -> Html:
     """Return names and values as a description list."""
     return tag("dl", *(join(tag("dt", k), tag("dd", v)) for k, v in pairs))

@@ -57,7 +57,7 @@ from dfl_unlearn.record.influence import (
     influence_trace,
     mixing_power,
 )
-from dfl_unlearn.record.round_weights import Mixing
+from dfl_unlearn.record.round_weights import Mixing, RoundWeights
 
 _LOG = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ def _cheap(
 def mixing_of(
     run: TrainedRun, mode: Literal["norm_bound", "mixing_power"] = "norm_bound"
 ) -> Mixing | None:
-    """Return what mixed in each round of training, None where that is W.
+    """Return what mixed in each round of training, None where that is always W.
 
     Args:
         run: The trained run.
@@ -160,7 +160,10 @@ def mixing_of(
     """
     draws = run.faults()
     if draws is None:
-        return None
+        if run.config.schedule is None:
+            return None
+        schedule, works = run.schedule, np.ones(run.topology.n, dtype=np.bool_)
+        return lambda t: RoundWeights(by_age=(schedule.at(t).weights,), works=works)
     if mode == "norm_bound" and run.config.faults.own_checkpoints is not None:
         raise UnsupportedRequestError(
             "mode: must be 'mixing_power' for a run in which peers restarted from "

@@ -83,7 +83,7 @@ def audits(view: ResultsView) -> Html:
             continue
         blocks.append(h.tag("h3", f"{name[1]} on request {name[0]}: {audit.verdict}"))
         blocks.append(h.tag("p", _VERDICTS[audit.verdict]))
-        blocks.append(h.tag("pre", str(audit)))
+        blocks.append(h.text_block(str(audit)))
     if not blocks:
         return Html()
     lead = (

@@ -83,7 +83,7 @@ def _mixed(run: TrainedRun, rounds: NDArray[np.int64]) -> PairwiseInfluence:
     wanted = {int(t): f for f, t in enumerate(rounds)}
     for t in range(1, int(rounds[-1]) + 1):
         if mixing is None:
-            held = run.schedule.at(t - 1).weights @ (held + unit)
+            held = run.topology.weights @ (held + unit)
         else:
             held = boxes.mix(mixing(t - 1), held + unit)
         shares = (held / held.sum(axis=0)).T

@@ -175,7 +175,7 @@ def _again(plan: Mapping[str, Any]) -> Html:
         "details",
         h.tag("summary", "The whole configuration, and how to run it again"),
         h.tag("p", f"Save this as {name}.toml, then: ", h.tag("code", command)),
-        h.tag("pre", h.join(*lines, between="\n"), tabindex="0"),
+        h.text_block("\n".join(lines)),
     )
 
 

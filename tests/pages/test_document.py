@@ -150,3 +150,7 @@ def luminance(colour):
 def contrast(one, other):
     low, high = sorted((one, other))
     return (high + 0.05) / (low + 0.05)
+
+
+def test_a_text_block_keeps_its_lines():
+    assert h.text_block("a <b>\n  c") == '<pre tabindex="0">a &lt;b&gt;\n  c</pre>'
