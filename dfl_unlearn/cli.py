@@ -208,8 +208,8 @@ def run(
     remote = Remote(ray_address, ray_allow_remote)
     experiment = executed(experiment, engine, workers, remote, allow_large=allow_large)
     if dry_run:
-        _, data, model = build_parts(experiment, max_graph_mb=max_graph_mb)
-        check_requests(experiment, data, model)
+        parts = build_parts(experiment, max_graph_mb=max_graph_mb)
+        check_requests(experiment, *parts)
         config = to_config(experiment)
         put(json_text(config) if common.as_json else to_toml(config).rstrip())
         return

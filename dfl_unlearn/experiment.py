@@ -241,7 +241,7 @@ def run_experiment(
     """
     parts = build_parts(experiment, max_graph_mb=max_graph_mb)
     check_start(*parts, experiment.training, experiment.execution)
-    check_requests(experiment, parts[1], parts[2])
+    check_requests(experiment, *parts)
     folder = RunFolder.create(runs, experiment.name)
     config = to_config(experiment)
     folder.write_text("config.toml", to_toml(config))
@@ -383,11 +383,14 @@ def _trained(
     )
 
 
-def check_requests(experiment: Experiment, data: PeerData, model: FlatModel) -> None:
+def check_requests(
+    experiment: Experiment, topology: Topology, data: PeerData, model: FlatModel
+) -> None:
     """Refuse requests and protocols that cannot work, whatever training gives.
 
     Args:
         experiment: What is asked for.
+        topology: Its network.
         data: Its data.
         model: Its model.
     """
@@ -398,6 +401,7 @@ def check_requests(experiment: Experiment, data: PeerData, model: FlatModel) -> 
                 request,
                 protocol,
                 label_of(protocol),
+                topology,
                 model,
                 data.num_classes,
             )

@@ -27,6 +27,7 @@ from dfl_unlearn.errors import (
     InputFileError,
     InputTooLargeError,
     InvalidArgumentError,
+    TopologyError,
     UnsupportedFormatError,
     UnsupportedRequestError,
 )
@@ -420,5 +421,18 @@ def test_what_no_training_can_mend_is_refused_before_it(
         }
     )
     with pytest.raises(UnsupportedRequestError, match=message):
+        run_experiment(experiment, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_that_no_token_can_walk_is_refused_before_training(tmp_path):
+    experiment = read_experiment(
+        {
+            "topology": {"use": "exponential", "n": 8},
+            "forget": [{"kind": "samples", "peer": 1, "indices": [0]}],
+            "unlearning": [{"use": "rr-du"}],
+        }
+    )
+    with pytest.raises(TopologyError, match=r"undirected.*leave rr-du out"):
         run_experiment(experiment, tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -19,6 +19,7 @@ from dfl_unlearn.errors import (
     UnsupportedRequestError,
 )
 from dfl_unlearn.models.flat import FlatModel
+from dfl_unlearn.topology.graph import Topology
 from dfl_unlearn.unlearning.contracts import Outcome, UnlearningProtocol, label_of
 from dfl_unlearn.unlearning.membership import check_left, check_served
 
@@ -28,6 +29,7 @@ def check_before_training(
     request: ForgetRequest,
     protocol: UnlearningProtocol,
     name: str,
+    topology: Topology,
     model: FlatModel,
     num_classes: int,
 ) -> None:
@@ -38,10 +40,14 @@ def check_before_training(
         request: The request.
         protocol: The protocol.
         name: What messages call it.
+        topology: The network.
         model: The model.
         num_classes: 0 for a regression.
     """
     check_kind(request, protocol)
+    check_network = getattr(protocol, "check_network", None)
+    if check_network is not None:
+        check_network(topology)
     check_model = getattr(protocol, "check_model", None)
     if check_model is not None:
         check_model(model, num_classes)

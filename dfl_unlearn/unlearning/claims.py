@@ -12,6 +12,7 @@ from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.transport import Dissemination, multiples
 from dfl_unlearn.errors import TopologyError
 from dfl_unlearn.models.flat import FlatModel
+from dfl_unlearn.topology.graph import Topology
 
 EARLIER = "earlier releases of the same owner"
 """Name of the assumption that composing with them makes."""
@@ -198,17 +199,17 @@ def held_multiples(
     )
 
 
-def refuse_single(run: TrainedRun, protocol: str) -> None:
+def refuse_single(topology: Topology, protocol: str) -> None:
     """Refuse a network of one peer.
 
     Args:
-        run: The trained network.
+        topology: The network.
         protocol: Registered name of the protocol.
 
     Raises:
         TopologyError: If there is only one peer.
     """
-    if run.topology.n < 2:
+    if topology.n < 2:
         raise TopologyError(
             f"{protocol}: needs a network of at least 2 peers, got 1; use retrain or "
             "fine-tune on a single model"

@@ -32,7 +32,7 @@ def check_run(
     Raises:
         UnsupportedRequestError: If a field does not fit this run.
     """
-    refuse_single(run, "newton-fisher")
+    refuse_single(run.topology, "newton-fisher")
     if run.config.faults:
         _check_faults(protocol, run)
     if protocol.noise_mode == "secure":

@@ -45,10 +45,12 @@ from dfl_unlearn.engine.transport import Dissemination, multiples
 from dfl_unlearn.errors import (
     InvalidHyperparameterError,
     InvalidPrivacyParameterError,
+    TopologyError,
     UnsupportedRequestError,
 )
 from dfl_unlearn.record.plan import RecordPart
 from dfl_unlearn.rng import RngTree
+from dfl_unlearn.topology.graph import Topology
 from dfl_unlearn.topology.walks import Walk
 from dfl_unlearn.unlearning.alignment import ALIGNMENTS, Alignment
 from dfl_unlearn.unlearning.claims import refuse_single
@@ -288,6 +290,23 @@ class RrDu:
             calibration="lamri_view",
         )
 
+    def check_network(self, topology: Topology) -> None:
+        """Refuse a network that no token can walk.
+
+        Args:
+            topology: The network.
+
+        Raises:
+            TopologyError: If it is directed or has one peer.
+        """
+        refuse_single(topology, "rr-du")
+        if topology.directed:
+            raise TopologyError(
+                "rr-du: needs an undirected network, over whose edges a token can go "
+                f"back, got a directed one ({_validate.show(topology.name)}); give "
+                "every arc its way back, or leave rr-du out"
+            )
+
     def check(self, run: TrainedRun, request: ForgetRequest) -> None:
         """Refuse what cannot be walked, proven or paid, before anything is sent.
 
@@ -299,7 +318,7 @@ class RrDu:
             UnsupportedRequestError: If ``lightweight`` is asked for several owners, or
                 a gossip average in a network with faults.
         """
-        refuse_single(run, "rr-du")
+        self.check_network(run.topology)
         if run.config.faults and self.dissemination == "gossip_average":
             raise UnsupportedRequestError(
                 "dissemination: must be 'tree', 'flood' or 'push' in a network with "
