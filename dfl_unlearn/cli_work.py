@@ -86,11 +86,10 @@ def conduct(
 ) -> None:
     """Carry out an experiment and tell what came of it; ends with 4 after a refusal."""
     from dfl_unlearn.experiment import run_experiment
-    from dfl_unlearn.sections import ReportSection
     from dfl_unlearn.story import comparison_lines, influence_lines, training_lines
 
     if not page:
-        section = ReportSection(figures=(), html=False)
+        section = replace(experiment.report, figures=(), html=False)
         experiment = replace(experiment, report=section)
     execution = replace(experiment.execution, progress=not common.quiet)
     experiment = replace(experiment, execution=execution)

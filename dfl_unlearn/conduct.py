@@ -17,6 +17,7 @@ from dfl_unlearn.engine.config import ExecutionConfig
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.simulator import retrain
 from dfl_unlearn.engine.stored_influence import keep_influence
+from dfl_unlearn.engine.tracking import TensorBoard
 from dfl_unlearn.errors import RefusedError
 from dfl_unlearn.plots import save_figures
 from dfl_unlearn.report import write_report
@@ -150,6 +151,12 @@ def write_results(
                 write(place)
     source: Any = list(outcomes) if outcomes else run
     view = ResultsView.of(source, list(tables) if outcomes else None)
+    if report.tensorboard:
+        board = TensorBoard(folder.path("tensorboard"))
+        for label, table, claim in zip(
+            view.labels, tables, view.certificates, strict=True
+        ):
+            board.on_forgotten(label, table, claim)
     if (report.figures or report.html) and view.influence().mode == "exact":
         keep_influence(run.replaced(folder=folder.root), view.influence())
     if report.figures:

@@ -28,6 +28,7 @@ from dfl_unlearn.engine.memory import large_allowed
 from dfl_unlearn.engine.run import TrainedRun
 from dfl_unlearn.engine.simulator import check_start, kept_open, resume, simulate
 from dfl_unlearn.engine.stored import read_manifest
+from dfl_unlearn.engine.tracking import TensorBoard, check_installed
 from dfl_unlearn.engine.trainers.contract import Trainer
 from dfl_unlearn.errors import (
     ConfigError,
@@ -242,6 +243,8 @@ def run_experiment(
     parts = build_parts(experiment, max_graph_mb=max_graph_mb)
     check_start(*parts, experiment.training, experiment.execution)
     check_requests(experiment, *parts)
+    if experiment.report.tensorboard:
+        check_installed()
     folder = RunFolder.create(runs, experiment.name)
     config = to_config(experiment)
     folder.write_text("config.toml", to_toml(config))
@@ -366,9 +369,12 @@ def _trained(
 ) -> TrainedRun:
     """Train, go on training, or read the trained run."""
     topology, data, model = parts
+    callbacks = []
+    if experiment.report.tensorboard:
+        callbacks.append(TensorBoard(folder.path("tensorboard")))
     if folder.path("manifest.json").is_file():
         tell("going on with what is in the folder")
-        return resume(folder.root, execution=experiment.execution)
+        return resume(folder.root, execution=experiment.execution, callbacks=callbacks)
     tell(
         f"training {topology.n} peers on {topology.name} with {data.name}, "
         f"{experiment.training.rounds} rounds"
@@ -379,6 +385,7 @@ def _trained(
         model,
         experiment.training,
         execution=experiment.execution,
+        callbacks=callbacks,
         folder=folder.root,
     )
 

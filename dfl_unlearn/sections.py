@@ -126,10 +126,13 @@ class ReportSection:
         figures: File formats of the figures; none are drawn without one. ``gif`` adds
             ``influence.gif``, the network moving through the rounds.
         html: Whether ``report.html`` is written.
+        tensorboard: Whether event files are written to ``tensorboard/`` in the run
+            folder; see ``engine.tracking``.
     """
 
     figures: tuple[Literal["png", "svg", "pdf", "gif"], ...] = ("png",)
     html: bool = True
+    tensorboard: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

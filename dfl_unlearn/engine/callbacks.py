@@ -1,7 +1,9 @@
 """Hooks after a round: progress and whatever a user adds.
 
 A callback has any of ``on_round(info)``, ``on_evaluate(history)`` (all evaluations so
-far) and ``on_end(run)``.
+far) and ``on_end(run)``. One that raises ends the call that it watches, with its own
+error and between two rounds: a run in a folder goes on from its newest checkpoint by
+``resume``, to the bits of a run that was never stopped.
 """
 
 import logging
