@@ -297,7 +297,14 @@ def resume(
 
         trained = resume_replaying(folder, rounds=rounds, execution=execution)
     else:
-        trained = go_on(folder, rounds=rounds, execution=execution)
+        from dfl_unlearn.experiment import observers_of
+
+        trained = go_on(
+            folder,
+            rounds=rounds,
+            execution=execution,
+            callbacks=observers_of(folder),
+        )
     if common.as_json:
         put(
             json_text(

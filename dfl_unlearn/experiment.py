@@ -21,6 +21,7 @@ from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.data.partition import partitions
 from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.data.sources import datasets
+from dfl_unlearn.engine.callbacks import Callback
 from dfl_unlearn.engine.config import ExecutionConfig, SimulationConfig, trainers
 from dfl_unlearn.engine.fault_rounds import check_network
 from dfl_unlearn.engine.faults import FaultModel, fault_models
@@ -369,9 +370,7 @@ def _trained(
 ) -> TrainedRun:
     """Train, go on training, or read the trained run."""
     topology, data, model = parts
-    callbacks = []
-    if experiment.report.tensorboard:
-        callbacks.append(TensorBoard(folder.path("tensorboard")))
+    callbacks = _observers(experiment, folder)
     if folder.path("manifest.json").is_file():
         tell("going on with what is in the folder")
         return resume(folder.root, execution=experiment.execution, callbacks=callbacks)
@@ -388,6 +387,28 @@ def _trained(
         callbacks=callbacks,
         folder=folder.root,
     )
+
+
+def observers_of(folder: str | Path) -> list[Callback]:
+    """Return the observers that the experiment of a run folder asks for.
+
+    Args:
+        folder: The run folder.
+
+    Returns:
+        Callbacks for ``simulate`` and ``resume``; none without a ``config.json``.
+    """
+    run_folder = RunFolder(folder)
+    if not run_folder.path("config.json").is_file():
+        return []
+    config = run_folder.read_json("config.json")
+    return _observers(read_experiment(config, "config.json"), run_folder)
+
+
+def _observers(experiment: Experiment, folder: RunFolder) -> list[Callback]:
+    if not experiment.report.tensorboard:
+        return []
+    return [TensorBoard(folder.path("tensorboard"))]
 
 
 def check_requests(

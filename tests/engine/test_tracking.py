@@ -5,8 +5,10 @@ import sys
 import warnings
 
 import pytest
+from typer.testing import CliRunner
 
 from dfl_unlearn import ForgetRequest, PeerData, SimulationConfig, evaluate, unlearn
+from dfl_unlearn.cli import app
 from dfl_unlearn.engine.config import ExecutionConfig
 from dfl_unlearn.engine.simulator import resume, simulate
 from dfl_unlearn.engine.tracking import TensorBoard
@@ -156,3 +158,12 @@ def test_without_the_package_nothing_is_written(tmp_path, monkeypatch):
 def test_a_wrong_interval_is_refused(tmp_path):
     with pytest.raises(InvalidArgumentError, match=r"every: .*0"):
         TensorBoard(tmp_path, every=0)
+
+
+def test_more_rounds_by_the_command_go_on_in_the_same_curves(tmp_path, monkeypatch):
+    run_experiment(read_experiment({**TABLE, "forget": [], "unlearning": []}), tmp_path)
+    monkeypatch.setenv("DFL_UNLEARN_RUNS", str(tmp_path))
+    result = CliRunner().invoke(app, ["resume", "watched", "--rounds", "6"])
+    assert result.exit_code == 0, result.output
+    scalars, _ = shown(tmp_path / "watched" / "tensorboard" / "training")
+    assert [step for step, _ in scalars["loss/mean"]] == [1, 2, 3, 4, 5, 6]
