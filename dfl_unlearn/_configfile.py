@@ -243,6 +243,11 @@ def to_toml(tables: Mapping[str, Any]) -> str:
     return "\n".join(lines).strip() + "\n"
 
 
+def toml_value(value: Any) -> str:
+    """Write one value as TOML in one line, tables and lists included."""
+    return _literal(value)
+
+
 def _write_table(
     table: Mapping[str, Any], path: tuple[str, ...], lines: list[str]
 ) -> None:

@@ -30,13 +30,14 @@ def tag(name: str, *content: object, **attributes: str) -> Html:
     Args:
         name: E.g. ``"p"``.
         *content: Markup, or values to be escaped.
-        **attributes: Values are escaped; ``class_`` stands for ``class``.
+        **attributes: Values are escaped; ``class_`` stands for ``class`` and
+            ``aria_label`` for ``aria-label``.
 
     Returns:
         The element with its end tag.
     """
     words = "".join(
-        f' {key.rstrip("_")}="{as_html(str(value))}"'
+        f' {key.rstrip("_").replace("_", "-")}="{as_html(str(value))}"'
         for key, value in attributes.items()
     )
     return Html(f"<{name}{words}>{join(*content)}</{name}>")
@@ -59,6 +60,11 @@ def image(data: str, *, alt: str, width: int) -> Html:
 def section(title: str, *content: object) -> Html:
     """Return a section with its heading."""
     return tag("section", tag("h2", title), *content)
+
+
+def text_block(text: str) -> Html:
+    """Return text with its lines and spaces as they are."""
+    return tag("pre", join(*text.splitlines(), between="\n"), tabindex="0")
 
 
 def facts(pairs: Iterable[tuple[str, object]]) -> Html:
@@ -91,10 +97,11 @@ def table(
     right = set(numbers)
 
     def line(cells: Sequence[object], kind: str) -> Html:
+        scope = {"scope": "col"} if kind == "th" else {}
         return tag(
             "tr",
             *(
-                tag(kind, cell, class_="n") if k in right else tag(kind, cell)
+                tag(kind, cell, **scope, **({"class_": "n"} if k in right else {}))
                 for k, cell in enumerate(cells)
             ),
         )

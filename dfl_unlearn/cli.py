@@ -27,6 +27,7 @@ from dfl_unlearn.cli_output import (
     tell_block,
     tell_outcome,
 )
+from dfl_unlearn.cli_sweeps import conduct_sweep, list_cases, sweep_of
 from dfl_unlearn.cli_work import (
     Remote,
     audits_of,
@@ -460,10 +461,97 @@ def unlearn(
 
 
 @app.command()
+def sweep(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="A TOML or JSON experiment; may have [sweep]."
+        ),
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[key=a,b,c]...",
+            help="What varies, e.g. topology.use=ring,torus; one value changes all "
+            "cases.",
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="Name of the sweep and its folder  [default: the file's]"),
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Cases side by side  [default: one per core]")
+    ] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            metavar="grid|zip|random",
+            help="All combinations, the k-th values together, or draws  [default: "
+            "grid]",
+        ),
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Replicates, e.g. 0,1,2  [default: 0]")
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Number of draws, for random.")
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try failed cases again.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check and list the cases, do nothing.")
+    ] = False,
+    engine: Annotated[
+        str, typer.Option(metavar="processes|ray", help="Who runs cases side by side.")
+    ] = "processes",
+    allow_large: Large = False,
+    max_graph_mb: MaxGraph = None,
+    runs: Runs = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Run an experiment for many values and seeds, side by side, into one table.
+
+    Example: [bold]dfl-unlearn sweep ring.toml unlearning.0.epsilon=0.5,1,2
+    --seeds 0,1,2[/bold]. The same command goes on where it was stopped, and more
+    values or seeds may be added. A failed case stops no other; the command then ends
+    with the code of the first one that failed. A protocol that refuses has no rows.
+    """
+    _set(runs, as_json, quiet, debug)
+    found = sweep_of(
+        file,
+        overrides or (),
+        name=name,
+        mode=mode,
+        samples=samples,
+        seeds=seeds,
+        allow_large=allow_large,
+    )
+    if dry_run:
+        list_cases(found)
+        return
+    conduct_sweep(
+        found,
+        jobs=jobs,
+        retry_failed=retry_failed,
+        engine=engine,
+        max_graph_mb=max_graph_mb,
+    )
+
+
+@app.command()
 def report(
-    run_name: RunName,
+    run_name: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|SWEEP", help="A run's or a sweep's name, or its folder."
+        ),
+    ],
     out: Annotated[
-        Path | None, typer.Option(help="The page  [default: RUN/report.html]")
+        Path | None, typer.Option(help="The page  [default: report.html in the folder]")
     ] = None,
     figures: Annotated[
         str,
@@ -477,11 +565,13 @@ def report(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Draw the figures and the page of a run again, all its trials included."""
+    """Draw the figures and the page of a run or a sweep again, all trials included."""
     _set(runs, as_json, quiet, debug)
+    from dfl_unlearn.cli_sweeps import report_sweep
     from dfl_unlearn.conduct import write_results
     from dfl_unlearn.engine.run import load_run
     from dfl_unlearn.evaluation.view import evaluate
+    from dfl_unlearn.results.sweep import PLAN
     from dfl_unlearn.sections import ReportSection
     from dfl_unlearn.store.folder import RunFolder
     from dfl_unlearn.unlearning.store import load_outcomes
@@ -493,7 +583,11 @@ def report(
                 "--figures: must be png, svg, pdf, gif or several with commas, got "
                 f"{show(kind)}"
             )
-    trained = load_run(folder_of(run_name))
+    folder = folder_of(run_name)
+    if (folder / PLAN).is_file():
+        report_sweep(folder, formats, out)
+        return
+    trained = load_run(folder)
     outcomes = load_outcomes(trained)
     assert trained.folder is not None
     page = write_results(

@@ -6,6 +6,7 @@ So an experiment that was killed anywhere is continued by doing it again.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,11 +167,11 @@ def write_results(
     return write_report(view, page if page is not None else folder.path("report.html"))
 
 
-def _known_rows(folder: RunFolder) -> tuple[set[Any], list[Any]]:
-    """Return what identifies the metric rows that are there, and refusals told."""
+def _known_rows(folder: RunFolder) -> tuple[Counter[Any], list[Any]]:
+    """Return how often each metric row is there, and refusals told."""
     with understood(f"{folder.root}/results.jsonl"):
         rows = list(folder.records())
-        known = {_key(row) for row in rows if row["type"] == "metric"}
+        known = Counter(_key(row) for row in rows if row["type"] == "metric")
         return known, [row["detail"] for row in rows if row.get("what") == "refused"]
 
 
@@ -180,11 +181,16 @@ def _write_rows(
     tables: Sequence[ResultsTable],
     refusals: Sequence[Refusal],
 ) -> None:
-    """Add what is not in the results yet, row by row: a kill may have cut a table."""
+    """Add what is not in the results yet, row by row: a kill may have cut a table.
+
+    A protocol that is tried with several settings has rows that look alike.
+    """
     known, told = _known_rows(folder)
     for table in tables:
         for row in table.rows:
-            if _key(row) not in known:
+            if known[_key(row)]:
+                known[_key(row)] -= 1
+            else:
                 folder.append({"type": "metric", **_finite(row)})
     for refused in refusals:
         if str(refused) not in told:

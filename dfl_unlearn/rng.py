@@ -34,6 +34,7 @@ PURPOSES = frozenset(
         "method",
         "attack",
         "audit",
+        "sweep",
     }
 )
 

@@ -6,7 +6,7 @@ the test suite runs it) and ``FULL`` (what the README quotes).
 
 import argparse
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
@@ -15,6 +15,7 @@ from dfl_unlearn import _validate
 from dfl_unlearn._configfile import parse_override
 from dfl_unlearn._strict import read_strict
 from dfl_unlearn.errors import InvalidArgumentError
+from dfl_unlearn.results.sweep import SweepView
 
 S = TypeVar("S")
 
@@ -76,3 +77,23 @@ def folder_of(script: str) -> Path:
     folder = Path("runs") / Path(script).stem
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def told_missing(view: SweepView) -> Iterator[str]:
+    """Yield one line if cases of a sweep are not complete, and one for each failure.
+
+    Args:
+        view: The sweep.
+
+    Yields:
+        Lines of text; none where everything is complete.
+    """
+    left = [case for case in view.cases if case.status != "done"]
+    if left:
+        yield (
+            f"{len(left)} of {len(view.cases)} cases of {view.name} are not complete; "
+            "start the script again to go on"
+        )
+    for case in left:
+        if case.error:
+            yield f"{case.name} {dict(case.point)} seed {case.seed}: {case.error}"

@@ -27,7 +27,7 @@ LAYERS = (
     ("experiment",),
     ("sweeps",),
     ("cli_output",),
-    ("cli_work",),
+    ("cli_work", "cli_sweeps"),
     ("cli",),
     ("__main__",),
 )

@@ -83,6 +83,7 @@ def test_the_purposes_are_the_documented_ones():
         "method",
         "attack",
         "audit",
+        "sweep",
     } == PURPOSES
 
 

@@ -57,7 +57,7 @@ from dfl_unlearn.record.influence import (
     influence_trace,
     mixing_power,
 )
-from dfl_unlearn.record.round_weights import Mixing
+from dfl_unlearn.record.round_weights import Mixing, RoundWeights
 
 _LOG = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ def _cheap(
 def mixing_of(
     run: TrainedRun, mode: Literal["norm_bound", "mixing_power"] = "norm_bound"
 ) -> Mixing | None:
-    """Return what mixed in each round of training, None where that is W.
+    """Return what mixed in each round of training, None where that is always W.
 
     Args:
         run: The trained run.
@@ -160,7 +160,10 @@ def mixing_of(
     """
     draws = run.faults()
     if draws is None:
-        return None
+        if run.config.schedule is None:
+            return None
+        schedule, works = run.schedule, np.ones(run.topology.n, dtype=np.bool_)
+        return lambda t: RoundWeights(by_age=(schedule.at(t).weights,), works=works)
     if mode == "norm_bound" and run.config.faults.own_checkpoints is not None:
         raise UnsupportedRequestError(
             "mode: must be 'mixing_power' for a run in which peers restarted from "
@@ -223,8 +226,7 @@ def best_influence(run: TrainedRun, source: int) -> InfluenceTrace:
             run.config.rounds,
             mixing=mixing_of(run, "mixing_power"),
         )
-    work = run.record.rounds * samples_per_round(run.data, run.config) * run.model.size
-    if work * (1 if run.model.convex else _AUTOGRAD) <= _AFFORDABLE:
+    if influence_is_cheap(run):
         try:
             return track_influence(run, source)
         except (MissingRecordError, UnsupportedRequestError, ResourceError) as error:
@@ -237,6 +239,22 @@ def best_influence(run: TrainedRun, source: int) -> InfluenceTrace:
         mixing = mixing_of(run, "mixing_power")
         return mixing_power(run.topology, source, run.record.rounds, mixing=mixing)
     return best_trace(run.record, run.topology, source, mixing=mixing)
+
+
+def influence_is_cheap(run: TrainedRun, sources: int = 1) -> bool:
+    """Return whether exact traces of so many peers take a second or two at most.
+
+    Args:
+        run: The trained run.
+        sources: How many traces.
+
+    Returns:
+        By multiplications, never by a clock; False without a record.
+    """
+    if run.record is None:
+        return False
+    work = run.record.rounds * samples_per_round(run.data, run.config) * run.model.size
+    return sources * work * (1 if run.model.convex else _AUTOGRAD) <= _AFFORDABLE
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -400,7 +400,8 @@ def evaluate(
 
     Returns:
         One row per metric, world and peer, and one for the network (peer -1), which
-        is the mean over peers where the metric has a value per peer.
+        is the mean over peers where the metric has a value per peer (the largest where
+        it says so, as ``front-time`` does).
 
     Raises:
         MissingInputError: If a named metric lacks its reference or rows, or only the
@@ -469,7 +470,7 @@ def _measured(view: EvaluationView, name: str, hops: list[int]) -> list[dict[str
         "hop": NETWORK,
         "set": info.set,
         "metric": name,
-        "value": float(values.mean()),
+        "value": float(values.max() if info.network == "max" else values.mean()),
         "unit": info.unit,
         "seed": run.config.seed,
     }

@@ -42,8 +42,10 @@ class Scale:
 
     def of(self, values: Sequence[Any]) -> NDArray[np.float64]:
         """Return the places of values on the axis."""
-        named = self.kind == "names"
-        found = [self.values.index(v) if named else v for v in values]
+        if self.kind != "names":
+            return np.array(values, dtype=np.float64)
+        known = [None if v != v else v for v in values]  # an axis of another sweep
+        found = [self.values.index(v) for v in known]
         return np.array(found, dtype=np.float64)
 
     @property

@@ -54,8 +54,19 @@ def dilution(view: ResultsView, figure: Figure) -> None:
     _shares(left, view, followed[-1] if followed else None)
 
 
-def _shares(axes: Axes, view: ResultsView, outcome: Outcome | None) -> None:
-    """Draw the powers of W by hop, and what was measured on top."""
+def left_of_change(
+    view: ResultsView, outcome: Outcome | None
+) -> tuple[int, NDArray[np.float64], NDArray[np.float64] | None]:
+    """Return what mixing leaves of one peer's change, foretold and measured.
+
+    Args:
+        view: Gives the network.
+        outcome: Of a local correction that rounds of gossip followed, or None.
+
+    Returns:
+        The peer that changed; the powers of the mixing matrix, shape ``(T'+1, N)``; and
+        in the same shape what was really left, or None where it is not known.
+    """
     source, measured = view.source_peer, None
     if outcome is not None:
         source = outcome.request.requester
@@ -65,16 +76,22 @@ def _shares(axes: Axes, view: ResultsView, outcome: Outcome | None) -> None:
             source = int(change[0].argmax())
             measured = change / change[0].max()
     rounds = _ROUNDS if measured is None else len(measured) - 1
-    weights = dilution_weights(view.topology, source, rounds)
+    return source, dilution_weights(view.topology, source, rounds), measured
+
+
+def _shares(axes: Axes, view: ResultsView, outcome: Outcome | None) -> None:
+    """Draw the powers of W by hop, and what was measured on top."""
+    source, weights, measured = left_of_change(view, outcome)
+    rounds = len(weights) - 1
     hops, n = view.topology.hops(source), view.topology.n
-    shown = _some(hops)
+    shown = some_hops(hops)
     colours = INFLUENCE(np.linspace(0.98, 0.38, len(shown)))
     marks = np.unique(np.linspace(0, rounds, _MOST_DOTS).astype(int))
     for hop, colour in zip(shown, colours, strict=True):
-        line = _by_hop(weights, hops, hop)
+        line = by_hop(weights, hops, hop)
         axes.plot(np.where(line > 0, line, np.nan), color=colour, zorder=2)
         if measured is not None:
-            dots = _by_hop(measured, hops, hop)[marks]
+            dots = by_hop(measured, hops, hop)[marks]
             axes.plot(
                 marks[dots > 0],
                 dots[dots > 0],
@@ -94,7 +111,7 @@ def _shares(axes: Axes, view: ResultsView, outcome: Outcome | None) -> None:
     axes.set_xlabel("round of mixing after the correction")
     axes.set_ylabel("share of the change")
     axes.set_title(f"What is left of peer {source}'s change")
-    ends = [_by_hop(weights, hops, hop)[-1] for hop in shown]
+    ends = [by_hop(weights, hops, hop)[-1] for hop in shown]
     texts = [f"{h} hop{'' if h == 1 else 's'}" for h in shown]
     _name(axes, [*ends, 1 / n], [*texts, f"1/N = {percent(1 / n)}"], [*colours, GREY])
 
@@ -104,10 +121,10 @@ def _forgetting(axes: Axes, view: ResultsView, outcome: Outcome) -> None:
     losses = outcome.trace["peers_forget_loss"]
     source = outcome.request.requester
     hops = view.topology.hops(source)
-    shown = _some(hops)
+    shown = some_hops(hops)
     colours = INFLUENCE(np.linspace(0.98, 0.38, len(shown)))
     for hop, colour in zip(shown, colours, strict=True):
-        axes.plot(_by_hop(losses, hops, hop), color=colour)
+        axes.plot(by_hop(losses, hops, hop), color=colour)
     rows = forgotten_rows(view.run, outcome.request)
     states = {"before": view.run.state}
     if outcome.reference is not None:
@@ -123,7 +140,7 @@ def _forgetting(axes: Axes, view: ResultsView, outcome: Outcome) -> None:
     axes.set_ylabel("loss on forgotten rows")
     after = getattr(outcome.protocol, "gossip_after", "mix")
     axes.set_title(label(f"{outcome.label}, then {after}", 34))
-    ends = [_by_hop(losses, hops, hop)[-1] for hop in shown]
+    ends = [by_hop(losses, hops, hop)[-1] for hop in shown]
     texts = [f"{h} hop{'' if h == 1 else 's'}" for h in shown]
     low, high = axes.get_ylim()
     _name(
@@ -135,17 +152,30 @@ def _forgetting(axes: Axes, view: ResultsView, outcome: Outcome) -> None:
     )
 
 
-def _some(hops: NDArray[np.int64]) -> list[int]:
-    """Return the hop distances to draw, nearest and farthest among them."""
+def some_hops(hops: NDArray[np.int64]) -> list[int]:
+    """Return the hop distances to draw, nearest and farthest among them.
+
+    Args:
+        hops: Of every peer, shape ``(N,)``.
+    """
     every = np.arange(int(hops.max()) + 1)
     chosen = np.linspace(0, len(every) - 1, min(len(every), _MOST_CURVES)).astype(int)
     return [int(h) for h in every[np.unique(chosen)]]
 
 
-def _by_hop(
+def by_hop(
     values: NDArray[np.float64], hops: NDArray[np.int64], hop: int
 ) -> NDArray[np.float64]:
-    """Return the mean over the peers at a distance, one value per round."""
+    """Return the mean over the peers at a distance, one value per round.
+
+    Args:
+        values: Shape ``(T', N)``.
+        hops: Of every peer, shape ``(N,)``.
+        hop: The distance.
+
+    Returns:
+        Shape ``(T',)``.
+    """
     mean: NDArray[np.float64] = values[:, hops == hop].mean(axis=1)
     return mean
 

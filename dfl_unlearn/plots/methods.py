@@ -78,8 +78,8 @@ def _differences(
     """Draw a metric minus the reference's, or itself where there is no reference."""
     fraction = metric.endswith("accuracy")
     scale = 100.0 if fraction else 1.0
-    after = [_values(table, metric, "after") for table in tables]
-    reference = [_values(table, metric, "reference") for table in tables]
+    after = [peer_values(table, metric, "after") for table in tables]
+    reference = [peer_values(table, metric, "reference") for table in tables]
     compared = any(values.size for values in reference)
     reach = 0.5 if fraction and compared else 1e-9
     for k, (values, base) in enumerate(zip(after, reference, strict=True)):
@@ -104,8 +104,17 @@ def _differences(
     axes.set_xlabel(words, fontsize=8)
 
 
-def _values(table: ResultsTable, metric: str, world: str) -> NDArray[np.float64]:
-    """Return a metric's values at the peers; nothing where one is not finite."""
+def peer_values(table: ResultsTable, metric: str, world: str) -> NDArray[np.float64]:
+    """Return a metric's values at the peers; nothing where one is not finite.
+
+    Args:
+        table: Metric rows of one outcome.
+        metric: E.g. ``test-accuracy``.
+        world: ``before``, ``after`` or ``reference``.
+
+    Returns:
+        Shape ``(N,)`` or ``(0,)``.
+    """
     rows = table.filter(metric=metric, world=world).rows
     values = np.array([r["value"] for r in rows if r["peer"] >= 0], dtype=np.float64)
     return values if np.isfinite(values).all() else values[:0]

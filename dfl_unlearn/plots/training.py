@@ -35,13 +35,13 @@ def accuracy(view: ResultsView, figure: Figure) -> None:
         view: Gives the history, the outcomes and their metrics.
         figure: The figure to fill.
     """
-    history = _history(view, "accuracy")
-    worlds = _worlds(view, history)
+    history = history_of(view, "accuracy")
+    compared = worlds(view, history)
     regression = view.run.data.num_classes == 0
-    figure.set_size_inches(WIDTH, max(3.2, 1.0 + _ROW * len(worlds)))
-    if worlds:
+    figure.set_size_inches(WIDTH, max(3.2, 1.0 + _ROW * len(compared)))
+    if compared:
         left, right = figure.subplots(1, 2, width_ratios=[1.5, 1])
-        _draw_worlds(right, worlds)
+        _draw_worlds(right, compared)
         if not regression:
             percent_axis(right, "x")
     else:
@@ -76,7 +76,7 @@ def consensus(view: ResultsView, figure: Figure) -> None:
         view: Gives the history and the outcomes' states.
         figure: The figure to fill.
     """
-    history = _history(view, "consensus")
+    history = history_of(view, "consensus")
     distances = [outcome.state.consensus_distance() for outcome in view.outcomes]
     values = np.append(history.consensus, distances)
     low, high = values[values > 0].min(initial=np.inf), values.max()
@@ -120,7 +120,19 @@ def consensus(view: ResultsView, figure: Figure) -> None:
     axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1.02))
 
 
-def _history(view: ResultsView, what: str) -> History:
+def history_of(view: ResultsView, what: str) -> History:
+    """Return the run's history.
+
+    Args:
+        view: Gives the run.
+        what: Which figure needs it.
+
+    Returns:
+        At least one round.
+
+    Raises:
+        MissingInputError: If there is none.
+    """
     history = view.run.history
     if history is None or not len(history.rounds):
         raise MissingInputError(
@@ -130,40 +142,47 @@ def _history(view: ResultsView, what: str) -> History:
     return history
 
 
-def _worlds(
+def worlds(
     view: ResultsView, history: History
 ) -> list[tuple[str, NDArray[np.float64], str]]:
-    """Return name, test score per peer and colour of each world to be compared."""
+    """Return name, test score per peer and colour of each world to be compared.
+
+    Args:
+        view: Gives the outcomes and their metrics.
+        history: Of the run.
+
+    Returns:
+        ``before``, one per outcome, ``retrained`` where a reference is known; nothing
+        for a run alone.
+    """
     if not view.outcomes:
         return []
     metric = "test-accuracy" if view.run.data.num_classes else "test-mse"
     sign = 1.0 if view.run.data.num_classes else -1.0
-    worlds = [("before", history.accuracy[-1], GREY)]
+    found = [("before", history.accuracy[-1], GREY)]
     for k, (name, table) in enumerate(zip(view.labels, view.tables, strict=True)):
         rows = table.filter(metric=metric, world="after").rows
         values = sign * np.array([r["value"] for r in rows if r["peer"] >= 0])
         if values.size:
-            worlds.append((name, values, CURVES[(k + 1) % len(CURVES)]))
+            found.append((name, values, CURVES[(k + 1) % len(CURVES)]))
     names = {outcome.protocol_name for outcome in view.outcomes}
     reference = next((o.reference for o in view.outcomes if o.reference), None)
     if reference is not None and reference.history and "retrain" not in names:
-        worlds.append(("retrained", reference.history.accuracy[-1], INK))
-    return worlds
+        found.append(("retrained", reference.history.accuracy[-1], INK))
+    return found
 
 
-def _draw_worlds(
-    axes: Axes, worlds: list[tuple[str, NDArray[np.float64], str]]
-) -> None:
+def _draw_worlds(axes: Axes, shown: list[tuple[str, NDArray[np.float64], str]]) -> None:
     """Draw the mean and the range over peers of each world, side by side."""
-    for k, (_, values, colour) in enumerate(worlds):
+    for k, (_, values, colour) in enumerate(shown):
         low, high = values.min(), values.max()
         axes.hlines(k, low, high, color=colour, linewidth=6, alpha=0.28)
         axes.plot(
             values.mean(), k, "o", color=colour, markersize=7, markeredgecolor="white"
         )
-    axes.set_yticks(range(len(worlds)), [two_lines(name) for name, _, _ in worlds])
+    axes.set_yticks(range(len(shown)), [two_lines(name) for name, _, _ in shown])
     axes.tick_params(axis="y", length=0)
-    axes.set_ylim(len(worlds) - 0.4, -0.6)
+    axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.margins(x=0.12)
     axes.locator_params(axis="x", nbins=4)
     axes.grid(axis="x")

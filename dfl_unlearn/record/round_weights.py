@@ -29,7 +29,7 @@ Mixing = Callable[[int], RoundWeights]
 
 
 class Inboxes:
-    """Mixes one number per peer, with what was sent in earlier rounds."""
+    """Mixes one row per peer, with what was sent in earlier rounds."""
 
     def __init__(self) -> None:
         """Start with nothing sent."""
@@ -40,13 +40,13 @@ class Inboxes:
 
         Args:
             now: The round.
-            sent: What every peer sends in it, shape ``(N,)``.
+            sent: What every peer sends in it, shape ``(N,)`` or ``(N, K)``.
 
         Returns:
-            The sums by weight, shape ``(N,)``.
+            The sums by weight, in the same shape.
         """
         self._sent = [sent, *self._sent][:_OLDEST]
-        total: NDArray[np.float64] = np.zeros(len(sent))
+        total: NDArray[np.float64] = np.zeros_like(sent)
         for weights, rows in zip(now.by_age, self._sent, strict=False):
             total += weights @ rows
         return total

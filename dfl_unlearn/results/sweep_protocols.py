@@ -131,6 +131,14 @@ def row_names(
     return result
 
 
+def _telling(settings: Sequence[Mapping[str, Any]], keys: list[str]) -> list[str]:
+    """Return the first key that tells all settings apart alone, else all keys."""
+    for key in keys:
+        if len({to_json("", one.get(key)) for one in settings}) == len(settings):
+            return [key]
+    return keys
+
+
 def _names(
     forms: Sequence[Mapping[str, Any]], axes: Mapping[str, Any]
 ) -> dict[str, str]:
@@ -147,6 +155,7 @@ def _names(
     names: dict[str, str] = {}
     for label, settings in alike.items():
         keys = [k for k in differing(list(settings.values())) if k not in varied]
+        keys = _telling(list(settings.values()), keys)
         words = [
             f"{label} {shown_settings(one, keys)}".rstrip() for one in settings.values()
         ]

@@ -374,6 +374,22 @@ def test_a_changing_network_carries_influence_by_its_rounds(form):
     assert found.values[1] == pytest.approx(exact.vectors[-1, 3] @ found.direction)
 
 
+@pytest.mark.parametrize("form", ["atc", "cta"])
+def test_bounds_follow_a_changing_network_too(form):
+    data, schedule = blobs([4] * 6, dtype=np.float64), Alternating()
+    config = full_batch(form, schedule=schedule)
+    run = simulate(load_topology("ring", n=6), data, "logistic", config)
+    power = track_influence(run, 1, "mixing_power")
+    total, unit = np.zeros(6), np.eye(6)[1]
+    for t in range(config.rounds):
+        total = schedule.at(t).weights @ (total + unit)
+        np.testing.assert_allclose(power.norms[t], total / (t + 1), rtol=1e-12)
+    bound = track_influence(run, 1, "norm_bound").norms
+    exact = track_influence(run, 1).norms
+    assert (bound >= exact - 1e-12).all()
+    assert (bound[exact == 0] == 0).all()
+
+
 def test_relabelled_peers_relabel_the_influence():
     data, order = blobs([4] * 6, dtype=np.float64), [3, 0, 5, 1, 4, 2]
     graph = nx.barbell_graph(3, 0)

@@ -12,6 +12,7 @@ from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.data.peers import PeerData
 from dfl_unlearn.data.poison import Backdoor, Trigger
 from dfl_unlearn.engine.config import SimulationConfig
+from dfl_unlearn.engine.run import state_digest
 from dfl_unlearn.engine.state import PeerState
 from dfl_unlearn.models.flat import FlatModel
 from dfl_unlearn.rng import RngTree
@@ -69,6 +70,9 @@ def outcome_of(data, model, before, after, reference, request, **changes):
         personal={},
         rng=RngTree(7),
         folder=None,
+        record=None,
+        digest=state_digest(state(before, 20)),
+        faults=lambda: None,
     )
     retrained = None
     if reference is not None:

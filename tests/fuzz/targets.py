@@ -23,6 +23,7 @@ reader                                      target
 ``data.parquet.read_images``                parquet
 ``data.vision`` (MNIST, CIFAR-10)           mnist, cifar
 ``cli`` (arguments)                         cli
+``sweeps.load_sweep``, ``Sweep.cases``      sweep
 ==========================================  ==============================
 """
 
@@ -31,6 +32,7 @@ from fuzz import (
     data_targets,
     folder_targets,
     stored_targets,
+    sweep_target,
     text_targets,
 )
 
@@ -38,6 +40,7 @@ TARGETS = {
     target.name: target
     for module in (
         text_targets,
+        sweep_target,
         stored_targets,
         folder_targets,
         data_targets,

@@ -53,18 +53,21 @@ class MetricInfo:
         worlds: Worlds in which it says something: a cost exists only ``after``, and
             the distance of the reference to itself is no news.
         default: Whether it is measured unless others are named.
+        network: The network's value of one that has a value per peer.
     """
 
     unit: str = "fraction"
     set: SetName | Literal[""] = ""
     worlds: tuple[World, ...] = WORLDS
     default: bool = True
+    network: Literal["mean", "max"] = "mean"
 
     def __post_init__(self) -> None:
         """Check the fields."""
         _validate.of_type(str, unit=self.unit)
         _validate.of_type(bool, default=self.default)
         _validate.one_of((*SETS, ""), set=self.set)
+        _validate.one_of(("mean", "max"), network=self.network)
         for world in self.worlds:
             _validate.one_of(WORLDS, worlds=world)
 
@@ -75,6 +78,7 @@ def measures(
     set: SetName | Literal[""] = "",
     worlds: tuple[World, ...] = WORLDS,
     default: bool = True,
+    network: Literal["mean", "max"] = "mean",
 ) -> Callable[[M], M]:
     """Return a decorator that says what a metric's values are.
 
@@ -83,11 +87,14 @@ def measures(
         set: Rows it is measured on, or "".
         worlds: Worlds in which it says something.
         default: Whether it is measured unless others are named.
+        network: What of the peers' values is the network's.
 
     Returns:
         The decorator; it returns the metric itself.
     """
-    info = MetricInfo(unit=unit, set=set, worlds=worlds, default=default)
+    info = MetricInfo(
+        unit=unit, set=set, worlds=worlds, default=default, network=network
+    )
 
     def note(metric: M) -> M:
         metric.__dict__["info"] = info
