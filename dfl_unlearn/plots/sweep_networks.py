@@ -45,7 +45,7 @@ def front_against_gap(view: SweepView, figure: Figure) -> None:
     """
     gaps = _per_network(view, "spectral-gap")
     panels = [
-        (metric, gaps.join(found, rsuffix=" y", how="inner"))
+        (metric, gaps.join(found.add_suffix(" y"), how="inner"))
         for metric in ("front-time", "effective-spread")
         if len(found := _per_network(view, metric))
     ]

@@ -249,15 +249,10 @@ class SweepView:
 
     @cached_property
     def _summary(self) -> "pd.DataFrame":
-        numbers: dict[str, int] = {}
-        point_of = {
-            case.name: numbers.setdefault(point_key(case), len(numbers))
-            for case in self.cases
-        }
-        points = self._points.groupby(
-            self._points.index.map(point_of), sort=False
-        ).first()
-        return summarize(self._rows, point_of, points, self._claims)
+        points = self._points.assign(sweep=self._sweeps).groupby(
+            self._points.index.map(self._point_of), sort=False
+        )
+        return summarize(self._rows, self._point_of, points.first(), self._claims)
 
     @cached_property
     def networks(self) -> "pd.DataFrame":
@@ -268,7 +263,8 @@ class SweepView:
         """
         done = [case for case in self.cases if case.status == "done"]
         largest = self._rows.groupby("case", observed=True)["peer"].max()
-        frame = self._points.loc[[case.name for case in done]].copy()
+        points = self._points.assign(sweep=self._sweeps)
+        frame = points.loc[[case.name for case in done]]
         frame["family"] = [family_of(case) for case in done]
         frame["peers"] = [int(largest.get(case.name, -1)) + 1 for case in done]
         return frame.reset_index(drop=True)
@@ -309,6 +305,23 @@ class SweepView:
         }
         names = pd.Index([case.name for case in self.cases], dtype="str")
         return pd.DataFrame(columns, index=names)
+
+    @cached_property
+    def _point_of(self) -> dict[str, int]:
+        """Case -> number of its point."""
+        numbers: dict[str, int] = {}
+        return {
+            case.name: numbers.setdefault(point_key(case), len(numbers))
+            for case in self.cases
+        }
+
+    @property
+    def _sweeps(self) -> list[str]:
+        """The sweeps that have each case's point, joined with ``+``."""
+        names: dict[int, dict[str, None]] = {}
+        for case in self.cases:
+            names.setdefault(self._point_of[case.name], {})[case.sweep] = None
+        return [" + ".join(names[self._point_of[case.name]]) for case in self.cases]
 
     @property
     def _claims(self) -> "pd.DataFrame":
