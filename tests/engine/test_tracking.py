@@ -165,5 +165,5 @@ def test_more_rounds_by_the_command_go_on_in_the_same_curves(tmp_path, monkeypat
     monkeypatch.setenv("DFL_UNLEARN_RUNS", str(tmp_path))
     result = CliRunner().invoke(app, ["resume", "watched", "--rounds", "6"])
     assert result.exit_code == 0, result.output
-    scalars, _ = shown(tmp_path / "watched" / "tensorboard" / "training")
+    scalars, _, _ = shown(tmp_path / "watched" / "tensorboard" / "training")
     assert [step for step, _ in scalars["loss/mean"]] == [1, 2, 3, 4, 5, 6]
