@@ -7,7 +7,9 @@ The peer with the most rows asks for one row after the other. Every certified pr
 goes on from its own last release until the ledger of the run, or the protocol, refuses:
 
 - ``newton-fisher``: Newton's correction of the network's model;
-- ``fine-tune``: descent to delete (full batches, a constant rate, form cta);
+- ``fine-tune``: descent to delete (full batches, a constant rate, form cta). It starts
+  each time from its own last noise, so that with too few ``descent_rounds`` for that
+  noise the second deletion is refused (``ResidualExceedsCapError``);
 - ``rr-du``: a token's walk from a noised start (``certify="retrain"``). It rests on the
   record of training, which stays behind with the first deletion: it carries one.
 
@@ -46,6 +48,7 @@ from settings import choose, folder_of
 from dfl_unlearn.accounting.capacity import deletion_capacity
 from dfl_unlearn.accounting.gaussian import gaussian_noise_std
 
+SIZES = (5, 3.5, 3, 2)  # of the figure's marks, in points
 USUAL_L2 = 0.01  # of the other scripts; the capacity is printed there, too
 
 FULL = Settings()
@@ -172,6 +175,7 @@ def draw(steps: pd.DataFrame, path: Path) -> None:
     """Draw accuracy and epsilon by deletions, a column per epsilon of a release."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     from dfl_unlearn.plots._style import CURVES, GREY, STYLE, WIDTH, percent_axis
 
@@ -185,9 +189,9 @@ def draw(steps: pd.DataFrame, path: Path) -> None:
         for (above, below), release in zip(panels.T, releases, strict=True):
             above.axhline(yard, color=GREY, lw=1, ls="--", label="retrain")
             part = longest[longest.release == release]
-            for colour, (name, rows) in zip(
-                CURVES, part.groupby("protocol", sort=False), strict=False
-            ):
+            groups = part.groupby("protocol", sort=False)
+            # Later curves are thinner: equal epsilons lie on each other.
+            for colour, size, (name, rows) in zip(CURVES, SIZES, groups, strict=False):
                 mean = rows.groupby("deletions")[["mean", "epsilon"]].mean()
                 for axes, column in ((above, "mean"), (below, "epsilon")):
                     axes.plot(
@@ -195,13 +199,15 @@ def draw(steps: pd.DataFrame, path: Path) -> None:
                         mean[column],
                         color=colour,
                         marker="o",
-                        ms=3,
-                        lw=1.2,
+                        ms=size,
+                        lw=size / 2.5,
                         label=name,
                     )
             for cap in dict.fromkeys(steps.budget.dropna()):
                 below.axhline(cap, color=GREY, lw=0.8, ls=":")
             above.set_title(f"each release at ε = {release:g}")
+            for axes in (above, below):
+                axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             below.set_xlabel("rows deleted, one at a time")
             percent_axis(above)
         panels[0][0].set_ylabel("test accuracy, mean of peers")

@@ -91,3 +91,15 @@ def test_one_step_capacity_is_below_one_row_and_grows_with_l2(script):
 def test_a_budget_below_a_release_is_refused(script):
     with pytest.raises(InvalidArgumentError, match="budgets: must be at least"):
         replace(script.QUICK, budgets=(0.1,))
+
+
+def test_the_committed_table_is_of_the_full_preset_and_agrees_with_the_formula(script):
+    table = pd.read_csv(EXPERIMENTS / "expected" / "deletion_capacity.csv")
+    pairs = {(r, b) for r in script.FULL.releases for b in script.FULL.budgets}
+    newton = table[table.protocol == "newton-fisher"]
+    assert set(zip(newton.release, newton.budget, strict=True)) == pairs
+    for row in newton.itertuples():
+        number = script.predicted(row.release, row.budget, script.FULL.delta)
+        assert row.predicted == row.least == row.most == number
+    spent = table.dropna(subset="budget")
+    assert (spent.epsilon <= spent.budget).all()
