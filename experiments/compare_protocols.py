@@ -14,7 +14,8 @@ training and forget set) the network is trained once and retrained twice, and on
 - ``at-peer ...``: every registered method for one model, at the owner of the rows, then
   three rounds in which all peers average. Their rates stand in ``recipes/digits.toml``
   for a peer of a network; those marked as tuned were tuned **on a perceptron, and by
-  looking at a retrained model**, which nobody who has to unlearn can do;
+  looking at a retrained model**, which nobody who has to unlearn can do. Methods that
+  unlearn whole classes, or need a hidden layer, are listed as refused;
 - the controls ``original`` (nothing is done) and ``retrain-2`` (retrained with other
   draws: what two retrainings differ by). ``retrain`` is what all gaps are to.
 

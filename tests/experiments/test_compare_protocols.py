@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from dfl_unlearn.errors import InvalidArgumentError, MissingRecordError
@@ -134,3 +135,23 @@ def test_the_worst_peer_is_no_better_than_the_mean(script, case):
     assert found["original"].certificate == "none"
     assert found["at-peer gradient-ascent"].note.startswith("tuned on an MLP")
     assert found["dp-gossip"].note == "own training"
+
+
+def test_the_committed_table_has_all_controls_and_says_what_was_tuned():
+    table = pd.read_csv(EXPERIMENTS / "expected" / "compare_protocols.csv")
+    for _, part in table.groupby("setting"):
+        assert list(part.method[:3]) == list(CONTROLS)
+        assert (part.sets == 5).all()
+        notes = part.set_index("method").note.fillna("")
+        assert notes["at-peer gradient-ascent"] == "tuned on an MLP against its " + (
+            "retrained model"
+        )
+        assert notes["newton-fisher"] == ""
+    exact = table[table.method.isin(["retrain", "retrain-2"])]
+    assert (exact.certificate == "exact").all()
+    assert set(table[table.certificate == "certified"].method) == {
+        "newton-fisher",
+        "rr-du",
+        "fine-tune, epsilon",
+        "dp-gossip",
+    }
