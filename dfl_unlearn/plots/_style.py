@@ -133,7 +133,8 @@ def size(count: float) -> str:
 
 def percent(fraction: float) -> str:
     """Return a fraction as a percentage with as many digits as it needs."""
-    return f"{100 * fraction:.3g} %"
+    value = 100 * fraction
+    return f"{value:,.0f} %" if abs(value) >= 999.5 else f"{value:.3g} %"
 
 
 def percent_axis(axes: Axes, which: str = "y") -> None:

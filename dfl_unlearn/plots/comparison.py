@@ -172,7 +172,9 @@ def _panel(axes: Axes, rows: list[Row]) -> None:
 
 def _axes(axes: Axes, rows: list[Row]) -> None:
     """Set both logarithmic axes, with room for the names at the right."""
-    costs = [_cost(row) for row in rows if row.to_retrain > 0]
+    costs = [
+        _cost(row) for row in rows if row.to_retrain >= 0 and row.method != CONTROLS[0]
+    ]
     low, high = np.log10(min(costs)) - 0.25, np.log10(max(costs)) + 0.15
     axes.set_xscale("log")
     axes.set_xlim(10**low, 10 ** (low + (high - low) / (1 - _MARGIN)))

@@ -107,3 +107,13 @@ def test_a_setting_that_cannot_rank_methods_says_so():
 def test_there_must_be_something_to_draw():
     with pytest.raises(MissingInputError, match="at least one setting"):
         gap_against_cost(compare([]), Figure())
+
+
+def test_a_method_without_any_cost_is_inside_its_panel():
+    lines = list(comparison().lines)
+    lines += [line("first", "dp-gossip", seed, 0.2, 0) for seed in range(5)]
+    figure = Figure(layout="constrained")
+    gap_against_cost(compare(lines), figure, settings=["first"])
+    axes = figure.axes[0]
+    (name,) = [text for text in axes.texts if text.get_text() == "dp-gossip"]
+    assert axes.get_xlim()[0] < name.xy[0]
