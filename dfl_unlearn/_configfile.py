@@ -100,10 +100,14 @@ def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
     except ConfigError:
         if re.fullmatch(r"[^\W\d][\w./-]*|[./][\w./-]*", value):
             return path, value
+        remedy = "put text with blanks into quotes, as in 'key=\"some text\"'"
+        if not value:
+            remedy = "give a value after every = and between commas"
+        elif value[0] in "[{":
+            remedy = "put text in brackets into quotes, as in 'key={use=\"ring\"}'"
         raise ConfigError(
             f"{_validate.clean(key)[:200]}: must be a value in TOML syntax, got "
-            f"{_validate.show(value)}; put text with blanks into quotes, as in "
-            "'key=\"some text\"'"
+            f"{_validate.show(value)}; {remedy}"
         ) from None
 
 

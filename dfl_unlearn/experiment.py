@@ -157,6 +157,12 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
         ConfigError: With all errors of the file, at most 20.
     """
     table = read_config_file(path)
+    if "sweep" in table:
+        where = _validate.clean(Path(path).name)
+        raise ConfigError(
+            f"{where}: must be one experiment, got a sweep; run it with: "
+            f"dfl-unlearn sweep {where}, or take its table [sweep] out"
+        )
     for text in overrides:
         keys, value = parse_override(text)
         override(table, keys, value)
@@ -529,9 +535,15 @@ def override(table: dict[str, Any], keys: Sequence[str], value: Any) -> None:
             )
         if isinstance(at, list):
             if not _INDEX.fullmatch(key) or int(key) >= len(at):
+                remedy = "add the entry to the file first"
+                if not _INDEX.fullmatch(key):
+                    first = ".".join((*keys[:depth], "0", *keys[depth:]))
+                    remedy = (
+                        f"entries have numbers, as in {_validate.clean(first)[:200]}"
+                    )
                 raise ConfigError(
                     f"{path}: must be an index below {len(at)} at "
-                    f"{_validate.show(key)}; add the entry to the file first"
+                    f"{_validate.show(key)}; {remedy}"
                 )
             index: Any = int(key)
         elif isinstance(at, dict):

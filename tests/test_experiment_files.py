@@ -436,3 +436,22 @@ def test_a_network_that_no_token_can_walk_is_refused_before_training(tmp_path):
     with pytest.raises(TopologyError, match=r"undirected.*leave rr-du out"):
         run_experiment(experiment, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_is_no_experiment_and_the_command_for_it_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"with: dfl-unlearn sweep exp\.toml, or"):
+        load(tmp_path, GOOD + "\n[sweep]\nseeds = [0, 1]\n")
+
+
+@pytest.mark.parametrize(
+    ("override", "remedy"),
+    [
+        ("unlearning.epsilon=2", r"have numbers, as in unlearning\.0\.epsilon$"),
+        ("training.rounds=", "give a value after every ="),
+        ("topology={use=ring,n=4}", "put text in brackets into quotes"),
+        ("name=some text", "put text with blanks into quotes"),
+    ],
+)
+def test_a_wrong_override_names_its_own_remedy(tmp_path, override, remedy):
+    with pytest.raises(ConfigError, match=remedy):
+        load(tmp_path, GOOD, override)

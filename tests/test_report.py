@@ -233,3 +233,21 @@ def test_a_run_s_folder_gives_the_page_of_all_that_was_tried_on_it(tmp_path):
     assert "r7" in Page(text).text
     path = write_report(str(tmp_path / "mine"), tmp_path / "page.html")
     assert path.read_text() == text
+
+
+def test_a_request_to_several_peers_names_them_and_not_one_of_them():
+    run = made_run(n=4)
+    request = ForgetRequest(kind="class", class_id=1, request_id="r0")
+    page = Page(report_page(ResultsView.of(made_outcome(run, request=request))))
+    owners = len(request.resolve(run.data).peers)
+    assert owners > 1
+    assert f"Forgetting {owners} peers' data" in page.text
+    assert f"{owners} of 4 peers; figures of influence are about peer" in page.text
+
+
+def test_consensus_has_ticks_that_do_not_depend_on_its_height():
+    # Else plotly may change ticks and margins in turns, and says so in the console.
+    page = Page(report_page(ResultsView.of(made_run(n=4))))
+    axis = page.data["consensus"]["layout"]["yaxis"]
+    assert axis["rangemode"] == "tozero"
+    assert axis["nticks"] == 6

@@ -3,6 +3,7 @@
 from dfl_unlearn import _html as h
 from dfl_unlearn._html import Html
 from dfl_unlearn._stats import round_up
+from dfl_unlearn.data.forget import ForgetRequest
 from dfl_unlearn.pages import wording
 from dfl_unlearn.results.view import ResultsView
 from dfl_unlearn.store.table import Summary
@@ -39,8 +40,9 @@ def result(view: ResultsView) -> Html:
     else:
         words += [wording.CLAIMS[claim]]
     words += [_accuracy_words(view)]
+    owner = f"{whose}'" if whose.endswith("s") else f"{whose}'s"
     return h.join(
-        h.tag("h1", f"Forgetting {whose}'s data", wording.badge(claim)),
+        h.tag("h1", f"Forgetting {owner} data", wording.badge(claim)),
         h.tag("p", "".join(words), class_="lead"),
     )
 
@@ -68,7 +70,7 @@ def question(view: ResultsView) -> Html:
                 "Records",
                 f"{size:,} of the {owned:,} held there ({100 * size / owned:.1f} %)",
             ),
-            ("Requester", f"peer {request.requester} of {view.topology.n}"),
+            ("Requester", _requester(request, view.topology.n)),
             (
                 "Compared with",
                 "retraining on what is left, each peer's loss averaged over "
@@ -94,6 +96,15 @@ def question(view: ResultsView) -> Html:
         parts.append(h.facts(facts))
     names = ", ".join(view.labels)
     return h.section("What was asked", *parts, h.tag("p", f"Carried out by: {names}."))
+
+
+def _requester(request: ForgetRequest, n: int) -> str:
+    many = len(request.peers)
+    if many == 1:
+        return f"peer {request.requester} of {n}"
+    return (
+        f"{many} of {n} peers; figures of influence are about peer {request.requester}"
+    )
 
 
 def measured(view: ResultsView) -> Html:

@@ -13,7 +13,17 @@ from dfl_unlearn.pages.document import plot_text
 from dfl_unlearn.pages.sweep_lines import Claim, Value
 
 COLOURS = tuple(
-    f"var(--{name})" for name in ("certified", "orange", "good", "plum", "bad")
+    f"var(--{name})"
+    for name in (
+        "certified",
+        "orange",
+        "good",
+        "plum",
+        "bad",
+        "violet",
+        "brown",
+        "olive",
+    )
 )
 """Of protocols whose claims hold; all others are grey, exact ones as the text."""
 GREY = "var(--heuristic)"

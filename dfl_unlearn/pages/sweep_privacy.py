@@ -102,7 +102,7 @@ def _drawn(panel: Panel, colours: Mapping[str, str]) -> dict[str, Any]:
             **_ticks(placed),
         },
         "yaxis": {"title": {"text": "test accuracy"}, "tickformat": ".0%"},
-        "legend": {"orientation": "h", "y": -0.22, "yanchor": "top"},
+        "legend": {"orientation": "h", "y": -0.3, "yanchor": "top"},
         "margin": {"l": 60, "r": 15, "t": 30 if panel.name else 15, "b": 45},
         "hovermode": "closest",
     }

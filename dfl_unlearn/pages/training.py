@@ -199,7 +199,7 @@ def _consensus(view: ResultsView, history: History) -> Chart:
                 **(
                     log_axis(finite.min() / 1.6, finite.max() * 1.6)
                     if logarithmic
-                    else {"rangemode": "tozero"}
+                    else {"rangemode": "tozero", "nticks": 6}
                 ),
             },
         },

@@ -1,6 +1,7 @@
 import html
 import json
 import re
+from importlib.resources import files
 
 import pytest
 from pages.sweep_samples import (
@@ -20,6 +21,7 @@ from dfl_unlearn.errors import InputFileError
 from dfl_unlearn.pages import sweep_explorer, sweep_tables
 from dfl_unlearn.pages.sweep import sweep_page
 from dfl_unlearn.pages.sweep_lines import SweepLines
+from dfl_unlearn.pages.sweep_marks import palette
 from dfl_unlearn.pages.sweep_panels import panels_of
 from dfl_unlearn.report import write_report
 from dfl_unlearn.results.sweep import SweepView
@@ -412,3 +414,12 @@ def main_of(arguments):
     except SystemExit as end:
         return end.code
     return 0
+
+
+def test_eight_protocols_have_eight_colours_of_the_style_sheet():
+    colours = palette([f"protocol-{k}" for k in range(8)]).values()
+    assert len(set(colours)) == 8
+    css = (files("dfl_unlearn") / "pages" / "page.css").read_text()
+    for colour in colours:
+        # Light, dark by the system, dark by choice, and paper.
+        assert css.count(f" {colour.removeprefix('var(').rstrip(')')}: ") == 4
