@@ -5,7 +5,7 @@ beside each other, and the claims of a point's replicates become one.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -234,14 +234,19 @@ class SweepLines:
 
     def point_words(self, place: Place) -> str:
         """Return a point in words: ``axis = value`` of every axis that it has."""
-        return ", ".join(
-            f"{axis} = {cell_text(value)}"
-            for axis, value in zip(self.axis_names, place, strict=True)
-            if value != ""
-        )
+        return axis_words(self.axis_names, place)
 
 
 _NOTHING = Claim(status=NO_CLAIM, epsilon=None, nominal=None, scopes=(), reasons=())
+
+
+def axis_words(names: Iterable[str], values: Iterable[object]) -> str:
+    """Return ``axis = value`` of the axes that have one; joined sweeps may lack some."""
+    return ", ".join(
+        f"{name} = {cell_text(value)}"
+        for name, value in zip(names, values, strict=True)
+        if value != ""
+    )
 
 
 def cell_text(value: object) -> str:

@@ -15,7 +15,7 @@ from dfl_unlearn.pages.sweep_lines import (
     Line,
     SweepLines,
     Value,
-    cell_text,
+    axis_words,
 )
 from dfl_unlearn.pages.sweep_marks import holds
 
@@ -101,10 +101,7 @@ def panels_of(sweep: SweepLines) -> tuple[Panel, ...]:
             if mine:
                 name = f"{protocol} {request}" if several else protocol
                 curves.append(Curve(protocol=name, points=_points(sweep, mine)))
-        name = ", ".join(
-            f"{sweep.axis_names[axis]} = {cell_text(value)}"
-            for axis, value in zip(chosen, setting, strict=True)
-        )
+        name = axis_words((sweep.axis_names[axis] for axis in chosen), setting)
         if curves:
             panels.append(Panel(name=name, curves=tuple(curves)))
     return tuple(panels)

@@ -20,7 +20,7 @@ from dfl_unlearn.cli import main
 from dfl_unlearn.errors import InputFileError
 from dfl_unlearn.pages import sweep_explorer, sweep_tables
 from dfl_unlearn.pages.sweep import sweep_page
-from dfl_unlearn.pages.sweep_lines import SweepLines
+from dfl_unlearn.pages.sweep_lines import SweepLines, axis_words
 from dfl_unlearn.pages.sweep_marks import palette
 from dfl_unlearn.pages.sweep_panels import panels_of
 from dfl_unlearn.report import write_report
@@ -423,3 +423,7 @@ def test_eight_protocols_have_eight_colours_of_the_style_sheet():
     for colour in colours:
         # Light, dark by the system, dark by choice, and paper.
         assert css.count(f" {colour.removeprefix('var(').rstrip(')')}: ") == 4
+
+
+def test_an_axis_that_a_joined_sweep_lacks_is_not_named():
+    assert axis_words(["a", "b", "c"], [0.5, "", "ring"]) == "a = 0.5, c = ring"
