@@ -241,7 +241,7 @@ _NOTHING = Claim(status=NO_CLAIM, epsilon=None, nominal=None, scopes=(), reasons
 
 
 def axis_words(names: Iterable[str], values: Iterable[object]) -> str:
-    """Return ``axis = value`` of the axes that have one; joined sweeps may lack some."""
+    """Return ``axis = value`` of the axes that have one; joined sweeps may not."""
     return ", ".join(
         f"{name} = {cell_text(value)}"
         for name, value in zip(names, values, strict=True)
