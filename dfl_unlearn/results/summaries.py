@@ -58,6 +58,7 @@ def summarize(
     rows = _with_reference(rows)
     rows["point"] = rows["case"].map(point_of).astype("int64")
     finite = np.isfinite(rows["value"])
+    rows["infinite"] = np.isinf(rows["value"]) & ~rows["withheld"]
     rows["value"] = rows["value"].where(finite & ~rows["withheld"])
     by = ["point", *_LINE]
     network, peers = rows[rows["peer"] == NETWORK], rows[rows["peer"] != NETWORK]
@@ -65,6 +66,7 @@ def summarize(
     lines = groups["value"].agg(mean="mean", spread="std", count="count")
     lines["rows"] = groups.size()
     lines["withheld"] = groups["withheld"].any()
+    lines["infinite"] = groups["infinite"].sum()
     lines = lines.join(_claimed(network, claims, by))
     lines["worst"] = _worst(network, by)
     each = peers.groupby(["case", *by], sort=False, observed=True)["value"]
@@ -81,7 +83,10 @@ def summarize(
     after = lines["world"] == "after"
     lines["claim"] = lines["claim"].where(after, "")
     lines["nominal_epsilon"] = lines["nominal_epsilon"].where(after)
-    lines["note"] = np.where(lines["withheld"], "no reference", "")
+    told = "infinite in " + lines["infinite"].astype(str)
+    told = told + " of " + lines["rows"].astype(str) + " seeds"
+    told = told.where(lines["infinite"] > 0, "")
+    lines["note"] = told.mask(lines["withheld"], "no reference")
     lines["asked"] = lines["point"].map(pd.Series(point_of).value_counts())
     front = points.loc[lines["point"]].reset_index(drop=True)
     texts = lines.astype(dict.fromkeys((*_LINE, "how", "note", "claim"), "str"))

@@ -410,3 +410,15 @@ def test_a_case_of_another_package_keeps_its_name(tmp_path):
     (tmp_path / "a" / "sweep.json").write_text(json.dumps(plan))
     line = only(SweepView.open(tmp_path / "a").summary(), protocol="unheard-of")
     assert line["claim"] == "certified"
+
+
+def test_infinite_values_are_told_beside_the_mean_that_leaves_them_out(tmp_path):
+    """A front that never crossed in one seed."""
+
+    def fronts(point, seed):
+        found = row("front-time", 4.0 + seed, unit="rounds", world="before")
+        return [found | ({"value": None, "note": "inf"} if seed == 2 else {})]
+
+    line = only(SweepView.open(make_sweep(tmp_path / "made", {}, fronts)).summary())
+    assert (line["mean"], line["worst"], line["count"]) == (4.5, 5.0, 2)
+    assert line["note"] == "infinite in 1 of 3 seeds"
