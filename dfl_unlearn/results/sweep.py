@@ -232,7 +232,7 @@ class SweepView:
         - ``spread``: sample standard deviation over the seeds, NaN below two
         - ``count``: seeds with a finite value; ``asked``: seeds that were asked for.
           It is lower where seeds failed, a protocol refused, or a value is not finite
-        - ``worst``: the worst seed's finite value
+        - ``worst``: the worst seed's value, also an infinite one
         - ``peer_spread``: standard deviation over the peers, mean over the seeds;
           ``peer_worst``: value of the worst peer of all seeds
         - ``how``: ``mean`` or ``max``; ``note``: why values are withheld, in how

@@ -413,12 +413,17 @@ def test_a_case_of_another_package_keeps_its_name(tmp_path):
 
 
 def test_infinite_values_are_told_beside_the_mean_that_leaves_them_out(tmp_path):
-    """A front that never crossed in one seed."""
+    """A front that did not reach the last peer in one seed."""
 
     def fronts(point, seed):
-        found = row("front-time", 4.0 + seed, unit="rounds", world="before")
-        return [found | ({"value": None, "note": "inf"} if seed == 2 else {})]
+        far = {"value": None, "note": "inf"} if seed == 2 else {}
+        last = row("front-time", 4.0 + seed, unit="rounds", world="before") | far
+        peers = [{**last, "peer": 1}, {**last, "peer": 0, "value": 1.0}]
+        return [last, *peers]
 
-    line = only(SweepView.open(make_sweep(tmp_path / "made", {}, fronts)).summary())
-    assert (line["mean"], line["worst"], line["count"]) == (4.5, 5.0, 2)
+    view = SweepView.open(make_sweep(tmp_path / "made", {}, fronts))
+    line = only(view.summary())
+    assert (line["mean"], line["count"], line["worst"]) == (4.5, 2, math.inf)
     assert line["note"] == "infinite in 1 of 3 seeds"
+    assert line["peer_worst"] == math.inf
+    assert line["peer_spread"] == (1.5 + 2.0) / 2  # of the seeds that have one
