@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -34,6 +35,7 @@ from dfl_unlearn.errors import (
 from dfl_unlearn.experiment import (
     DEMO,
     build_parts,
+    check_requests,
     load_experiment,
     read_experiment,
     run_experiment,
@@ -455,3 +457,31 @@ def test_a_sweep_is_no_experiment_and_the_command_for_it_is_named(tmp_path):
 def test_a_wrong_override_names_its_own_remedy(tmp_path, override, remedy):
     with pytest.raises(ConfigError, match=remedy):
         load(tmp_path, GOOD, override)
+
+
+@pytest.mark.parametrize(
+    ("unlearning", "peer", "refused"),
+    [
+        ({"use": "rr-du"}, 1, True),  # peer 0 has no other neighbour
+        ({"use": "rr-du"}, 0, False),
+        ({"use": "rr-du", "natural_visit": "relay"}, 1, False),
+    ],
+)
+def test_a_token_that_would_strand_is_refused_before_training(
+    tmp_path, unlearning, peer, refused
+):
+    experiment = read_experiment(
+        {
+            "topology": {"use": "path", "n": 4},
+            "training": {"rounds": 1},
+            "forget": [{"kind": "samples", "peer": peer, "indices": [0]}],
+            "unlearning": [unlearning],
+        }
+    )
+    expected = (
+        pytest.raises(TopologyError, match="avoid: every other peer must have")
+        if refused
+        else nullcontext()
+    )
+    with expected:
+        check_requests(experiment, *build_parts(experiment))

@@ -399,3 +399,15 @@ def test_a_program_without_a_guard_is_told_so(tmp_path):
     assert ended.returncode != 0
     assert ResourceError.__name__ in ended.stderr
     assert "under if __name__ == '__main__'" in ended.stderr
+
+
+def test_a_lock_that_is_there_is_never_replaced(tmp_path):
+    """Two programs that begin one folder at once must lock the same file."""
+    place = tmp_path / "lock"
+    run._make_lock(place)
+    before = place.stat().st_ino
+    with RunFolder(tmp_path).locked():
+        run._make_lock(place)
+        assert place.stat().st_ino == before
+        with pytest.raises(RunLockedError), RunFolder(tmp_path).locked():
+            pass

@@ -228,19 +228,29 @@ def _front(view: ResultsView, trace: InfluenceTrace) -> Chart:
                 else ""
             )
         )
-    cone = np.arange(far + 1)
-    data.append(
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "name": "light cone",
-            "x": cone.tolist(),
-            "y": np.maximum(cone, 1).tolist(),
-            "line": {"color": "var(--ink)", "width": 1.4, "dash": "dash"},
-            "hoverinfo": "skip",
-        }
-    )
-    gap = view.topology.spectral_gap
+    if view.run.config.schedule is None:
+        cone = np.arange(far + 1)
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "name": "light cone",
+                "x": cone.tolist(),
+                "y": np.maximum(cone, 1).tolist(),
+                "line": {"color": "var(--ink)", "width": 1.4, "dash": "dash"},
+                "hoverinfo": "skip",
+            }
+        )
+        caption = (
+            "Nothing can lie below the light cone: at least one round per hop. The "
+            f"spectral gap of this network is {view.topology.spectral_gap:.4g}; the "
+            "larger, the faster gossip mixes."
+        )
+    else:
+        caption = (
+            "Every round had a network of its own. Hops are those of the network drawn "
+            "above, which the data need not have followed."
+        )
     latest = max([far, 1, *(max(line["y"], default=1) for line in data)])
     return Chart(
         name="influence-front",
@@ -259,7 +269,5 @@ def _front(view: ResultsView, trace: InfluenceTrace) -> Chart:
             },
             "yaxis": {"title": {"text": "first round"}, **log_axis(0.8, 1.6 * latest)},
         },
-        caption=f"Nothing can lie below the light cone: at least one round per hop. "
-        f"The spectral gap of this network is {gap:.4g}; the larger, the faster gossip "
-        "mixes.",
+        caption=caption,
     )

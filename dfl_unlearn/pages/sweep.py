@@ -6,6 +6,7 @@ the sweep's summary over seeds (``SweepView.summary``); what a certificate claim
 beside it, and what claims nothing never looks as if it did.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -33,6 +34,7 @@ from dfl_unlearn.pages.sweep_tables import (
 )
 from dfl_unlearn.pages.sweep_words import progress_words, result_words
 from dfl_unlearn.results.sweep import SweepView, shown
+from dfl_unlearn.results.sweep_join import unique_names
 
 MOST_BYTES = 3_000_000
 """Of a page beside plotly's script, which is 4.8 MB: together below 8 MB."""
@@ -76,8 +78,10 @@ def sweep_page(view: SweepView, *, folder: Path | None = None) -> str:
 
 
 def _result(sweep: SweepLines, words: Sequence[str]) -> Html:
-    seeds = len(sweep.view.seeds)
-    counted = "a single seed" if seeds == 1 else f"{seeds} seeds"
+    asked = Counter(sweep.place_of.values()).values()
+    fewest, seeds = min(asked, default=0), max(asked, default=0)
+    several = f"{seeds} seeds" if fewest == seeds else f"{fewest} to {seeds} seeds"
+    counted = "a single seed" if seeds == 1 else several
     progress = progress_words(sweep)
     return h.join(
         h.tag("h1", f"Sweep {sweep.view.name}"),
@@ -98,15 +102,15 @@ def _result(sweep: SweepLines, words: Sequence[str]) -> Html:
 def _question(sweep: SweepLines) -> Html:
     parts: list[Html] = []
     plans = sweep.view.plans
-    for plan in plans:
+    for name, plan in zip(unique_names([p["name"] for p in plans]), plans, strict=True):
         facts: list[tuple[str, object]] = [
             ("Varied", _varied(plan["axes"])),
             ("Seeds", ", ".join(map(str, plan["seeds"]))),
             ("Combined", _mode(plan)),
-            ("Protocols", _protocols(sweep, plan)),
+            ("Protocols", _protocols(sweep, name)),
         ]
         if len(plans) > 1:
-            parts.append(h.tag("h3", plan["name"]))
+            parts.append(h.tag("h3", name))
         parts += [h.facts(facts), _again(plan)]
     return h.section("What was asked", *parts)
 
@@ -137,11 +141,11 @@ def _mode(plan: Mapping[str, Any]) -> str:
     return "every combination, each with every seed"
 
 
-def _protocols(sweep: SweepLines, plan: Mapping[str, Any]) -> str:
+def _protocols(sweep: SweepLines, name: str) -> str:
     """Return the protocols with what their certificates say, over all points."""
     found: dict[str, list[str]] = {}
     for case in sweep.view.cases:
-        if case.sweep == plan["name"]:
+        if case.sweep == name:
             for attempt in sweep.view.attempts.get(case.name, ()):
                 statuses = found.setdefault(attempt.name, [])
                 if attempt.claim not in statuses:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from dfl_unlearn.results.sweep import Attempt, SweepView
+from dfl_unlearn.results.sweep import Attempt, Case, SweepView
 from dfl_unlearn.results.sweep_protocols import CLAIMS, NO_CLAIM
 from dfl_unlearn.store.table import NETWORK, WORLDS, World
 
@@ -126,8 +126,15 @@ class SweepLines:
     @cached_property
     def place_of(self) -> Mapping[str, Place]:
         """Case -> the point that it belongs to."""
-        frame = self.view.case_frame
+        frame = self.view.case_frame.assign(sweep=self.view.sweeps)
         return dict(zip(frame["case"].tolist(), self._places(frame), strict=True))
+
+    def case_texts(self, case: Case) -> list[str]:
+        """Return a case's cells: the sweep it lies in, if joined, and its point."""
+        place = self.place_of[case.name]
+        if self.axes[:1] == ("sweep",):
+            place = (case.sweep, *place[1:])
+        return [cell_text(value) for value in place]
 
     @cached_property
     def places(self) -> tuple[Place, ...]:

@@ -94,7 +94,7 @@ def cases_table(sweep: SweepLines, page_folder: Path | None) -> Html:
     head = [*sweep.axis_names, "seed", "case", "status", "seconds", "digest"]
     rows = [
         [
-            *map(cell_text, sweep.place_of[case.name]),
+            *sweep.case_texts(case),
             case.seed,
             _link(case, page_folder),
             case.status,
@@ -121,7 +121,7 @@ def failures(sweep: SweepLines) -> Html:
         return Html()
     rows = [
         [
-            *map(cell_text, sweep.place_of[case.name]),
+            *sweep.case_texts(case),
             case.seed,
             h.tag("code", case.name, class_="whole"),
             _cut(case.error),

@@ -113,7 +113,7 @@ class Line:
 
     Attributes:
         name: What the legend calls it.
-        protocol: Its protocol, or "" where all have the same values.
+        protocol: Its protocol, or "" in a world that is the same for all.
         rows: Lines of the summary in the order of ``x``, with the column ``x``.
         own: Whether it has a colour: something in it is certified, or it is no
             protocol's.
@@ -173,8 +173,10 @@ def lines_of(
 ) -> list[Line]:
     """Return the lines to draw through rows that have a column ``x``.
 
-    A line is a protocol's. Where it has several rows with one ``x``, it is split by the
-    axes (and the sweep, the request) that tell them apart.
+    A line is a protocol's, also where several have equal values: their claims may
+    differ. Before a request and after retraining all share one. Where a line has
+    several rows with one ``x``, it is split by the axes (and the sweep, the request)
+    that tell them apart.
 
     Args:
         view: The sweep.
@@ -184,15 +186,7 @@ def lines_of(
     Returns:
         The lines.
     """
-    wide = rows.pivot_table(
-        index=["sweep", "request", "x", *(a for a in view.axes if a not in over)],
-        columns="protocol",
-        values="mean",
-        dropna=False,
-        observed=True,
-    ).dropna(how="all")
-    same = len(wide.columns) > 1 and wide.nunique(axis=1, dropna=False).max() == 1
-    if same or rows["world"].iloc[0] != "after":
+    if rows["world"].iloc[0] != "after":
         first = rows["protocol"].iloc[0]
         rows = rows[rows["protocol"] == first].assign(protocol="")
     found = []

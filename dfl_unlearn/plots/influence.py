@@ -105,7 +105,9 @@ def influence_heatmap(view: ResultsView, figure: Figure) -> None:
 def influence_front(view: ResultsView, figure: Figure) -> None:
     """Rounds until a peer holds a tenth, and half, of its even share, by hop distance.
 
-    Nothing can lie below the light cone: it takes at least one round per hop.
+    Nothing can lie below the light cone: it takes at least one round per hop. Where
+    the network changed with the round there is none, and hops are those of the
+    topology that the run names.
 
     Args:
         view: Gives the influence.
@@ -132,16 +134,17 @@ def influence_front(view: ResultsView, figure: Figure) -> None:
             label=f"{percent(x)} of the even share",
             zorder=3,
         )
-    cone = np.arange(far + 1)
-    axes.plot(
-        cone,
-        np.maximum(cone, 1),
-        color=INK,
-        linewidth=1.2,
-        linestyle=(0, (4, 3)),
-        label="light cone",
-        zorder=2,
-    )
+    if view.run.config.schedule is None:
+        cone = np.arange(far + 1)
+        axes.plot(
+            cone,
+            np.maximum(cone, 1),
+            color=INK,
+            linewidth=1.2,
+            linestyle=(0, (4, 3)),
+            label="light cone",
+            zorder=2,
+        )
     axes.set_ylim(0.8, 1.6 * max(latest, far))
     log_axis(axes, "y")
     axes.set_xticks(np.unique(np.linspace(0, far, min(far + 1, 11)).astype(int)))

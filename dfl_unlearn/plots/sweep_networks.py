@@ -34,7 +34,9 @@ def front_against_gap(view: SweepView, figure: Figure) -> None:
     """Draw front time and effective spread against the spectral gap of the network.
 
     A mark is a network: its family has a colour and a shape, its number of peers a
-    size. Spearman's rank correlation over all of them stands above.
+    size. Spearman's rank correlation over all of them stands above. Points of the
+    sweep that differ in what does not touch the network count once, and one without a
+    value in every seed, as of a front that did not cross in time, is left out.
 
     Args:
         view: Has ``spectral-gap``, and ``front-time`` or ``effective-spread``.
@@ -43,11 +45,11 @@ def front_against_gap(view: SweepView, figure: Figure) -> None:
     Raises:
         MissingInputError: If these metrics, or different gaps, are absent.
     """
-    gaps = _per_network(view, "spectral-gap")
+    gaps, found = _networks(view)
     panels = [
-        (metric, gaps.join(found.add_suffix(" y"), how="inner"))
-        for metric in ("front-time", "effective-spread")
-        if len(found := _per_network(view, metric))
+        (metric, gaps.join(values.add_suffix(" y"), how="inner"))
+        for metric, values in found.items()
+        if values.index.isin(gaps.index).any()
     ]
     if len(gaps) < 2 or not panels:
         raise MissingInputError(
@@ -80,7 +82,9 @@ def front_against_gap(view: SweepView, figure: Figure) -> None:
             if (rows[column] > 0).all() and rows[column].nunique() > 1:
                 log_axis(axes, which, lambda value: f"{value:g}")
         value_axis(axes, rows.assign(unit=rows["unit y"]), metric)
-        axes.set_title(_correlations(rows), fontsize=SMALLEST, fontweight="normal")
+        axes.set_title(
+            _correlations(rows, len(gaps)), fontsize=SMALLEST, fontweight="normal"
+        )
     handles = [
         Line2D(
             [],
@@ -114,6 +118,29 @@ def front_against_gap(view: SweepView, figure: Figure) -> None:
     )
 
 
+def _networks(view: SweepView) -> tuple["pd.DataFrame", dict[str, "pd.DataFrame"]]:
+    """Return the gaps of the networks, each network once, and what was measured there.
+
+    Args:
+        view: The sweep.
+
+    Returns:
+        The gaps, and by metric the values that every seed with a gap has; rows as of
+        ``_per_network``.
+    """
+    import pandas as pd
+
+    gaps = _per_network(view, "spectral-gap")
+    found = {}
+    for metric in ("front-time", "effective-spread"):
+        values = _per_network(view, metric)
+        asked = gaps["count"].reindex(values.index)
+        found[metric] = values[values["count"] >= asked]
+    means = {name: rows["mean"].reindex(gaps.index) for name, rows in found.items()}
+    what = pd.DataFrame({**gaps[["family", "peers", "mean"]], **means})
+    return gaps[~what.duplicated()], found
+
+
 def _per_network(view: SweepView, metric: str) -> "pd.DataFrame":
     """Return a metric's mean and spread per network, with its family and size.
 
@@ -139,12 +166,19 @@ def _per_network(view: SweepView, metric: str) -> "pd.DataFrame":
 
 def _size(peers: int, sizes: Sequence[int]) -> float:
     """Return a mark's size in points: its area grows with the number of peers."""
-    return 4 + 5 * float(np.sqrt(peers / max(sizes)))
+    return 4 + 5 * float(np.sqrt(peers / max(1, *sizes)))
 
 
-def _correlations(rows: "pd.DataFrame") -> str:
-    """Return Spearman's rank correlation over all networks, and over each size's."""
-    words = [f"rank correlation {_rank(rows)} ({len(rows)} networks)"]
+def _correlations(rows: "pd.DataFrame", known: int) -> str:
+    """Return Spearman's rank correlation over the networks, and over each size's.
+
+    Args:
+        rows: The networks in a panel.
+        known: How many have a gap.
+    """
+    left = known - len(rows)
+    more = f", {left} left out: not in every seed" if left else ""
+    words = [f"rank correlation {_rank(rows)} ({len(rows)} networks{more})"]
     by_size = [(n, own) for n, own in rows.groupby("peers") if len(own) > 2]
     if len(by_size) > 1:
         parts = ", ".join(f"{_rank(own)} (N={n})" for n, own in by_size)

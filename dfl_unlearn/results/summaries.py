@@ -58,6 +58,8 @@ def summarize(
     rows = _with_reference(rows)
     rows["point"] = rows["case"].map(point_of).astype("int64")
     finite = np.isfinite(rows["value"])
+    rows["infinite"] = np.isinf(rows["value"]) & ~rows["withheld"]
+    rows["extreme"] = rows["value"].mask(rows["withheld"])
     rows["value"] = rows["value"].where(finite & ~rows["withheld"])
     by = ["point", *_LINE]
     network, peers = rows[rows["peer"] == NETWORK], rows[rows["peer"] != NETWORK]
@@ -65,10 +67,12 @@ def summarize(
     lines = groups["value"].agg(mean="mean", spread="std", count="count")
     lines["rows"] = groups.size()
     lines["withheld"] = groups["withheld"].any()
+    lines["infinite"] = groups["infinite"].sum()
     lines = lines.join(_claimed(network, claims, by))
     lines["worst"] = _worst(network, by)
-    each = peers.groupby(["case", *by], sort=False, observed=True)["value"]
-    spreads = each.std(ddof=0).groupby(by, sort=False, observed=True).mean()
+    each = peers.groupby(["case", *by], sort=False, observed=True)
+    known = each["value"].std(ddof=0).mask(each["infinite"].any())
+    spreads = known.groupby(by, sort=False, observed=True).mean()
     lines["peer_spread"] = spreads.reindex(lines.index)
     lines["peer_worst"] = _worst(peers, by).reindex(lines.index)
     lines = lines.reset_index()
@@ -81,7 +85,10 @@ def summarize(
     after = lines["world"] == "after"
     lines["claim"] = lines["claim"].where(after, "")
     lines["nominal_epsilon"] = lines["nominal_epsilon"].where(after)
-    lines["note"] = np.where(lines["withheld"], "no reference", "")
+    told = "infinite in " + lines["infinite"].astype(str)
+    told = told + " of " + lines["rows"].astype(str) + " seeds"
+    told = told.where(lines["infinite"] > 0, "")
+    lines["note"] = told.mask(lines["withheld"], "no reference")
     lines["asked"] = lines["point"].map(pd.Series(point_of).value_counts())
     front = points.loc[lines["point"]].reset_index(drop=True)
     texts = lines.astype(dict.fromkeys((*_LINE, "how", "note", "claim"), "str"))
@@ -113,18 +120,18 @@ def _with_reference(rows: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def _worst(rows: "pd.DataFrame", by: list[str]) -> "pd.Series[float]":
-    """Return the worst value of each group, the first of equals."""
-    rows = rows[rows["value"].notna()]
+    """Return the worst value of each group, the first of equals; it may be infinite."""
+    rows = rows[rows["extreme"].notna()]
     on_forgotten = (rows["set"] == "forget") & (rows["world"] != "reference")
     unknown = rows["gap"].isna().groupby([rows[c] for c in by], observed=True)
     by_gap = on_forgotten & ~unknown.transform("any")
     lowest = (rows["unit"] == "fraction") & (rows["set"] != "forget")
-    value = rows["value"]
+    value = rows["extreme"]
     badness = value.where(~lowest, -value).where(~by_gap, rows["gap"])
     first = rows.assign(badness=badness).sort_values(
         "badness", ascending=False, kind="stable"
     )
-    return first.drop_duplicates(by).set_index(by)["value"]
+    return first.drop_duplicates(by).set_index(by)["extreme"]
 
 
 def _claimed(

@@ -232,10 +232,11 @@ class SweepView:
         - ``spread``: sample standard deviation over the seeds, NaN below two
         - ``count``: seeds with a finite value; ``asked``: seeds that were asked for.
           It is lower where seeds failed, a protocol refused, or a value is not finite
-        - ``worst``: the worst seed's value
+        - ``worst``: the worst seed's value, also an infinite one
         - ``peer_spread``: standard deviation over the peers, mean over the seeds;
           ``peer_worst``: value of the worst peer of all seeds
-        - ``how``: ``mean`` or ``max``; ``note``: why values are withheld, or ""
+        - ``how``: ``mean`` or ``max``; ``note``: why values are withheld, in how
+          many seeds the value is infinite (no mean counts those), or ""
 
         Worst is what ``ResultsTable.summary`` calls so: on the forget set farthest
         from the same seed's (peer's) retrained value, without one the highest;
@@ -249,7 +250,7 @@ class SweepView:
 
     @cached_property
     def _summary(self) -> "pd.DataFrame":
-        points = self._points.assign(sweep=self._sweeps).groupby(
+        points = self._points.assign(sweep=self.sweeps).groupby(
             self._points.index.map(self._point_of), sort=False
         )
         return summarize(self._rows, self._point_of, points.first(), self._claims)
@@ -263,7 +264,7 @@ class SweepView:
         """
         done = [case for case in self.cases if case.status == "done"]
         largest = self._rows.groupby("case", observed=True)["peer"].max()
-        points = self._points.assign(sweep=self._sweeps)
+        points = self._points.assign(sweep=self.sweeps)
         frame = points.loc[[case.name for case in done]]
         frame["family"] = [family_of(case) for case in done]
         frame["peers"] = [int(largest.get(case.name, -1)) + 1 for case in done]
@@ -316,8 +317,8 @@ class SweepView:
         }
 
     @property
-    def _sweeps(self) -> list[str]:
-        """The sweeps that have each case's point, joined with ``+``."""
+    def sweeps(self) -> list[str]:
+        """What ``summary`` calls each case's sweep: all that have its point."""
         names: dict[int, dict[str, None]] = {}
         for case in self.cases:
             names.setdefault(self._point_of[case.name], {})[case.sweep] = None

@@ -27,6 +27,8 @@ PLAN = "sweep.json"
 CASES = "cases"
 CASE = "case.json"
 FAILURES = "failures.jsonl"
+UNREADABLE = "delete it, and the cases that failed are tried again"
+"""What to do about damaged failures."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -254,7 +256,7 @@ def _failures(root: Path) -> dict[str, Mapping[str, Any]]:
     place = root / FAILURES
     found: dict[str, Mapping[str, Any]] = {}
     with understood(place):
-        for line in LineFile(place, _reading).records():
+        for line in LineFile(place, _reading, remedy=UNREADABLE).records():
             _expect(str, **{k: line[k] for k in ("case", "error", "message")})
             _seconds(line["seconds"])
             found[line["case"]] = line

@@ -98,10 +98,18 @@ def _lines(place: Path) -> list[dict[str, Any]]:
     fast, and a line cut short is damage: the case was complete.
 
     Raises:
-        StoreCorruptError: If a line does not match its checksum.
+        StoreCorruptError: If the file is gone, or a line does not match its checksum.
     """
+    try:
+        content = place.read_bytes()
+    except FileNotFoundError as error:
+        raise StoreCorruptError(
+            f"{place}: must be there, since the case is complete, got no such file; "
+            f"remove the folder {place.parent.name} and run the sweep again, which "
+            "runs that case alone"
+        ) from error
     bodies = []
-    for number, line in enumerate(place.read_bytes().splitlines(), start=1):
+    for number, line in enumerate(content.splitlines(), start=1):
         body = line[9:]
         if line[:9] != b"%08x " % zlib.crc32(body):
             raise StoreCorruptError(

@@ -76,7 +76,7 @@ def make_folder(path: Path) -> None:
         path = path.parent
     for folder in reversed(missing):
         with writing(folder):
-            folder.mkdir()
+            folder.mkdir(exist_ok=True)  # another program may have been faster
             sync_folder(folder.parent)
 
 

@@ -90,6 +90,7 @@ class LineFile:
         held: Callable[[], AbstractContextManager[None]],
         *,
         private: bool = False,
+        remedy: str = "",
     ) -> None:
         """Open a file of lines.
 
@@ -98,8 +99,10 @@ class LineFile:
             held: Holds whatever keeps others from writing, or raises
                 ``RunLockedError``.
             private: Whether only the owner may read it.
+            remedy: What to do if a line is damaged; "" is a run's.
         """
         self.place = place
+        self._remedy = remedy
         self._private = private
         self._held = held
         self._checked = False
@@ -147,14 +150,19 @@ class LineFile:
                         raise StoreCorruptError(
                             f"{self.place}: line {number} (byte offset {offset}) must "
                             f"match its checksum, got {_validate.show(line[:40])}; the "
-                            "file was changed or damaged; to go on without that line: "
-                            f"dfl-unlearn resume {self.place.parent.name} --drop-line "
-                            f"{number}"
+                            f"file was changed or damaged; {self._told(number)}"
                         )
                     self._set_aside(offset, line)
                     return
                 yield record
                 offset += len(line)
+
+    def _told(self, number: int) -> str:
+        """Return what to do about a damaged line."""
+        return self._remedy or (
+            "to go on without that line: dfl-unlearn resume "
+            f"{self.place.parent.name} --drop-line {number}"
+        )
 
     def drop(self, number: int) -> Path:
         """Take a damaged line out: a repaired copy takes the file's place.

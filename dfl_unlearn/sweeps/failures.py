@@ -9,6 +9,7 @@ from typing import Any
 from dfl_unlearn import _validate
 from dfl_unlearn.errors import ResourceError, RunLockedError
 from dfl_unlearn.results.sweep import CASE, CASES, FAILURES
+from dfl_unlearn.results.sweep_cases import UNREADABLE
 from dfl_unlearn.store.lines import LineFile
 from dfl_unlearn.store.understood import understood
 
@@ -56,7 +57,7 @@ def failed_cases(folder: str | Path) -> dict[str, Failure]:
         Case -> its last failure.
     """
     root = Path(folder)
-    lines = LineFile(root / FAILURES, _reading)
+    lines = LineFile(root / FAILURES, _reading, remedy=UNREADABLE)
     with understood(lines.place):
         found = {record["case"]: Failure(**record) for record in lines.records()}
     return {

@@ -1,5 +1,6 @@
 """Carry out a sweep in a folder: what is missing, side by side, and then the tables."""
 
+import os
 import time
 from collections.abc import Generator, Sequence
 from contextlib import closing
@@ -9,7 +10,7 @@ from typing import Any, Literal
 from dfl_unlearn import _validate
 from dfl_unlearn.experiment import to_config
 from dfl_unlearn.results.sweep import CASES, FAILURES, SweepView
-from dfl_unlearn.store.files import make_folder, write_file
+from dfl_unlearn.store.files import make_folder, writing
 from dfl_unlearn.store.folder import RunFolder
 from dfl_unlearn.store.lines import LineFile
 from dfl_unlearn.store.table import ResultsTable
@@ -67,8 +68,7 @@ def run_sweep(
     plan = plan_of(sweep, cases)
     check_plan(root, plan)
     make_folder(root / CASES)
-    if not (root / "lock").exists():
-        write_file(root / "lock", b"")
+    _make_lock(root / "lock")
     held = RunFolder(root)
     with held.locked():
         check_plan(root, plan)
@@ -110,6 +110,19 @@ def run_sweep(
             view = SweepView.open(root)
             view.write_tables()
     return view.table
+
+
+def _make_lock(place: Path) -> None:
+    """Make the file that is locked, unless it is there.
+
+    It is never replaced: another program may have made and locked it meanwhile.
+
+    Args:
+        place: The file.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    with writing(place):
+        os.close(os.open(place, flags, 0o644))
 
 
 def _all(

@@ -355,8 +355,17 @@ def draw_holders(
     return holders
 
 
-def _conditioned(topology: Topology, transition: csr_array, avoid: int) -> csr_array:
-    """Drop every move to a peer, and staying there; the caller scales the rows."""
+def refuse_dead_ends(topology: Topology, avoid: int) -> None:
+    """Refuse a walk that avoids a peer which is somebody's only neighbour.
+
+    Args:
+        topology: The network.
+        avoid: The peer that the walk never moves to.
+
+    Raises:
+        TopologyError: If a peer has no other neighbour.
+        UnknownPeerError: If there is no peer ``avoid``.
+    """
     _check_peer(topology.n, avoid=avoid)
     alone = [v for v in topology.graph[avoid] if topology.graph.degree[v] == 1]
     if alone:
@@ -365,6 +374,11 @@ def _conditioned(topology: Topology, transition: csr_array, avoid: int) -> csr_a
             f"peer {min(alone)} with none; allow visits of peer {avoid} "
             "(natural_visit='relay' or 'noisy') or add an edge"
         )
+
+
+def _conditioned(topology: Topology, transition: csr_array, avoid: int) -> csr_array:
+    """Drop every move to a peer, and staying there; the caller scales the rows."""
+    refuse_dead_ends(topology, avoid)
     entries = coo_array(transition)
     rows, columns = entries.coords
     keep = columns != avoid

@@ -47,7 +47,7 @@ def check_before_training(
     check_kind(request, protocol)
     check_network = getattr(protocol, "check_network", None)
     if check_network is not None:
-        check_network(topology)
+        check_network(topology, request)
     check_model = getattr(protocol, "check_model", None)
     if check_model is not None:
         check_model(model, num_classes)

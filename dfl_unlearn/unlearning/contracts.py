@@ -227,8 +227,8 @@ class UnlearningProtocol(Protocol):
     ``check(run, request)`` that raises before anything changes,
     ``predicted_shift(run, request)``, the shift that its release is calibrated to,
     ``held(run, request)``, parts of ``needs`` that something else stands in for,
-    ``check_model(model, num_classes)`` and ``check_network(topology)``, which raise
-    before training where the model or the network lacks something,
+    ``check_model(model, num_classes)`` and ``check_network(topology, request)``, which
+    raise before training where the model or the network lacks something,
     ``why_not(kind)``, what to do about a kind that it does not serve, and ``label``,
     what tables call it.
     """

@@ -1,3 +1,5 @@
+import html
+
 import numpy as np
 import pytest
 from networks import blobs
@@ -9,7 +11,11 @@ from dfl_unlearn.engine.influence import best_influence, mixing_of, track_influe
 from dfl_unlearn.engine.simulator import simulate
 from dfl_unlearn.pages import sources
 from dfl_unlearn.pages.sources import pairwise_influence
+from dfl_unlearn.plots import draw
 from dfl_unlearn.record.influence import influence_matrix, mixing_power
+from dfl_unlearn.report import report_page
+from dfl_unlearn.results.view import ResultsView
+from dfl_unlearn.topology.files import load_topology
 
 
 def test_by_mixing_alone_each_source_is_its_own_mixing_power():
@@ -60,3 +66,46 @@ def test_a_small_run_is_followed_exactly_from_every_peer():
     for source in range(5):
         shares = track_influence(run, source).shares()[[0, 2, 7]]
         np.testing.assert_allclose(pairs.shares[:, source], shares, rtol=1e-12)
+
+
+class RingThenComplete:
+    """Two networks in turn; hops are those of the first."""
+
+    n, connected_within, stochastic = 6, 1, "doubly"
+
+    def __init__(self):
+        self.networks = load_topology("ring", n=6), load_topology("complete", n=6)
+
+    def at(self, t):
+        return self.networks[t % 2]
+
+
+@pytest.fixture(scope="module")
+def changing():
+    config = SimulationConfig(rounds=4, schedule=RingThenComplete())
+    return simulate("ring", blobs([6] * 6), "logistic", config)
+
+
+def test_a_network_that_changes_is_followed_round_by_round(changing, monkeypatch):
+    monkeypatch.setattr(sources, "influence_is_cheap", lambda *_, **__: False)
+    pairs = pairwise_influence(changing, np.arange(1, 5))
+    held = np.zeros((6, 6))
+    for t in range(4):
+        held = changing.schedule.at(t).weights @ (held + np.eye(6))
+        shares = (held / held.sum(axis=0)).T
+        np.testing.assert_allclose(pairs.shares[t], shares, rtol=1e-12)
+
+
+def test_a_network_that_changes_has_no_light_cone_of_its_first_one(changing):
+    """Data cross three hops of the ring in two rounds, by the complete network."""
+    trace = best_influence(changing, 0)
+    assert trace.front(0.1)[3] < trace.hops[3]
+    page = html.unescape(report_page(changing))
+    assert "Every round had a network of its own" in page
+    assert "Nothing can lie below the light cone" not in page
+    steady = simulate("ring", blobs([6] * 6), "logistic", SimulationConfig(rounds=4))
+    assert "Nothing can lie below the light cone" in html.unescape(report_page(steady))
+    for run, cones in ((changing, 0), (steady, 1)):
+        axes = draw("influence-front", ResultsView.of(run)).axes[0]
+        legend = axes.get_legend_handles_labels()[1]
+        assert legend.count("light cone") == cones

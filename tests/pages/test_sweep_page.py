@@ -427,3 +427,47 @@ def test_eight_protocols_have_eight_colours_of_the_style_sheet():
 
 def test_an_axis_that_a_joined_sweep_lacks_is_not_named():
     assert axis_words(["a", "b", "c"], [0.5, "", "ring"]) == "a = 0.5, c = ring"
+
+
+def joined(tmp_path, seeds):
+    """Two folders with more seeds of the same points; the second is heuristic."""
+    claims = zip(("first", "more"), ("certified", "heuristic"), seeds, strict=True)
+    return SweepView.join(
+        [
+            privacy_sweep(tmp_path / name, name=name, status=status, seeds=given)
+            for name, status, given in claims
+        ]
+    )
+
+
+def test_a_point_of_joined_sweeps_keeps_its_claims_and_gaps(tmp_path):
+    sweep = SweepLines(joined(tmp_path, [(0, 1), (2, 3)]))
+    newton = [line for line in sweep.accuracy if line.group[1] == "newton-fisher"]
+    assert len(newton) == 6
+    assert {line.group[0][0] for line in newton} == {"first + more"}
+    assert {sweep.claim(line.group).status for line in newton} == {"certified"}
+    assert {sweep.gaps[line.group][2] for line in newton} == {4}
+    walk = [line for line in sweep.accuracy if line.group[1] == "rr-du"]
+    assert {sweep.claim(line.group).status for line in walk} == {"heuristic"}
+    assert {sweep.claim(line.group).epsilon for line in walk} == {None}
+
+
+def test_a_page_of_joined_sweeps_says_which_lies_where(tmp_path):
+    view = joined(tmp_path, [(0, 1), (2, 3)])
+    page = sweep_page(view)
+    words = text_of(page)
+    assert "Each point was asked for with 4 seeds" in words
+    assert "none has a result yet" not in words
+    table = re.search(r'id="cases-table".*?</table>', page, re.S).group(0)
+    assert len(re.findall(">first<", table)) == len(re.findall(">more<", table)) == 12
+
+
+def test_joined_sweeps_of_one_name_keep_their_own_claims(tmp_path):
+    folders = [
+        privacy_sweep(tmp_path / status, status=status, seeds=(k,))
+        for k, status in enumerate(("certified", "heuristic"))
+    ]
+    words = text_of(sweep_page(SweepView.join(folders)))
+    first, second = words.split("made (2) Varied")
+    assert "rr-du (certified)" in first
+    assert "rr-du (heuristic)" in second

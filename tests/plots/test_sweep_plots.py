@@ -243,3 +243,43 @@ def test_too_many_lines_are_refused(tmp_path):
     view = SweepView.open(make_sweep(tmp_path / "made", axes, rows, seeds=(0,)))
     with pytest.raises(InvalidArgumentError, match="at most 12 lines, got 13"):
         drawn(axis_lines, view, "test-accuracy", "a.x")
+
+
+def test_equal_results_of_protocols_keep_their_own_claims(tmp_path):
+    """Two heuristic lines on top of each other are no certified one."""
+
+    def equal(point, seed):
+        return [row("test-accuracy", 0.9, protocol=name) for name in ("a", "b")]
+
+    def heuristic(point, seed):
+        claim = claimed(point[EPSILON], "heuristic")
+        return [({"use": "a"}, claim), ({"use": "b"}, claim)]
+
+    axes = {EPSILON: [0.5, 1.0]}
+    made = make_sweep(tmp_path / "made", axes, equal, attempts=heuristic)
+    for figure in (
+        drawn(privacy_utility, SweepView.open(made)),
+        drawn(axis_lines, SweepView.open(made), "test-accuracy", EPSILON),
+    ):
+        assert markers(figure) == {(to_hex(GREY), "x")}
+
+
+def test_a_network_counts_once_and_only_with_a_value_in_every_seed(tmp_path):
+    def unfinished(point, seed):
+        gap, front, *more = fronts(point | {"topology.n": 6}, 0)
+        if point["topology.use"] == "ring" and seed == 1:
+            front |= {"value": None, "note": "inf"}
+        return [gap, front, *more]
+
+    axes = {"topology.use": list(FAMILIES), EPSILON: [0.5, 1.0, 2.0]}
+    made = make_sweep(
+        tmp_path / "made",
+        axes,
+        unfinished,
+        seeds=(0, 1),
+        config=lambda p, s: {"topology": {"use": p["topology.use"]}},
+    )
+    figure = drawn(front_against_gap, SweepView.open(made))
+    left, right = (axes.get_title(loc="left") for axes in figure.axes)
+    assert left == "rank correlation -1.00 (3 networks, 1 left out: not in every seed)"
+    assert right == "rank correlation 1.00 (4 networks)"

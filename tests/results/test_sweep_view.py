@@ -410,3 +410,20 @@ def test_a_case_of_another_package_keeps_its_name(tmp_path):
     (tmp_path / "a" / "sweep.json").write_text(json.dumps(plan))
     line = only(SweepView.open(tmp_path / "a").summary(), protocol="unheard-of")
     assert line["claim"] == "certified"
+
+
+def test_infinite_values_are_told_beside_the_mean_that_leaves_them_out(tmp_path):
+    """A front that did not reach the last peer in one seed."""
+
+    def fronts(point, seed):
+        far = {"value": None, "note": "inf"} if seed == 2 else {}
+        last = row("front-time", 4.0 + seed, unit="rounds", world="before") | far
+        peers = [{**last, "peer": 1}, {**last, "peer": 0, "value": 1.0}]
+        return [last, *peers]
+
+    view = SweepView.open(make_sweep(tmp_path / "made", {}, fronts))
+    line = only(view.summary())
+    assert (line["mean"], line["count"], line["worst"]) == (4.5, 2, math.inf)
+    assert line["note"] == "infinite in 1 of 3 seeds"
+    assert line["peer_worst"] == math.inf
+    assert line["peer_spread"] == (1.5 + 2.0) / 2  # of the seeds that have one

@@ -206,3 +206,16 @@ def test_an_axis_may_not_be_called_as_a_column_is(tmp_path):
     root = make_sweep(tmp_path / "made", {"seed": [1]}, rows, seeds=(0,))
     with pytest.raises(InvalidArgumentError, match="give several seeds"):
         SweepView.open(root).summary()
+
+
+def test_a_complete_case_without_its_rows_is_named_with_the_remedy(root):
+    case = SweepView.open(root).cases[0]
+    (case.folder / "results.jsonl").unlink()
+    with pytest.raises(StoreCorruptError, match=f"remove the folder {case.name} and"):
+        _ = SweepView.open(root).table
+
+
+def test_damaged_failures_name_a_remedy_that_is_a_sweeps(root):
+    (root / "failures.jsonl").write_text("damaged\nand more\n")
+    with pytest.raises(StoreCorruptError, match="delete it, and the cases that failed"):
+        SweepView.open(root)

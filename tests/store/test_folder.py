@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from dfl_unlearn.errors import (
     StoreWriteError,
     UnsafeFormatError,
 )
+from dfl_unlearn.store.files import make_folder
 from dfl_unlearn.store.folder import RunFolder, runs_root
 
 
@@ -336,3 +338,12 @@ def test_a_reader_sees_the_old_or_the_new_file_when_a_writer_is_killed(folder):
     text = folder.read_text("a.txt")
     assert len(text) == 100_000
     assert len(set(text)) == 1
+
+
+def test_a_folder_that_another_program_makes_meanwhile_is_taken(tmp_path, monkeypatch):
+    is_dir, too_early = Path.is_dir, [False]
+    monkeypatch.setattr(
+        Path, "is_dir", lambda path: too_early.pop() if too_early else is_dir(path)
+    )
+    make_folder(tmp_path)
+    assert not too_early

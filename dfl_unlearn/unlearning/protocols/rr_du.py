@@ -51,7 +51,7 @@ from dfl_unlearn.errors import (
 from dfl_unlearn.record.plan import RecordPart
 from dfl_unlearn.rng import RngTree
 from dfl_unlearn.topology.graph import Topology
-from dfl_unlearn.topology.walks import Walk
+from dfl_unlearn.topology.walks import Walk, refuse_dead_ends
 from dfl_unlearn.unlearning.alignment import ALIGNMENTS, Alignment
 from dfl_unlearn.unlearning.claims import refuse_single
 from dfl_unlearn.unlearning.contracts import Cost, Outcome, protocols
@@ -290,14 +290,16 @@ class RrDu:
             calibration="lamri_view",
         )
 
-    def check_network(self, topology: Topology) -> None:
+    def check_network(self, topology: Topology, request: ForgetRequest) -> None:
         """Refuse a network that no token can walk.
 
         Args:
             topology: The network.
+            request: Who asks, if that is known yet.
 
         Raises:
-            TopologyError: If it is directed or has one peer.
+            TopologyError: If it is directed or has one peer, or if the token is to
+                avoid a requester that is somebody's only neighbour.
         """
         refuse_single(topology, "rr-du")
         if topology.directed:
@@ -306,6 +308,8 @@ class RrDu:
                 f"back, got a directed one ({_validate.show(topology.name)}); give "
                 "every arc its way back, or leave rr-du out"
             )
+        if self.natural_visit == "exclude" and request.peers:
+            refuse_dead_ends(topology, request.requester)
 
     def check(self, run: TrainedRun, request: ForgetRequest) -> None:
         """Refuse what cannot be walked, proven or paid, before anything is sent.
@@ -318,7 +322,7 @@ class RrDu:
             UnsupportedRequestError: If ``lightweight`` is asked for several owners, or
                 a gossip average in a network with faults.
         """
-        self.check_network(run.topology)
+        self.check_network(run.topology, request)
         if run.config.faults and self.dissemination == "gossip_average":
             raise UnsupportedRequestError(
                 "dissemination: must be 'tree', 'flood' or 'push' in a network with "
