@@ -176,9 +176,9 @@ def _correlations(rows: "pd.DataFrame", known: int) -> str:
         rows: The networks in a panel.
         known: How many have a gap.
     """
-    left = known - len(rows)
-    more = f", {left} left out: not in every seed" if left else ""
-    words = [f"rank correlation {_rank(rows)} ({len(rows)} networks{more})"]
+    words = [f"rank correlation {_rank(rows)} ({len(rows)} networks)"]
+    if len(rows) < known:
+        words.append(f"left out: {known - len(rows)} without a value in every seed")
     by_size = [(n, own) for n, own in rows.groupby("peers") if len(own) > 2]
     if len(by_size) > 1:
         parts = ", ".join(f"{_rank(own)} (N={n})" for n, own in by_size)

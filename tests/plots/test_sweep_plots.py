@@ -281,5 +281,8 @@ def test_a_network_counts_once_and_only_with_a_value_in_every_seed(tmp_path):
     )
     figure = drawn(front_against_gap, SweepView.open(made))
     left, right = (axes.get_title(loc="left") for axes in figure.axes)
-    assert left == "rank correlation -1.00 (3 networks, 1 left out: not in every seed)"
+    assert left.splitlines() == [
+        "rank correlation -1.00 (3 networks)",
+        "left out: 1 without a value in every seed",
+    ]
     assert right == "rank correlation 1.00 (4 networks)"
